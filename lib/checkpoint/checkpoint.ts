@@ -1,0 +1,188 @@
+import { expected, MolaeError } from '../errors.ts';
+import type { Operator } from '../experts.ts';
+import { ModelConfig } from './config.ts';
+import { familyOf } from './families/index.ts';
+import { type Family, locateExpert, type MoeSpec, operatorShape } from './family.ts';
+import type { JsonObject } from './json.ts';
+import {
+  LATENT_MODEL_TYPE,
+  type LatentFactor,
+  latentTensorName,
+  type MolaeBlock,
+  parseMolaeBlock,
+} from './latent-format.ts';
+import { type MoeLayer, type VerifiedLayers, verifyLayers } from './layers.ts';
+import { unsupportedCheckpoint } from './problems.ts';
+import { DTYPE_BYTES } from './safetensors/dtype.ts';
+import { Shards } from './shards.ts';
+import { countBytes, countParameters } from './tally.ts';
+
+interface Parts {
+  readonly path: string;
+  readonly config: ModelConfig;
+  readonly family: Family;
+  readonly spec: MoeSpec;
+  readonly molae: MolaeBlock | undefined;
+  readonly shards: Shards;
+  readonly verified: VerifiedLayers;
+}
+
+/** An open checkpoint, verified: its config, family and sizes, and its tensors, read when asked for. */
+export class Checkpoint {
+  /** The folder. */
+  readonly path: string;
+  /** The object in config.json as it is. */
+  readonly config: JsonObject;
+  readonly family: Family;
+  /** The sizes of the MoE layers; of the source, for a converted checkpoint. */
+  readonly spec: MoeSpec;
+  /** `latent` when molae converted it. */
+  readonly format: 'dense' | 'latent';
+  /** How a converted checkpoint was made; undefined for a dense one. */
+  readonly molae: MolaeBlock | undefined;
+  readonly shards: Shards;
+  /** The MoE layers by the decoder layer's index, ascending. */
+  readonly layers: ReadonlyMap<number, MoeLayer>;
+  /** The names of the tensors that hold the routed experts, dense or latent. */
+  readonly expertTensors: ReadonlySet<string>;
+  /** Elements of all tensors. */
+  readonly parameters: number;
+  /** Elements of the routed experts in all layers, as stored. */
+  readonly expertParameters: number;
+  /** Bytes of all tensors. */
+  readonly byteLength: number;
+
+  /** @internal Use {@link openCheckpoint}. */
+  constructor({ path, config, family, spec, molae, shards, verified }: Parts) {
+    this.path = path;
+    this.config = config.raw;
+    this.family = family;
+    this.spec = spec;
+    this.format = molae === undefined ? 'dense' : 'latent';
+    this.molae = molae;
+    this.shards = shards;
+    this.layers = verified.layers;
+    this.expertTensors = verified.expertTensors;
+    this.parameters = countParameters(shards.tensors.values());
+    this.expertParameters = countParameters([...verified.expertTensors].map((name) => shards.tensor(name)));
+    this.byteLength = countBytes(shards.tensors.values());
+  }
+
+  /**
+   * The routed experts of a decoder layer.
+   *
+   * @throws INVALID_ARGUMENT when it is no MoE layer.
+   */
+  layer(layer: number): MoeLayer {
+    const found = this.layers.get(layer);
+    if (found === undefined) {
+      throw expected(`a MoE layer (${summarize(this.spec.layers)})`, 'layer', layer);
+    }
+    return found;
+  }
+
+  /**
+   * Reads one expert's matrix, row-major [out, in]: gate and up [m, n], down [n, m], in the layer's dtype,
+   * whatever layout the family stores it in.
+   *
+   * @param into memory to fill instead of fresh memory; a view of its start is returned.
+   * @throws INVALID_ARGUMENT for a layer or expert that does not exist or an operator stored as latent factors;
+   *   and what {@link Shards.read} throws.
+   */
+  async readExpert(
+    layer: number,
+    expert: number,
+    operator: Operator,
+    into?: Uint8Array,
+  ): Promise<Uint8Array> {
+    const { latentOperators, dtypes } = this.layer(layer);
+    if (!Number.isInteger(expert) || expert < 0 || expert >= this.spec.numExperts) {
+      throw expected(`an expert from 0 to ${this.spec.numExperts - 1}`, 'expert', expert);
+    }
+    if (latentOperators.includes(operator)) {
+      throw new MolaeError(
+        'INVALID_ARGUMENT',
+        `Layer ${layer} stores ${operator} as latent factors: read them with readFactor`,
+      );
+    }
+    const { name, elementOffset } = locateExpert(this.family, this.spec, layer, expert, operator);
+    const [rows, columns] = operatorShape(this.spec, operator);
+    const itemBytes = DTYPE_BYTES[dtypes[operator]];
+    return this.shards.readRange(name, elementOffset * itemBytes, rows * columns * itemBytes, into);
+  }
+
+  /**
+   * Reads one stored factor of a group; for its shape see `latentFactorShapes`, or `shards.tensor` of its name.
+   *
+   * @throws INVALID_ARGUMENT for a layer or group that does not exist; and what {@link Shards.read} throws.
+   */
+  async readFactor(
+    layer: number,
+    group: number,
+    factor: LatentFactor,
+    into?: Uint8Array,
+  ): Promise<Uint8Array> {
+    const { groups } = this.layer(layer);
+    if (groups[group] === undefined) throw expected(`a group below ${groups.length}`, 'group', group);
+    return this.shards.read(latentTensorName(this.family.expertsPrefix(layer), group, factor), into);
+  }
+
+  /** Closes all files. Reads after it are refused with DISPOSED. */
+  close(): Promise<void> {
+    return this.shards.close();
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+}
+
+/**
+ * Opens a checkpoint folder in Hugging Face's layout, as published or as converted by molae, and verifies that its
+ * tensors are what its config.json says. Reads the headers only.
+ *
+ * @throws BAD_CHECKPOINT when a file is missing, cut off or lies; UNSUPPORTED_CHECKPOINT when it is sound but of a
+ *   kind that molae does not know; IO.
+ */
+export async function openCheckpoint(path: string): Promise<Checkpoint> {
+  if (typeof path !== 'string') throw expected('the path of a folder', 'path', path);
+  const config = await ModelConfig.read(path);
+  const family = familyOf(config);
+  const spec = family.describe(config);
+  refuseUnsupportedConfig(config, spec);
+  const molae = readMolaeBlock(config, spec);
+  const shards = await Shards.open(path);
+  try {
+    const verified = verifyLayers(shards, family, spec, molae);
+    return new Checkpoint({ path, config, family, spec, molae, shards, verified });
+  } catch (error) {
+    await shards.close();
+    throw error;
+  }
+}
+
+/** The `molae` block, or undefined for a checkpoint that molae did not convert. */
+export function readMolaeBlock(config: ModelConfig, spec: MoeSpec): MolaeBlock | undefined {
+  return config.string('model_type') === LATENT_MODEL_TYPE ? parseMolaeBlock(config, spec) : undefined;
+}
+
+/** Refuses what would give wrong results without a word, in any family. */
+export function refuseUnsupportedConfig(config: ModelConfig, spec: MoeSpec): void {
+  const quantization = config.optionalObject('quantization_config');
+  if (quantization !== undefined) {
+    const method = quantization.quant_method;
+    throw unsupportedCheckpoint(
+      config.file,
+      `quantization_config${typeof method === 'string' ? ` (${method})` : ''}: quantized weights are not supported`,
+    );
+  }
+  if (spec.layers.length === 0) {
+    throw unsupportedCheckpoint(config.file, `none of the ${spec.numLayers} layers is a MoE layer`);
+  }
+}
+
+function summarize(layers: readonly number[]): string {
+  return layers.length > 8
+    ? `${layers.slice(0, 8).join(', ')}, … in all ${layers.length}`
+    : layers.join(', ');
+}

@@ -1,0 +1,46 @@
+import { ModelConfig } from '../config.ts';
+import type { Family, MoeSpec } from '../family.ts';
+import type { JsonObject } from '../json.ts';
+import { LATENT_MODEL_TYPE } from '../latent-format.ts';
+import { badCheckpoint, quote, unsupportedCheckpoint } from '../problems.ts';
+import { qwen2Moe } from './qwen2_moe.ts';
+import { qwen3Moe } from './qwen3_moe.ts';
+
+/** The model families that molae converts and runs, by `model_type`. */
+export const FAMILIES: ReadonlyMap<string, Family> = new Map(
+  [qwen2Moe, qwen3Moe].map((family) => [family.modelType, family]),
+);
+
+/** The `model_type` of a config or, for one that molae converted, of its source. */
+export function baseModelType(config: ModelConfig): string {
+  const modelType = config.string('model_type');
+  if (modelType !== LATENT_MODEL_TYPE) return modelType;
+  const base = config.string('base_model_type');
+  if (base === LATENT_MODEL_TYPE)
+    throw badCheckpoint(config.file, `base_model_type is ${quote(base)} itself`);
+  return base;
+}
+
+/**
+ * The family of a config.
+ *
+ * @throws UNSUPPORTED_CHECKPOINT listing the known ones.
+ */
+export function familyOf(config: ModelConfig): Family {
+  const modelType = baseModelType(config);
+  const family = FAMILIES.get(modelType);
+  if (family === undefined) {
+    const known = [...FAMILIES.keys()].join(', ');
+    throw unsupportedCheckpoint(
+      config.file,
+      `model family ${quote(modelType)} is not supported; supported are ${known}`,
+    );
+  }
+  return family;
+}
+
+/** The sizes that a config.json's object gives, by its family. */
+export function describeConfig(raw: JsonObject): MoeSpec {
+  const config = new ModelConfig(raw);
+  return familyOf(config).describe(config);
+}

@@ -1,0 +1,9 @@
+import type { Family } from '../family.ts';
+import { describeQwenMoe, qwenMoeTensors } from './qwen_moe.ts';
+
+/** Qwen3-MoE (Qwen3-30B-A3B, Qwen3-235B-A22B, …): `Qwen3MoeForCausalLM` of transformers. No shared expert. */
+export const qwen3Moe: Family = {
+  modelType: 'qwen3_moe',
+  ...qwenMoeTensors,
+  describe: describeQwenMoe,
+};

@@ -1,0 +1,37 @@
+import type { Operator } from '../../experts.ts';
+import type { ModelConfig } from '../config.ts';
+import type { MoeSpec } from '../family.ts';
+import { readActivation, readNumExperts, readNumLayers, readTopK } from '../family.ts';
+
+/** What Qwen2-MoE and Qwen3-MoE have in common: everything but the shared expert. */
+export function describeQwenMoe(config: ModelConfig): MoeSpec {
+  const numExperts = readNumExperts(config);
+  const topK = readTopK(config, numExperts);
+  return {
+    hiddenSize: config.positiveInteger('hidden_size'),
+    intermediateSize: config.positiveInteger('moe_intermediate_size'),
+    numExperts,
+    topK,
+    activation: readActivation(config),
+    layers: moeLayers(config, numExperts),
+    numLayers: readNumLayers(config),
+    router: { scoring: 'softmax', topK, renormalize: config.boolean('norm_topk_prob', false) },
+  };
+}
+
+/** Every `decoder_sparse_step`-th layer, counted from one, except those listed as `mlp_only_layers`. */
+function moeLayers(config: ModelConfig, numExperts: number): number[] {
+  if (numExperts === 0) return [];
+  const step = config.optionalPositiveInteger('decoder_sparse_step') ?? 1;
+  const mlpOnly = new Set(config.integerList('mlp_only_layers'));
+  const all = Array.from({ length: readNumLayers(config) }, (_, layer) => layer);
+  return all.filter((layer) => !mlpOnly.has(layer) && (layer + 1) % step === 0);
+}
+
+/** Tensor names that the two families share. */
+export const qwenMoeTensors = {
+  expertsPrefix: (layer: number) => `model.layers.${layer}.mlp`,
+  expertTensor: (layer: number, expert: number, operator: Operator) =>
+    `model.layers.${layer}.mlp.experts.${expert}.${operator}_proj.weight`,
+  routerTensor: (layer: number) => `model.layers.${layer}.mlp.gate.weight`,
+};

@@ -1,0 +1,122 @@
+import { type FileHandle, open, stat } from 'node:fs/promises';
+import { MolaeError } from '../errors.ts';
+import { badCheckpoint } from './problems.ts';
+
+/** One system call moves at most this much: Linux stops at 2 GiB, and a smaller step frees its thread sooner. */
+const MAX_TRANSFER_BYTES = 256 * 1024 * 1024;
+
+/** A failed system call, with the path, what was tried and the system's own error as the cause. */
+export function ioError(action: string, path: string, cause: unknown): MolaeError {
+  const reason = cause instanceof Error ? cause.message : String(cause);
+  return new MolaeError('IO', `Could not ${action} ${path}: ${reason}`, { cause });
+}
+
+/** The `code` of a Node.js system error, such as `ENOENT`. */
+export function systemCode(error: unknown): string | undefined {
+  return error instanceof Error && 'code' in error && typeof error.code === 'string' ? error.code : undefined;
+}
+
+/** Whether there is a regular file (or a symbolic link to one) at `path`. */
+export async function isFile(path: string): Promise<boolean> {
+  try {
+    return (await stat(path)).isFile();
+  } catch (cause) {
+    const code = systemCode(cause);
+    if (code === 'ENOENT' || code === 'ENOTDIR') return false;
+    throw ioError('look at', path, cause);
+  }
+}
+
+/**
+ * Opens a regular file for reading. Anything else (a folder, a pipe that would block for ever) is refused.
+ *
+ * @throws BAD_CHECKPOINT when the file is missing or not regular, IO when it cannot be opened.
+ */
+export async function openForReading(path: string): Promise<{ handle: FileHandle; size: number }> {
+  if (!(await isFile(path))) throw badCheckpoint(path, 'there is no such file');
+  let handle: FileHandle;
+  try {
+    handle = await open(path, 'r');
+  } catch (cause) {
+    throw ioError('open', path, cause);
+  }
+  try {
+    return { handle, size: (await handle.stat()).size };
+  } catch (cause) {
+    await handle.close();
+    throw ioError('look at', path, cause);
+  }
+}
+
+/**
+ * Fills `into` from `position` on, over as many calls as it takes.
+ *
+ * @throws BAD_CHECKPOINT when the file ends first (it shrank after it was opened), IO when a read fails.
+ */
+export async function readFully(
+  handle: Pick<FileHandle, 'read'>,
+  path: string,
+  into: Uint8Array,
+  position: number,
+): Promise<void> {
+  let done = 0;
+  while (done < into.byteLength) {
+    const length = Math.min(into.byteLength - done, MAX_TRANSFER_BYTES);
+    let bytesRead: number;
+    try {
+      ({ bytesRead } = await handle.read(into, done, length, position + done));
+    } catch (cause) {
+      throw ioError('read', path, cause);
+    }
+    if (bytesRead === 0) {
+      throw badCheckpoint(
+        path,
+        `the file ends at byte ${position + done}, but ${into.byteLength} bytes from ${position} on were expected: it shrank while it was open`,
+      );
+    }
+    done += bytesRead;
+  }
+}
+
+/**
+ * Writes all of `bytes` at `position`, over as many calls as it takes.
+ *
+ * @throws IO with the path and the system's error (a full disk, for one) as the cause.
+ */
+export async function writeFully(
+  handle: Pick<FileHandle, 'write'>,
+  path: string,
+  bytes: Uint8Array,
+  position: number,
+): Promise<void> {
+  let done = 0;
+  while (done < bytes.byteLength) {
+    const length = Math.min(bytes.byteLength - done, MAX_TRANSFER_BYTES);
+    let bytesWritten: number;
+    try {
+      ({ bytesWritten } = await handle.write(bytes, done, length, position + done));
+    } catch (cause) {
+      throw ioError('write', path, cause);
+    }
+    if (bytesWritten === 0) throw ioError('write', path, new Error('the system accepted no more bytes'));
+    done += bytesWritten;
+  }
+}
+
+/**
+ * Reads a whole file that ought to be small.
+ *
+ * @throws BAD_CHECKPOINT when it is missing or larger than `limit` bytes, IO when it cannot be read.
+ */
+export async function readSmallFile(path: string, limit: number): Promise<Uint8Array> {
+  const { handle, size } = await openForReading(path);
+  try {
+    if (size > limit)
+      throw badCheckpoint(path, `the file has ${size} bytes; at most ${limit} make sense for it`);
+    const bytes = new Uint8Array(size);
+    await readFully(handle, path, bytes, 0);
+    return bytes;
+  } finally {
+    await handle.close();
+  }
+}

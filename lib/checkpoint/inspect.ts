@@ -1,0 +1,174 @@
+import { expected, MolaeError } from '../errors.ts';
+import { OPERATORS, type Operator } from '../experts.ts';
+import { readMolaeBlock, refuseUnsupportedConfig } from './checkpoint.ts';
+import { ModelConfig } from './config.ts';
+import { baseModelType, familyOf } from './families/index.ts';
+import type { MoeSpec } from './family.ts';
+import { LATENT_MODEL_TYPE } from './latent-format.ts';
+import { type MoeLayer, type VerifiedLayers, verifyLayers } from './layers.ts';
+import type { SafetensorsDtype } from './safetensors/dtype.ts';
+import { Shards } from './shards.ts';
+import { countBytes, countParameters } from './tally.ts';
+
+/** What can be said of a checkpoint without reading a weight, also of one that molae cannot convert. */
+export interface Inspection {
+  readonly path: string;
+  /** `model_type`; of the source, for a converted checkpoint. */
+  readonly family: string;
+  readonly format: 'dense' | 'latent';
+  readonly supported: boolean;
+  /** Why not; empty when it is supported. */
+  readonly unsupported: readonly string[];
+  /** The sizes; where the family is unknown, as far as the usual field names give them, else null. */
+  readonly hiddenSize: number | null;
+  readonly intermediateSize: number | null;
+  readonly numExperts: number | null;
+  readonly topK: number | null;
+  readonly numLayers: number | null;
+  /** Decoder layers with routed experts; where the family is unknown, as the tensor names have it. */
+  readonly moeLayers: readonly number[];
+  /** The number of tensors, of files, of bytes in the tensors. */
+  readonly tensors: number;
+  readonly files: number;
+  readonly bytes: number;
+  readonly parameters: number;
+  /** Elements of the routed experts in all layers, as stored. */
+  readonly expertParameters: number;
+  /** Tensors of each dtype. */
+  readonly dtypes: Readonly<Partial<Record<SafetensorsDtype, number>>>;
+  /** Of a converted checkpoint: how it was made and the distinct sizes found, ascending. */
+  readonly latent?: {
+    readonly method: string;
+    readonly operators: readonly Operator[];
+    readonly sharedGateUp: boolean;
+    readonly groupSizes: readonly number[];
+    readonly latentSizes: Readonly<Partial<Record<Operator, readonly number[]>>>;
+  };
+}
+
+type Sizes = Pick<Inspection, 'hiddenSize' | 'intermediateSize' | 'numExperts' | 'topK' | 'numLayers'>;
+
+/** What {@link understand} found out. Later parts are missing when an earlier one is not supported. */
+interface Understanding {
+  spec?: MoeSpec;
+  verified?: VerifiedLayers;
+  latent?: Inspection['latent'];
+  readonly unsupported: string[];
+}
+
+/**
+ * Reports on a checkpoint folder. A sound checkpoint that molae does not support is reported with the reasons.
+ *
+ * @throws BAD_CHECKPOINT when a file is missing, cut off or lies; IO.
+ */
+export async function inspectCheckpoint(path: string): Promise<Inspection> {
+  if (typeof path !== 'string') throw expected('the path of a folder', 'path', path);
+  const config = await ModelConfig.read(path);
+  const family = baseModelType(config);
+  const shards = await Shards.open(path);
+  try {
+    const { spec, verified, latent, unsupported } = understand(config, shards);
+    const names = verified?.expertTensors ?? guessExpertTensors(shards);
+    const tensors = [...shards.tensors.values()];
+    return {
+      path,
+      family,
+      format: config.string('model_type') === LATENT_MODEL_TYPE ? 'latent' : 'dense',
+      supported: unsupported.length === 0,
+      unsupported,
+      ...(spec === undefined ? guessSizes(config) : sizesOf(spec)),
+      moeLayers: spec?.layers ?? guessLayers(names),
+      tensors: tensors.length,
+      files: shards.files.length,
+      bytes: countBytes(tensors),
+      parameters: countParameters(tensors),
+      expertParameters: countParameters([...names].map((name) => shards.tensor(name))),
+      dtypes: tally(tensors.map(({ dtype }) => dtype)),
+      ...(latent === undefined ? {} : { latent }),
+    };
+  } finally {
+    await shards.close();
+  }
+}
+
+/** As openCheckpoint goes, but what is not supported ends it with a reason instead of an error. */
+function understand(config: ModelConfig, shards: Shards): Understanding {
+  const result: Understanding = { unsupported: [] };
+  try {
+    const family = familyOf(config);
+    const spec = family.describe(config);
+    result.spec = spec;
+    const molae = readMolaeBlock(config, spec);
+    refuseUnsupportedConfig(config, spec);
+    const verified = verifyLayers(shards, family, spec, molae);
+    result.verified = verified;
+    if (molae !== undefined) {
+      const { method, operators } = molae;
+      result.latent = { method, operators, ...latentSizesOf([...verified.layers.values()]) };
+    }
+  } catch (error) {
+    if (!(error instanceof MolaeError) || error.code !== 'UNSUPPORTED_CHECKPOINT') throw error;
+    result.unsupported.push(error.message);
+  }
+  return result;
+}
+
+function latentSizesOf(layers: readonly MoeLayer[]) {
+  const groups = layers.flatMap((layer) => layer.groups);
+  const latentSizes: Partial<Record<Operator, readonly number[]>> = {};
+  for (const operator of OPERATORS) {
+    const sizes = groups.flatMap((group) => group.latentSizes[operator] ?? []);
+    if (sizes.length > 0) latentSizes[operator] = distinct(sizes);
+  }
+  return {
+    sharedGateUp: groups.some((group) => group.sharedGateUp),
+    groupSizes: distinct(groups.map((group) => group.experts.length)),
+    latentSizes,
+  };
+}
+
+function sizesOf({ hiddenSize, intermediateSize, numExperts, topK, numLayers }: MoeSpec): Sizes {
+  return { hiddenSize, intermediateSize, numExperts, topK, numLayers };
+}
+
+/** The usual field names, also inside `text_config`, where multimodal models keep them. */
+function guessSizes(config: ModelConfig): Sizes {
+  const textConfig = config.value('text_config');
+  const nested =
+    typeof textConfig === 'object' && textConfig !== null ? (textConfig as Record<string, unknown>) : {};
+  const guess = (...fields: string[]): number | null => {
+    const values = fields.flatMap((field) => [config.value(field), nested[field]]);
+    const found = values.find(
+      (value) => typeof value === 'number' && Number.isSafeInteger(value) && value >= 0,
+    );
+    return typeof found === 'number' ? found : null;
+  };
+  return {
+    hiddenSize: guess('hidden_size'),
+    intermediateSize: guess('moe_intermediate_size', 'intermediate_size'),
+    numExperts: guess('num_experts', 'num_local_experts', 'n_routed_experts'),
+    topK: guess('num_experts_per_tok'),
+    numLayers: guess('num_hidden_layers'),
+  };
+}
+
+/** Nearly every family has `.experts.` in the names of its routed experts, and of nothing else but the format's own. */
+function guessExpertTensors(shards: Shards): ReadonlySet<string> {
+  return new Set([...shards.tensors.keys()].filter((name) => /\.(latent_)?experts\./.test(name)));
+}
+
+function guessLayers(expertTensors: ReadonlySet<string>): number[] {
+  return distinct(
+    [...expertTensors].flatMap((name) => /\.layers\.(\d+)\./.exec(name)?.[1] ?? []).map(Number),
+  );
+}
+
+function distinct(values: readonly number[]): number[] {
+  return [...new Set(values)].sort((a, b) => a - b);
+}
+
+function tally(dtypes: readonly SafetensorsDtype[]): Partial<Record<SafetensorsDtype, number>> {
+  const counts: Partial<Record<SafetensorsDtype, number>> = {};
+  for (const dtype of dtypes) counts[dtype] = (counts[dtype] ?? 0) + 1;
+  return counts;
+}

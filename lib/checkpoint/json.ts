@@ -1,0 +1,90 @@
+import { badCheckpoint, quote } from './problems.ts';
+
+const QUOTE = 0x22;
+const BACKSLASH = 0x5c;
+
+/** A JSON object as read from a file: nothing is known of its values. */
+export type JsonObject = Readonly<Record<string, unknown>>;
+
+export function isJsonObject(value: unknown): value is JsonObject {
+  return typeof value === 'object' && value !== null && !Array.isArray(value);
+}
+
+/**
+ * Parses JSON from an untrusted file: valid UTF-8 without a byte-order mark, no object with the same key twice
+ * (`JSON.parse` would silently keep the last one, other readers the first), nested at most `maxDepth` deep.
+ *
+ * @throws BAD_CHECKPOINT naming the file.
+ */
+export function parseStrictJson(bytes: Uint8Array, file: string, maxDepth = 64): unknown {
+  const text = decodeUtf8(bytes, file);
+  // Before JSON.parse, whose memory grows with the depth: a file of 100 MB of "[" would exhaust it.
+  checkDepthAndKeys(text, file, maxDepth);
+  try {
+    return JSON.parse(text);
+  } catch (cause) {
+    throw badCheckpoint(file, `not valid JSON (${cause instanceof Error ? cause.message : cause})`, cause);
+  }
+}
+
+function decodeUtf8(bytes: Uint8Array, file: string): string {
+  try {
+    return new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(bytes);
+  } catch (cause) {
+    throw badCheckpoint(file, 'not valid UTF-8', cause);
+  }
+}
+
+/**
+ * Needs no full grammar: in valid JSON a string is a key exactly when a colon follows it, and on invalid JSON
+ * it is enough to come to an end, for JSON.parse refuses it next.
+ */
+function checkDepthAndKeys(text: string, file: string, maxDepth: number): void {
+  const keysOfOpen: (Set<string> | undefined)[] = []; // undefined for an array
+  for (let i = 0; i < text.length; i++) {
+    const char = text.charCodeAt(i);
+    if (char === QUOTE) {
+      const end = endOfString(text, i);
+      if (isFollowedByColon(text, end)) recordKey(keysOfOpen.at(-1), text.slice(i, end), file);
+      i = end - 1;
+    } else if (char === 0x7b /* { */ || char === 0x5b /* [ */) {
+      if (keysOfOpen.length === maxDepth)
+        throw badCheckpoint(file, `JSON nested deeper than ${maxDepth} levels`);
+      keysOfOpen.push(char === 0x7b ? new Set() : undefined);
+    } else if (char === 0x7d /* } */ || char === 0x5d /* ] */) {
+      keysOfOpen.pop();
+    }
+  }
+}
+
+/** The index after the closing quote of the string that opens at `start`. */
+function endOfString(text: string, start: number): number {
+  let i = start + 1;
+  while (i < text.length) {
+    const char = text.charCodeAt(i);
+    if (char === QUOTE) return i + 1;
+    i += char === BACKSLASH ? 2 : 1;
+  }
+  return text.length;
+}
+
+function isFollowedByColon(text: string, from: number): boolean {
+  let i = from;
+  while (i < text.length && ' \t\n\r'.includes(text.charAt(i))) i++;
+  return text.charAt(i) === ':';
+}
+
+function recordKey(keys: Set<string> | undefined, literal: string, file: string): void {
+  if (keys === undefined) return;
+  const key = literal.includes('\\') ? unescapeKey(literal, file) : literal.slice(1, -1);
+  if (keys.has(key)) throw badCheckpoint(file, `the key ${quote(key)} occurs twice in one JSON object`);
+  keys.add(key);
+}
+
+function unescapeKey(literal: string, file: string): string {
+  try {
+    return String(JSON.parse(literal));
+  } catch (cause) {
+    throw badCheckpoint(file, `not valid JSON (the key ${quote(literal)})`, cause);
+  }
+}

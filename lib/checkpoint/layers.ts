@@ -1,0 +1,228 @@
+import { OPERATORS, type Operator } from '../experts.ts';
+import { type Family, locateExpert, type MoeSpec, operatorShape } from './family.ts';
+import {
+  expertFactor,
+  type LatentFactor,
+  latentFactorShapes,
+  latentTensorName,
+  type MolaeBlock,
+  maxLatentSize,
+  sharedFactor,
+} from './latent-format.ts';
+import { badCheckpoint, quote, unsupportedCheckpoint } from './problems.ts';
+import { type FloatDtype, isFloatDtype } from './safetensors/dtype.ts';
+import type { ShardedTensor, Shards } from './shards.ts';
+
+/** A group of experts that share latent spaces, as found in a checkpoint. */
+export interface LatentGroup {
+  /** The experts, in the order of their matrices in the group's `a` factors. */
+  readonly experts: readonly number[];
+  /** r of each factored operator. */
+  readonly latentSizes: Readonly<Partial<Record<Operator, number>>>;
+  /** Whether gate and up share one B. */
+  readonly sharedGateUp: boolean;
+}
+
+/** The routed experts of one decoder layer, as found in a checkpoint. */
+export interface MoeLayer {
+  /** The decoder layer's index. */
+  readonly layer: number;
+  /** The dtype of each operator, the same for all its experts and factors. */
+  readonly dtypes: Readonly<Record<Operator, FloatDtype>>;
+  /** The operators that are stored as latent factors; none in a dense layer. */
+  readonly latentOperators: readonly Operator[];
+  /** Empty in a dense layer. */
+  readonly groups: readonly LatentGroup[];
+}
+
+export interface VerifiedLayers {
+  readonly layers: ReadonlyMap<number, MoeLayer>;
+  /** The tensors that hold the routed experts, dense or latent. */
+  readonly expertTensors: ReadonlySet<string>;
+}
+
+/**
+ * Holds a checkpoint's tensors against what its config says: every expert matrix or factor, router and shared
+ * expert is there with its shape and a float dtype, one dtype for each operator of a layer; and nothing lies
+ * among the experts that molae would overlook (a bias, a scale, one expert more).
+ *
+ * @param block the `molae` block of a converted checkpoint; undefined for a dense one.
+ * @throws BAD_CHECKPOINT or UNSUPPORTED_CHECKPOINT naming the tensor.
+ */
+export function verifyLayers(
+  shards: Shards,
+  family: Family,
+  spec: MoeSpec,
+  block: MolaeBlock | undefined,
+): VerifiedLayers {
+  const verifier = new Verifier(shards, family, spec);
+  const layers = new Map(spec.layers.map((layer) => [layer, verifier.layer(layer, block)]));
+  verifier.refuseUnknownTensors();
+  return { layers, expertTensors: verifier.expertTensors };
+}
+
+class Verifier {
+  readonly expertTensors = new Set<string>();
+  readonly #shards: Shards;
+  readonly #family: Family;
+  readonly #spec: MoeSpec;
+
+  constructor(shards: Shards, family: Family, spec: MoeSpec) {
+    this.#shards = shards;
+    this.#family = family;
+    this.#spec = spec;
+  }
+
+  layer(layer: number, block: MolaeBlock | undefined): MoeLayer {
+    this.#router(layer);
+    this.#sharedExpert(layer);
+    const partition = block?.groups.get(layer);
+    const latentOperators = partition === undefined ? [] : (block?.operators ?? []);
+    const dtypes = new DtypeLedger(this.#shards.folder, layer);
+    for (const operator of OPERATORS) {
+      if (!latentOperators.includes(operator)) this.#denseOperator(layer, operator, dtypes);
+    }
+    const groups = (partition ?? []).map((experts, group) =>
+      this.#latentGroup(layer, group, experts, latentOperators, dtypes),
+    );
+    return { layer, dtypes: dtypes.all(), latentOperators, groups };
+  }
+
+  /** Whatever else lies in an experts module would be lost in a conversion and ignored in a forward pass. */
+  refuseUnknownTensors(): void {
+    const prefixes = new Set(this.#spec.layers.map((layer) => this.#family.expertsPrefix(layer)));
+    for (const name of this.#shards.tensors.keys()) {
+      const end = name.search(/\.(latent_)?experts\./);
+      if (end < 0 || !prefixes.has(name.slice(0, end)) || this.expertTensors.has(name)) continue;
+      throw unsupportedCheckpoint(
+        this.#shards.folder,
+        `tensor ${quote(name)} is not among what config.json and ${this.#family.modelType} let expect of the experts`,
+      );
+    }
+  }
+
+  #router(layer: number): void {
+    this.#floatTensor(this.#family.routerTensor(layer), [this.#spec.numExperts, this.#spec.hiddenSize]);
+  }
+
+  #sharedExpert(layer: number): void {
+    const { sharedExpert, hiddenSize } = this.#spec;
+    const names = this.#family.sharedExpertTensors?.(layer);
+    if (sharedExpert === undefined || names === undefined) return;
+    const sizes = { hiddenSize, intermediateSize: sharedExpert.intermediateSize };
+    for (const operator of OPERATORS) this.#floatTensor(names[operator], operatorShape(sizes, operator));
+    if (sharedExpert.gated && names.router !== undefined) this.#floatTensor(names.router, [1, hiddenSize]);
+  }
+
+  #denseOperator(layer: number, operator: Operator, dtypes: DtypeLedger): void {
+    for (let expert = 0; expert < this.#spec.numExperts; expert++) {
+      const { name, shape } = locateExpert(this.#family, this.#spec, layer, expert, operator);
+      dtypes.record(operator, name, this.#floatTensor(name, shape));
+      this.expertTensors.add(name);
+    }
+  }
+
+  #latentGroup(
+    layer: number,
+    group: number,
+    experts: readonly number[],
+    operators: readonly Operator[],
+    dtypes: DtypeLedger,
+  ): LatentGroup {
+    const { hiddenSize, intermediateSize } = this.#spec;
+    const prefix = this.#family.expertsPrefix(layer);
+    const sharedGateUp =
+      operators.includes('gate') &&
+      operators.includes('up') &&
+      this.#shards.tensors.has(latentTensorName(prefix, group, 'gate_up_b'));
+    const latentSizes: Partial<Record<Operator, number>> = {};
+    for (const operator of operators) {
+      // Gate and up have twice the rows to draw a shared space from.
+      const stacked = sharedGateUp && operator !== 'down' ? 2 * experts.length : experts.length;
+      const limit = maxLatentSize(hiddenSize, intermediateSize, stacked);
+      const factor = sharedFactor(operator, sharedGateUp);
+      latentSizes[operator] = this.#latentSize(latentTensorName(prefix, group, factor), operator, limit);
+    }
+    const sizes = { hiddenSize, intermediateSize, groupSize: experts.length, latentSizes, sharedGateUp };
+    const shapes = latentFactorShapes(sizes);
+    const checkFactor = (operator: Operator, factor: LatentFactor) => {
+      const name = latentTensorName(prefix, group, factor);
+      dtypes.record(operator, name, this.#floatTensor(name, shapes.get(factor) ?? []));
+      this.expertTensors.add(name);
+    };
+    for (const operator of operators) {
+      checkFactor(operator, expertFactor(operator));
+      checkFactor(operator, sharedFactor(operator, sharedGateUp));
+    }
+    return { experts, latentSizes, sharedGateUp };
+  }
+
+  /** Reads r off the shared factor: [r, n], for down [n, r]. */
+  #latentSize(name: string, operator: Operator, limit: number): number {
+    const { shape } = this.#tensor(name);
+    const size = (operator === 'down' ? shape[1] : shape[0]) ?? 0;
+    if (shape.length !== 2 || size < 1 || size > limit) {
+      throw badCheckpoint(
+        this.#shards.folder,
+        `tensor ${quote(name)} has shape ${quote(shape)}; its latent size must be from 1 to ${limit}`,
+      );
+    }
+    return size;
+  }
+
+  #tensor(name: string): ShardedTensor {
+    return this.#shards.tensor(name);
+  }
+
+  #floatTensor(name: string, shape: readonly number[]): FloatDtype {
+    const tensor = this.#tensor(name);
+    if (`${tensor.shape}` !== `${shape}`) {
+      throw badCheckpoint(
+        this.#shards.folder,
+        `tensor ${quote(name)} has shape ${quote(tensor.shape)}, but config.json asks for ${quote(shape)}`,
+      );
+    }
+    if (!isFloatDtype(tensor.dtype)) {
+      throw unsupportedCheckpoint(
+        this.#shards.folder,
+        `tensor ${quote(name)} has dtype ${tensor.dtype}; supported are F64, F32, F16, BF16`,
+      );
+    }
+    return tensor.dtype;
+  }
+}
+
+/** Sees to it that each operator of a layer has one dtype. */
+class DtypeLedger {
+  readonly #folder: string;
+  readonly #layer: number;
+  readonly #first = new Map<Operator, { name: string; dtype: FloatDtype }>();
+
+  constructor(folder: string, layer: number) {
+    this.#folder = folder;
+    this.#layer = layer;
+  }
+
+  record(operator: Operator, name: string, dtype: FloatDtype): void {
+    const first = this.#first.get(operator);
+    if (first === undefined) {
+      this.#first.set(operator, { name, dtype });
+    } else if (first.dtype !== dtype) {
+      throw unsupportedCheckpoint(
+        this.#folder,
+        `tensor ${quote(name)} has dtype ${dtype}, but ${quote(first.name)} ${first.dtype}: one operator of a layer must have one dtype`,
+      );
+    }
+  }
+
+  all(): Record<Operator, FloatDtype> {
+    return { gate: this.#of('gate'), up: this.#of('up'), down: this.#of('down') };
+  }
+
+  #of(operator: Operator): FloatDtype {
+    const first = this.#first.get(operator);
+    if (first === undefined)
+      throw badCheckpoint(this.#folder, `layer ${this.#layer} has no ${operator} matrices`);
+    return first.dtype;
+  }
+}

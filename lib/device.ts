@@ -1,0 +1,114 @@
+import { checkDType, type DType, type TypedArrayOf } from './dtype.ts';
+import { expected, MolaeError } from './errors.ts';
+import {
+  awaitNative,
+  callNative,
+  type NativeDevice,
+  type NativeDeviceInfo,
+  type NativeMemoryUsage,
+  native,
+} from './native.ts';
+import { checkData, checkShape, type Shape, Tensor } from './tensor.ts';
+
+export type DeviceInfo = NativeDeviceInfo;
+/** Bytes of live tensors, bytes of workspaces kept for reuse, and the largest sum of both so far. */
+export type MemoryUsage = NativeMemoryUsage;
+
+export interface DeviceOptions {
+  /** How many threads the CPU device may use; by default every processor this process may run on. */
+  readonly threads?: number;
+}
+
+/**
+ * A place where tensors live and work runs: calls are queued on the device's own thread and run in the order they
+ * were made, one at a time.
+ */
+export class Device {
+  #native: NativeDevice | undefined;
+  readonly info: DeviceInfo;
+
+  /** @internal Use `openDevice`. */
+  constructor(handle: NativeDevice) {
+    this.#native = handle;
+    this.info = handle.info();
+  }
+
+  get kind(): DeviceInfo['kind'] {
+    return this.info.kind;
+  }
+
+  /** @internal */
+  get native(): NativeDevice {
+    if (!this.#native) throw new MolaeError('DISPOSED', `The ${this.info.kind} device was disposed`);
+    return this.#native;
+  }
+
+  /**
+   * A tensor with a copy of `data`, taken before this returns.
+   *
+   * @param shape by default [data.length]
+   */
+  tensor<D extends DType>(dtype: D, data: TypedArrayOf[D], shape?: Shape): Tensor<D> {
+    checkDType(dtype, 'dtype');
+    const sizes = shape ?? [(data as ArrayLike<number>)?.length ?? 0];
+    checkShape(sizes, 'shape');
+    checkData(dtype, sizes, data, 'data');
+    return new Tensor(
+      this,
+      dtype,
+      sizes,
+      callNative(() => this.native.fromData(dtype, sizes, data)),
+    );
+  }
+
+  /** A tensor with arbitrary contents, to be written by an operation. */
+  empty<D extends DType>(dtype: D, shape: Shape): Tensor<D> {
+    checkDType(dtype, 'dtype');
+    checkShape(shape, 'shape');
+    return new Tensor(
+      this,
+      dtype,
+      shape,
+      callNative(() => this.native.empty(dtype, shape)),
+    );
+  }
+
+  /** Resolves when everything queued so far is done. */
+  async synchronize(): Promise<void> {
+    await awaitNative(() => this.native.synchronize());
+  }
+
+  memoryUsage(): MemoryUsage {
+    return callNative(() => this.native.memoryUsage());
+  }
+
+  /** Lets go of the device; tensors and work in flight stay valid. The last one to leave frees its workspaces. */
+  dispose(): void {
+    this.#native?.dispose();
+    this.#native = undefined;
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}
+
+/**
+ * Opens a device: `'cpu'`, `'cuda'` (the first GPU), `'cuda:1'`, or `'auto'` (a GPU where there is a usable one,
+ * else the CPU).
+ *
+ * @throws MolaeError `DEVICE_UNAVAILABLE` with the reason; `'cuda'` never falls back to the CPU.
+ */
+export async function openDevice(name: string = 'auto', options: DeviceOptions = {}): Promise<Device> {
+  const { kind, index } = parseDeviceName(name);
+  const { threads = 0 } = options;
+  if (!Number.isSafeInteger(threads) || threads < 0) throw expected('a positive integer', 'threads', threads);
+  return new Device(callNative(() => native().openDevice(kind === 'auto' ? 'cpu' : kind, index, threads)));
+}
+
+function parseDeviceName(name: unknown): { kind: 'auto' | 'cpu' | 'cuda'; index: number } {
+  const match = typeof name === 'string' ? /^(auto|cpu|cuda)(?::(\d{1,4}))?$/.exec(name) : null;
+  if (!match || (match[2] !== undefined && match[1] !== 'cuda'))
+    throw expected('auto, cpu, cuda or cuda:<index>', 'device', name);
+  return { kind: match[1] as 'auto' | 'cpu' | 'cuda', index: Number(match[2] ?? 0) };
+}

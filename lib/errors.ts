@@ -1,0 +1,78 @@
+/**
+ * What went wrong, for programs. The message is for people: it names the offending argument, tensor or
+ * file, its value, and what was expected.
+ */
+export type MolaeErrorCode =
+  /** A wrong type or value of an argument or option. */
+  | 'INVALID_ARGUMENT'
+  /** Shapes that do not fit each other. */
+  | 'SHAPE_MISMATCH'
+  /** A dtype that an operation does not take, or dtypes that do not fit each other. */
+  | 'DTYPE_MISMATCH'
+  /** A tensor or layer that lives on another device. */
+  | 'DEVICE_MISMATCH'
+  /** Use of a tensor, layer or device after `dispose()`. */
+  | 'DISPOSED'
+  /** NaN or infinity where only finite numbers make sense. */
+  | 'NON_FINITE'
+  /** Host or device memory is exhausted; the device stays usable. */
+  | 'OUT_OF_MEMORY'
+  /** A LAPACK or cuSOLVER routine did not converge. */
+  | 'NO_CONVERGENCE'
+  /** The device, its driver or one of its libraries is missing. */
+  | 'DEVICE_UNAVAILABLE'
+  /** The native addon could not be loaded. */
+  | 'ADDON_UNAVAILABLE'
+  /** The `AbortSignal` fired. */
+  | 'ABORTED'
+  /** A checkpoint file that is truncated, lies about itself or lacks a part. */
+  | 'BAD_CHECKPOINT'
+  /** A sound checkpoint of a kind that molae does not know (model family, dtype, option). */
+  | 'UNSUPPORTED_CHECKPOINT'
+  /** The output folder exists and `force` was not given. */
+  | 'OUTPUT_EXISTS'
+  /** A file could not be read or written. */
+  | 'IO'
+  /** A defect in molae. */
+  | 'INTERNAL';
+
+/** Every error that molae throws on purpose. */
+export class MolaeError extends Error {
+  override readonly name = 'MolaeError';
+  readonly code: MolaeErrorCode;
+
+  constructor(code: MolaeErrorCode, message: string, options?: ErrorOptions) {
+    super(message, options);
+    this.code = code;
+  }
+}
+
+/** "Expected a positive integer for topK but received -3 of type number": one form for all argument errors. */
+export function expected(what: string, name: string, received: unknown): MolaeError {
+  return new MolaeError(
+    'INVALID_ARGUMENT',
+    `Expected ${what} for ${name} but received ${describe(received)} of type ${typeName(received)}`,
+  );
+}
+
+/** Throws an `ABORTED` error, with the signal's reason as its cause, when the signal has fired. */
+export function throwIfAborted(signal: AbortSignal | undefined): void {
+  if (signal?.aborted) throw new MolaeError('ABORTED', 'The operation was aborted', { cause: signal.reason });
+}
+
+function describe(value: unknown): string {
+  if (typeof value === 'string')
+    return JSON.stringify(value.length > 80 ? `${value.slice(0, 77)}...` : value);
+  if (typeof value === 'bigint') return `${value}n`;
+  if (typeof value === 'function') return value.name || 'a function';
+  if (ArrayBuffer.isView(value)) return `${value.byteLength} bytes`;
+  if (Array.isArray(value))
+    return value.length > 8 ? `an array of ${value.length}` : `[${value.map(describe).join(', ')}]`;
+  if (typeof value === 'object' && value !== null) return 'an object';
+  return String(value);
+}
+
+function typeName(value: unknown): string {
+  if (value === null) return 'null';
+  return typeof value === 'object' ? (value.constructor?.name ?? 'object') : typeof value;
+}

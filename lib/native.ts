@@ -1,0 +1,212 @@
+import { createRequire } from 'node:module';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { MolaeError, type MolaeErrorCode } from './errors.ts';
+
+/**
+ * The one typed description of what the native addon exports. Nothing outside lib/ sees these types.
+ *
+ * Results go to tensors that the caller made with `empty`; promises resolve when the device's queue has done
+ * the work, in the order of the calls.
+ */
+export interface NativeAddon {
+  readonly version: string;
+  readonly Cancellation: new () => NativeCancellation;
+  openDevice(kind: string, index: number, threads: number): NativeDevice;
+}
+
+export interface NativeCancellation {
+  cancel(): void;
+}
+
+export interface NativeDeviceInfo {
+  readonly kind: 'cpu' | 'cuda';
+  readonly index: number;
+  readonly name: string;
+  readonly library: string;
+  readonly features: readonly string[];
+  readonly threads: number;
+  readonly memoryBytes: number;
+}
+
+export interface NativeMemoryUsage {
+  readonly tensors: number;
+  readonly workspaces: number;
+  readonly peak: number;
+}
+
+export type NativeGemm = readonly [
+  a: NativeTensor,
+  b: NativeTensor,
+  out: NativeTensor,
+  transposeA: boolean,
+  transposeB: boolean,
+  alpha: number,
+  beta: number,
+];
+
+export interface NativeOperator {
+  readonly perExpert: readonly NativeTensor[];
+  readonly shared: readonly NativeTensor[];
+}
+
+export interface NativeLayerDescription {
+  readonly activation: string;
+  readonly groups: readonly (readonly number[])[];
+  readonly gate: NativeOperator;
+  readonly up: NativeOperator;
+  readonly down: NativeOperator;
+  readonly sharedExpert?:
+    | {
+        readonly gate: NativeTensor;
+        readonly up: NativeTensor;
+        readonly down: NativeTensor;
+        readonly gateLogit?: NativeTensor | undefined;
+      }
+    | undefined;
+}
+
+export interface NativeBasisOptions {
+  readonly side: 'input' | 'output';
+  readonly sharedSize: number;
+  readonly solver: string;
+  readonly rankReduction: number;
+  readonly controlSeed?: number | undefined;
+}
+
+export interface NativeBasisReport {
+  readonly squaredNorm: number;
+  readonly optimalRelativeError: number;
+  readonly jointDimension: number;
+  readonly tolerance: number;
+  readonly controlRelativeError?: number;
+}
+
+export interface NativeDevice {
+  info(): NativeDeviceInfo;
+  memoryUsage(): NativeMemoryUsage;
+  empty(dtype: string, shape: readonly number[]): NativeTensor;
+  fromData(dtype: string, shape: readonly number[], data: NodeJS.TypedArray): NativeTensor;
+  copy(from: NativeTensor, to: NativeTensor): Promise<void>;
+  transpose(from: NativeTensor, to: NativeTensor): Promise<void>;
+  gemm(problems: readonly NativeGemm[]): Promise<void>;
+  svd(a: NativeTensor, u: NativeTensor, s: NativeTensor, vt: NativeTensor): Promise<void>;
+  eigh(a: NativeTensor, values: NativeTensor, vectors: NativeTensor): Promise<void>;
+  route(
+    logits: NativeTensor,
+    scoring: string,
+    topK: number,
+    renormalize: boolean,
+    ids: NativeTensor,
+    weights: NativeTensor,
+  ): Promise<void>;
+  findNonFinite(tensor: NativeTensor): Promise<number>;
+  synchronize(): Promise<void>;
+  prepareLayer(description: NativeLayerDescription): NativeLayer;
+  sharedBasis(options: NativeBasisOptions): NativeBasis;
+  dispose(): void;
+}
+
+export interface NativeTensor {
+  slice(index: number): NativeTensor;
+  rowRange(begin: number, end: number): NativeTensor;
+  reshape(shape: readonly number[]): NativeTensor;
+  read(target: NodeJS.TypedArray): Promise<void>;
+  readSync(target: NodeJS.TypedArray): void;
+  write(source: NodeJS.TypedArray): Promise<void>;
+  dispose(): void;
+}
+
+export interface NativeLayer {
+  forward(
+    x: NativeTensor,
+    ids: NativeTensor,
+    weights: NativeTensor,
+    out: NativeTensor,
+    cancellation?: NativeCancellation,
+  ): Promise<void>;
+  forwardSync(x: NativeTensor, ids: NativeTensor, weights: NativeTensor, out: NativeTensor): void;
+  dispose(): void;
+}
+
+export interface NativeBasis {
+  add(w: NativeTensor): Promise<void>;
+  solve(b: NativeTensor): Promise<NativeBasisReport>;
+  project(w: NativeTensor, a: NativeTensor): Promise<number>;
+  dispose(): void;
+}
+
+let addon: NativeAddon | undefined;
+
+/** Loads the addon on first use: from `prebuilds/`, or from a build in `build/`. */
+export function native(): NativeAddon {
+  addon ??= load();
+  return addon;
+}
+
+function load(): NativeAddon {
+  const root = join(dirname(fileURLToPath(import.meta.url)), '..');
+  const require = createRequire(import.meta.url);
+  try {
+    const nodeGypBuild = require('node-gyp-build') as (root: string) => NativeAddon;
+    return nodeGypBuild(root);
+  } catch (cause) {
+    throw new MolaeError('ADDON_UNAVAILABLE', describeLoadFailure(root, cause), { cause });
+  }
+}
+
+function describeLoadFailure(root: string, cause: unknown): string {
+  const reason = cause instanceof Error ? (cause.message.split('\n')[0] ?? '') : String(cause);
+  return [
+    `The native addon of molae could not be loaded on ${process.platform}-${process.arch} (Node ${process.version}).`,
+    `Looked in ${join(root, 'prebuilds')} and ${join(root, 'build')}: ${reason}`,
+    `To build it from source: install a C++20 compiler, CMake 3.20 and OpenBLAS, then run "npm run build:native" in ${root}.`,
+  ].join('\n');
+}
+
+/**
+ * Runs a synchronous native call; its error becomes a MolaeError.
+ */
+export function callNative<Result>(call: () => Result): Result {
+  try {
+    return call();
+  } catch (error) {
+    throw toMolaeError(error);
+  }
+}
+
+/**
+ * Awaits a native call; its error becomes a MolaeError that is made here, so that its (async) stack leads to
+ * the caller and not to the queue.
+ */
+export async function awaitNative<Result>(call: () => Promise<Result>): Promise<Result> {
+  try {
+    return await call();
+  } catch (error) {
+    throw toMolaeError(error);
+  }
+}
+
+/** Like awaitNative, for a call that an AbortSignal can stop between its steps. */
+export async function awaitAbortable<Result>(
+  signal: AbortSignal | undefined,
+  call: (cancellation: NativeCancellation | undefined) => Promise<Result>,
+): Promise<Result> {
+  if (!signal) return awaitNative(() => call(undefined));
+  if (signal.aborted) throw new MolaeError('ABORTED', 'The operation was aborted', { cause: signal.reason });
+  const cancellation = new (native().Cancellation)();
+  const onAbort = () => cancellation.cancel();
+  signal.addEventListener('abort', onAbort, { once: true });
+  try {
+    return await awaitNative(() => call(cancellation));
+  } finally {
+    signal.removeEventListener('abort', onAbort);
+  }
+}
+
+function toMolaeError(error: unknown): unknown {
+  if (error instanceof MolaeError || !(error instanceof Error)) return error;
+  const code = (error as Error & { code?: unknown }).code;
+  if (typeof code !== 'string') return error;
+  return new MolaeError(code as MolaeErrorCode, error.message, { cause: error });
+}

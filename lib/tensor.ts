@@ -1,0 +1,169 @@
+import type { Device } from './device.ts';
+import {
+  checkDType,
+  type DType,
+  holderName,
+  holds,
+  itemSize,
+  newTypedArray,
+  type TypedArrayOf,
+} from './dtype.ts';
+import { expected, MolaeError } from './errors.ts';
+import { awaitNative, callNative, type NativeTensor } from './native.ts';
+
+/** Sizes of a tensor, outermost first; elements are stored row-major. */
+export type Shape = readonly number[];
+
+/**
+ * A dense, row-major tensor in the memory of a device.
+ *
+ * `dispose()` gives the memory back as soon as nothing in flight uses it; without it the garbage collector does,
+ * later. Views share the memory of the tensor they were made from, and keep it alive.
+ */
+export class Tensor<D extends DType = DType> {
+  readonly device: Device;
+  readonly dtype: D;
+  readonly shape: Shape;
+  #native: NativeTensor | undefined;
+
+  /** @internal Tensors are made by `device.tensor` and `device.empty`. */
+  constructor(device: Device, dtype: D, shape: Shape, handle: NativeTensor) {
+    this.device = device;
+    this.dtype = dtype;
+    this.shape = Object.freeze([...shape]);
+    this.#native = handle;
+  }
+
+  /** Number of elements. */
+  get length(): number {
+    return this.shape.reduce((product, size) => product * size, 1);
+  }
+
+  /** Size in bytes. */
+  get byteLength(): number {
+    return this.length * itemSize(this.dtype);
+  }
+
+  /** True after `dispose()`. */
+  get disposed(): boolean {
+    return this.#native === undefined;
+  }
+
+  /** @internal */
+  get native(): NativeTensor {
+    if (!this.#native)
+      throw new MolaeError(
+        'DISPOSED',
+        `This ${this.dtype} tensor of shape [${this.shape.join(', ')}] was disposed`,
+      );
+    return this.#native;
+  }
+
+  /**
+   * The elements, once everything queued before is done: a Float32Array for f32, Float64Array for f64, Int32Array for
+   * i32, and the raw bits in a Uint16Array for f16 and bf16.
+   *
+   * @param target filled and returned instead of a new array; `INVALID_ARGUMENT` unless type and length fit.
+   */
+  async read(target?: TypedArrayOf[D]): Promise<TypedArrayOf[D]> {
+    const array = this.#target(target);
+    await awaitNative(() => this.native.read(array as NodeJS.TypedArray));
+    return array;
+  }
+
+  /** Like `read`, blocking this thread until everything queued before is done. */
+  readSync(target?: TypedArrayOf[D]): TypedArrayOf[D] {
+    const array = this.#target(target);
+    callNative(() => this.native.readSync(array as NodeJS.TypedArray));
+    return array;
+  }
+
+  /** Overwrites the elements, after everything queued before. The source is copied before this returns. */
+  async write(source: TypedArrayOf[D]): Promise<void> {
+    checkData(this.dtype, this.shape, source, 'source');
+    await awaitNative(() => this.native.write(source as NodeJS.TypedArray));
+  }
+
+  /** A copy in another floating dtype, rounded to nearest even. */
+  async to<To extends DType>(dtype: To): Promise<Tensor<To>> {
+    checkDType(dtype, 'dtype');
+    const copy = this.device.empty(dtype, this.shape);
+    await awaitNative(() => this.device.native.copy(this.native, copy.native));
+    return copy;
+  }
+
+  /** The values as numbers in a Float32Array, whatever the floating dtype. */
+  async toFloat32(): Promise<Float32Array> {
+    if (this.dtype === 'f32') return (await this.read()) as Float32Array;
+    const wide = await this.to('f32');
+    try {
+      return await wide.read();
+    } finally {
+      wide.dispose();
+    }
+  }
+
+  /** The view [b, …] at `index` of a tensor [a, b, …]. */
+  slice(index: number): Tensor<D> {
+    return this.#view(this.shape.slice(1), () => this.native.slice(index));
+  }
+
+  /** The view [end − begin, …] of the rows from `begin` up to, not including, `end`. */
+  rows(begin: number, end: number): Tensor<D> {
+    return this.#view([end - begin, ...this.shape.slice(1)], () => this.native.rowRange(begin, end));
+  }
+
+  /** The same elements under another shape. */
+  reshape(shape: Shape): Tensor<D> {
+    return this.#view(shape, () => this.native.reshape(shape));
+  }
+
+  /** Gives the memory back; a second call does nothing. */
+  dispose(): void {
+    this.#native?.dispose();
+    this.#native = undefined;
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+
+  #view(shape: Shape, make: () => NativeTensor): Tensor<D> {
+    return new Tensor(this.device, this.dtype, shape, callNative(make));
+  }
+
+  #target(target: TypedArrayOf[D] | undefined): TypedArrayOf[D] {
+    if (target === undefined) return newTypedArray(this.dtype, this.length);
+    checkData(this.dtype, this.shape, target, 'target');
+    return target;
+  }
+}
+
+/** @internal Throws unless `data` is a typed array that fits dtype and shape. */
+export function checkData(
+  dtype: DType,
+  shape: Shape,
+  data: unknown,
+  name: string,
+): asserts data is NodeJS.TypedArray {
+  if (!holds(dtype, data)) throw expected(`${holderName(dtype)} (${dtype})`, name, data);
+  const wanted = shape.reduce((product, size) => product * size, 1);
+  if (data.length !== wanted) {
+    throw new MolaeError(
+      'SHAPE_MISMATCH',
+      `Expected ${wanted} elements for ${name} of shape [${shape.join(', ')}] but received ${data.length}`,
+    );
+  }
+}
+
+/** @internal Throws unless `value` is a tensor. */
+export function checkTensor(value: unknown, name: string): asserts value is Tensor {
+  if (!(value instanceof Tensor)) throw expected('a Tensor', name, value);
+}
+
+/** @internal Throws unless `value` is a list of non-negative integers. */
+export function checkShape(value: unknown, name: string): asserts value is Shape {
+  if (!Array.isArray(value) || !value.every((size) => Number.isSafeInteger(size) && size >= 0)) {
+    throw expected('an array of non-negative integers', name, value);
+  }
+}

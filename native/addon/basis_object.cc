@@ -1,0 +1,104 @@
+#include "addon/basis_object.h"
+
+#include <limits>
+
+#include "addon/args.h"
+#include "addon/errors.h"
+#include "addon/module.h"
+#include "addon/type_tags.h"
+
+namespace molae::addon {
+namespace {
+
+constexpr int64_t kMaxSize = std::numeric_limits<int32_t>::max();
+
+SharedSide to_side(Napi::Value value) {
+  const std::string name = value.IsString() ? value.As<Napi::String>().Utf8Value() : "";
+  if (name == "input") return SharedSide::Input;
+  if (name == "output") return SharedSide::Output;
+  unexpected("input or output", "side", value);
+}
+
+SharedBasis::Options to_options(Napi::Object object) {
+  SharedBasis::Options options;
+  options.side = to_side(object.Get("side"));
+  options.shared_size = to_integer(object.Get("sharedSize"), "sharedSize", 1, kMaxSize);
+  options.solver = parse_solver(object.Get("solver").ToString().Utf8Value());
+  options.rank_reduction = to_integer(object.Get("rankReduction"), "rankReduction", 0, kMaxSize);
+  const Napi::Value seed = object.Get("controlSeed");
+  if (!seed.IsUndefined()) options.control_seed = to_integer(seed, "controlSeed", 0, kMaxSize);
+  return options;
+}
+
+Napi::Value to_js(Napi::Env env, const BasisReport& report) {
+  Napi::Object object = Napi::Object::New(env);
+  object.Set("squaredNorm", report.squared_norm);
+  object.Set("optimalRelativeError", report.optimal_relative_error);
+  object.Set("jointDimension", static_cast<double>(report.joint_dimension));
+  object.Set("tolerance", report.tolerance);
+  if (report.control_relative_error) object.Set("controlRelativeError", *report.control_relative_error);
+  return object;
+}
+
+}  // namespace
+
+Napi::Function BasisObject::define(Napi::Env env) {
+  return DefineClass(env, "SharedBasis",
+                     {InstanceMethod<&BasisObject::add>("add"), InstanceMethod<&BasisObject::solve>("solve"),
+                      InstanceMethod<&BasisObject::project>("project"),
+                      InstanceMethod<&BasisObject::dispose>("dispose")});
+}
+
+Napi::Object BasisObject::make(Napi::Env env, Device& device, Napi::Object options) {
+  auto basis = std::make_shared<SharedBasis>(device.backend(), to_options(options));
+  Napi::Object object = Module::of(env).basis_constructor.New({});
+  BasisObject* self = Unwrap(object);
+  self->device_ = &device;
+  self->basis_ = std::move(basis);
+  return object;
+}
+
+BasisObject::BasisObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
+  info.This().As<Napi::Object>().TypeTag(&kBasisTag);
+}
+
+std::shared_ptr<SharedBasis> BasisObject::alive() const {
+  if (!basis_) fail(ErrorCode::Disposed, "The factorization was disposed");
+  return basis_;
+}
+
+Napi::Value BasisObject::add(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    auto work = std::make_shared<Work>();
+    work->run = [basis = alive(), w = Args(info).tensor(0, "w")] { basis->add(w); };
+    return Module::of(info.Env()).submit(info.Env(), *device_, work, [](Napi::Env env) { return env.Undefined(); });
+  });
+}
+
+Napi::Value BasisObject::solve(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    auto report = std::make_shared<BasisReport>();
+    auto work = std::make_shared<Work>();
+    work->run = [basis = alive(), b = Args(info).tensor(0, "b"), report] { *report = basis->solve(b); };
+    return Module::of(info.Env()).submit(info.Env(), *device_, work,
+                                         [report](Napi::Env env) { return to_js(env, *report); });
+  });
+}
+
+Napi::Value BasisObject::project(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    const Args args(info);
+    auto residual = std::make_shared<double>(0);
+    auto work = std::make_shared<Work>();
+    work->run = [basis = alive(), w = args.tensor(0, "w"), a = args.tensor(1, "a"), residual] {
+      *residual = basis->project(w, a);
+    };
+    return Module::of(info.Env()).submit(info.Env(), *device_, work, [residual](Napi::Env env) {
+      return Napi::Number::New(env, *residual);
+    });
+  });
+}
+
+void BasisObject::dispose(const Napi::CallbackInfo&) { basis_.reset(); }
+
+}  // namespace molae::addon

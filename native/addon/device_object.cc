@@ -1,0 +1,261 @@
+#include "addon/device_object.h"
+
+#include <memory>
+#include <vector>
+
+#include "addon/args.h"
+#include "addon/basis_object.h"
+#include "addon/errors.h"
+#include "addon/layer_object.h"
+#include "addon/module.h"
+#include "addon/tensor_object.h"
+#include "addon/type_tags.h"
+#include "core/checks.h"
+
+namespace molae::addon {
+namespace {
+
+Napi::Value to_js(Napi::Env env, const DeviceInfo& info) {
+  Napi::Object object = Napi::Object::New(env);
+  object.Set("kind", info.kind);
+  object.Set("index", info.index);
+  object.Set("name", info.name);
+  object.Set("library", info.library);
+  Napi::Array features = Napi::Array::New(env);
+  for (const std::string& feature : info.features) features.Set(features.Length(), feature);
+  object.Set("features", features);
+  object.Set("threads", info.threads);
+  object.Set("memoryBytes", static_cast<double>(info.memory_bytes));
+  return object;
+}
+
+Gemm to_gemm(Napi::Value value, const Backend* owner) {
+  if (!value.IsArray()) unexpected("[a, b, out, transposeA, transposeB, alpha, beta]", "problem", value);
+  const auto fields = value.As<Napi::Array>();
+  Gemm problem;
+  problem.a = to_tensor(fields.Get(0u), "a");
+  problem.b = to_tensor(fields.Get(1u), "b");
+  problem.c = to_tensor(fields.Get(2u), "out");
+  problem.transpose_a = Napi::Value(fields.Get(3u)).ToBoolean();
+  problem.transpose_b = Napi::Value(fields.Get(4u)).ToBoolean();
+  problem.alpha = Napi::Value(fields.Get(5u)).ToNumber();
+  problem.beta = Napi::Value(fields.Get(6u)).ToNumber();
+  check_gemm(problem, owner);
+  return problem;
+}
+
+void check_same_shape(const Tensor& from, const Shape& wanted, const char* name) {
+  if (from.shape() != wanted) {
+    fail(ErrorCode::ShapeMismatch, "Expected shape ", shape_name(wanted), " for ", name, " but received ",
+         shape_name(from.shape()));
+  }
+}
+
+// A promise of nothing, for work that writes to its arguments.
+Napi::Value submit(Napi::Env env, Device& device, std::function<void()> run) {
+  auto work = std::make_shared<Work>();
+  work->run = std::move(run);
+  return Module::of(env).submit(env, device, work, [](Napi::Env e) { return e.Undefined(); });
+}
+
+}  // namespace
+
+Napi::Function DeviceObject::define(Napi::Env env) {
+  return DefineClass(
+      env, "Device",
+      {InstanceMethod<&DeviceObject::info>("info"), InstanceMethod<&DeviceObject::memory_usage>("memoryUsage"),
+       InstanceMethod<&DeviceObject::empty>("empty"), InstanceMethod<&DeviceObject::from_data>("fromData"),
+       InstanceMethod<&DeviceObject::copy>("copy"), InstanceMethod<&DeviceObject::transpose>("transpose"),
+       InstanceMethod<&DeviceObject::gemm>("gemm"), InstanceMethod<&DeviceObject::svd>("svd"),
+       InstanceMethod<&DeviceObject::eigh>("eigh"), InstanceMethod<&DeviceObject::route>("route"),
+       InstanceMethod<&DeviceObject::find_non_finite>("findNonFinite"),
+       InstanceMethod<&DeviceObject::synchronize>("synchronize"),
+       InstanceMethod<&DeviceObject::prepare_layer>("prepareLayer"),
+       InstanceMethod<&DeviceObject::shared_basis>("sharedBasis"),
+       InstanceMethod<&DeviceObject::dispose>("dispose")});
+}
+
+Napi::Value DeviceObject::open(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    const Args args(info);
+    Device& device = open_device(args.string(0, "kind"), static_cast<int>(args.integer(1, "index", 0, 1 << 20)),
+                                 static_cast<int>(args.integer(2, "threads", 0, 1 << 20)));
+    Napi::Object object = Module::of(info.Env()).device_constructor.New({});
+    Unwrap(object)->device_ = &device;
+    device.retain();
+    return object;
+  });
+}
+
+DeviceObject::DeviceObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
+  info.This().As<Napi::Object>().TypeTag(&kDeviceTag);
+}
+
+void DeviceObject::Finalize(Napi::BasicEnv) {
+  if (device_) device_->release();
+}
+
+Device& DeviceObject::alive() const {
+  if (!device_) fail(ErrorCode::Disposed, "The device was disposed");
+  return *device_;
+}
+
+Napi::Value DeviceObject::info(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] { return to_js(info.Env(), alive().backend().info()); });
+}
+
+Napi::Value DeviceObject::memory_usage(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    const MemoryUsage usage = alive().backend().memory_usage();
+    Napi::Object object = Napi::Object::New(info.Env());
+    object.Set("tensors", static_cast<double>(usage.tensors));
+    object.Set("workspaces", static_cast<double>(usage.workspaces));
+    object.Set("peak", static_cast<double>(usage.peak));
+    return object;
+  });
+}
+
+Napi::Value DeviceObject::empty(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    const Args args(info);
+    const DType dtype = parse_dtype(args.string(0, "dtype"));
+    return TensorObject::make(info.Env(), alive(), molae::empty(alive().backend(), dtype, args.shape(1, "shape")));
+  });
+}
+
+// The tensor owns a copy when this returns; on a device with its own memory the upload is queued before anything that
+// could read it.
+Napi::Value DeviceObject::from_data(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    const Args args(info);
+    Device& device = alive();
+    const DType dtype = parse_dtype(args.string(0, "dtype"));
+    const Shape shape = args.shape(1, "shape");
+    const Bytes bytes = to_bytes(info[2], "data");
+    const size_t wanted = element_count(shape) * item_size(dtype);
+    if (bytes.size != wanted) {
+      fail(ErrorCode::ShapeMismatch, "A ", dtype_name(dtype), " tensor of shape ", shape_name(shape), " needs ", wanted,
+           " bytes but data has ", bytes.size);
+    }
+    const Tensor tensor = molae::empty(device.backend(), dtype, shape);
+    if (device.backend().host_memory()) {
+      device.backend().upload(bytes.data, tensor);
+    } else {
+      auto staging = std::make_shared<std::vector<uint8_t>>(bytes.data, bytes.data + bytes.size);
+      device.queue().push([&device, tensor, staging] { device.backend().upload(staging->data(), tensor); });
+    }
+    return TensorObject::make(info.Env(), device, tensor);
+  });
+}
+
+Napi::Value DeviceObject::copy(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    const Args args(info);
+    Device& device = alive();
+    const Tensor from = args.tensor(0, "from");
+    const Tensor to = args.tensor(1, "to");
+    check_owner(from, "from", &device.backend());
+    check_owner(to, "to", &device.backend());
+    check_same_shape(to, from.shape(), "to");
+    if (from.dtype() != to.dtype() && !(is_float(from.dtype()) && is_float(to.dtype()))) {
+      fail(ErrorCode::DTypeMismatch, "Cannot convert ", dtype_name(from.dtype()), " to ", dtype_name(to.dtype()));
+    }
+    return submit(info.Env(), device, [&device, from, to] { device.backend().copy(from, to); });
+  });
+}
+
+Napi::Value DeviceObject::transpose(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    const Args args(info);
+    Device& device = alive();
+    const Tensor from = args.tensor(0, "from");
+    const Tensor to = args.tensor(1, "to");
+    check_owner(from, "from", &device.backend());
+    check_owner(to, "to", &device.backend());
+    if (from.rank() != 2 || from.dtype() != to.dtype()) fail(ErrorCode::ShapeMismatch, "Expected matrices of one dtype");
+    check_same_shape(to, {from.cols(), from.rows()}, "to");
+    return submit(info.Env(), device, [&device, from, to] { device.backend().transpose(from, to); });
+  });
+}
+
+Napi::Value DeviceObject::gemm(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    Device& device = alive();
+    const Napi::Array list = Args(info).array(0, "problems");
+    std::vector<Gemm> problems;
+    for (uint32_t i = 0; i < list.Length(); ++i) problems.push_back(to_gemm(list.Get(i), &device.backend()));
+    return submit(info.Env(), device, [&device, problems = std::move(problems)] { device.backend().gemm(problems); });
+  });
+}
+
+Napi::Value DeviceObject::svd(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    const Args args(info);
+    Device& device = alive();
+    const Tensor a = args.tensor(0, "a");
+    const Tensor u = args.tensor(1, "u");
+    const Tensor s = args.tensor(2, "s");
+    const Tensor vt = args.tensor(3, "vt");
+    check_svd(a, u, s, vt, &device.backend());
+    return submit(info.Env(), device, [&device, a, u, s, vt] { device.backend().svd(a, u, s, vt); });
+  });
+}
+
+Napi::Value DeviceObject::eigh(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    const Args args(info);
+    Device& device = alive();
+    const Tensor a = args.tensor(0, "a");
+    const Tensor values = args.tensor(1, "values");
+    const Tensor vectors = args.tensor(2, "vectors");
+    check_eigh(a, values, vectors, &device.backend());
+    return submit(info.Env(), device, [&device, a, values, vectors] { device.backend().eigh(a, values, vectors); });
+  });
+}
+
+Napi::Value DeviceObject::route(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    const Args args(info);
+    Device& device = alive();
+    const Tensor logits = args.tensor(0, "logits");
+    const RouterSpec spec{parse_scoring(args.string(1, "scoring")), args.integer(2, "topK", 1, 1 << 30),
+                          args.boolean(3, "renormalize")};
+    const Routing routing{args.tensor(4, "ids"), args.tensor(5, "weights")};
+    check_route(logits, spec, routing, &device.backend());
+    return submit(info.Env(), device, [&device, logits, spec, routing] { device.backend().route(logits, spec, routing); });
+  });
+}
+
+Napi::Value DeviceObject::find_non_finite(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    Device& device = alive();
+    const Tensor tensor = Args(info).tensor(0, "tensor");
+    check_owner(tensor, "tensor", &device.backend());
+    auto found = std::make_shared<int64_t>(-1);
+    auto work = std::make_shared<Work>();
+    work->run = [&device, tensor, found] { *found = device.backend().find_non_finite(tensor); };
+    return Module::of(info.Env()).submit(info.Env(), device, work, [found](Napi::Env env) {
+      return Napi::Number::New(env, static_cast<double>(*found));
+    });
+  });
+}
+
+Napi::Value DeviceObject::synchronize(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] { return submit(info.Env(), alive(), [] {}); });
+}
+
+Napi::Value DeviceObject::prepare_layer(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(),
+                 [&] { return LayerObject::make(info.Env(), alive(), Args(info).object(0, "description")); });
+}
+
+Napi::Value DeviceObject::shared_basis(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] { return BasisObject::make(info.Env(), alive(), Args(info).object(0, "options")); });
+}
+
+void DeviceObject::dispose(const Napi::CallbackInfo&) {
+  if (device_) device_->release();
+  device_ = nullptr;
+}
+
+}  // namespace molae::addon

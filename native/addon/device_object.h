@@ -1,0 +1,39 @@
+#pragma once
+
+#include "addon/node_api.h"
+#include "core/device.h"
+
+namespace molae::addon {
+
+// An open device. All results go to tensors that the caller made with empty(): one place to allocate, nothing hidden.
+class DeviceObject final : public Napi::ObjectWrap<DeviceObject> {
+ public:
+  static Napi::Function define(Napi::Env env);
+  static Napi::Value open(const Napi::CallbackInfo& info);  // (kind, index, threads)
+
+  explicit DeviceObject(const Napi::CallbackInfo& info);
+  void Finalize(Napi::BasicEnv env) override;
+
+ private:
+  Device& alive() const;
+
+  Napi::Value info(const Napi::CallbackInfo& info);
+  Napi::Value memory_usage(const Napi::CallbackInfo& info);
+  Napi::Value empty(const Napi::CallbackInfo& info);      // (dtype, shape) -> Tensor
+  Napi::Value from_data(const Napi::CallbackInfo& info);  // (dtype, shape, typed array) -> Tensor
+  Napi::Value copy(const Napi::CallbackInfo& info);       // (from, to) -> Promise
+  Napi::Value transpose(const Napi::CallbackInfo& info);  // (from, to) -> Promise
+  Napi::Value gemm(const Napi::CallbackInfo& info);       // ([a, b, c, transposeA, transposeB, alpha, beta][]) -> Promise
+  Napi::Value svd(const Napi::CallbackInfo& info);        // (a, u, s, vt) -> Promise
+  Napi::Value eigh(const Napi::CallbackInfo& info);       // (a, values, vectors) -> Promise; destroys a
+  Napi::Value route(const Napi::CallbackInfo& info);      // (logits, scoring, topK, renormalize, ids, weights)
+  Napi::Value find_non_finite(const Napi::CallbackInfo& info);  // (tensor) -> Promise<flat index or -1>
+  Napi::Value synchronize(const Napi::CallbackInfo& info);      // () -> Promise
+  Napi::Value prepare_layer(const Napi::CallbackInfo& info);    // (description) -> Layer
+  Napi::Value shared_basis(const Napi::CallbackInfo& info);     // (options) -> SharedBasis
+  void dispose(const Napi::CallbackInfo& info);
+
+  Device* device_ = nullptr;
+};
+
+}  // namespace molae::addon

@@ -1,0 +1,135 @@
+#include "addon/layer_object.h"
+
+#include <limits>
+#include <string>
+
+#include "addon/args.h"
+#include "addon/errors.h"
+#include "addon/module.h"
+#include "addon/type_tags.h"
+#include "core/checks.h"
+
+namespace molae::addon {
+namespace {
+
+Napi::Object member(Napi::Object object, const char* name) {
+  const Napi::Value value = object.Get(name);
+  if (!value.IsObject()) unexpected("an object", name, value);
+  return value.As<Napi::Object>();
+}
+
+ExpertOperator to_operator(Napi::Object description, const std::string& name) {
+  const Napi::Object op = member(description, name.c_str());
+  return {to_tensors(op.Get("perExpert"), name + ".perExpert"), to_tensors(op.Get("shared"), name + ".shared")};
+}
+
+std::vector<std::vector<int32_t>> to_groups(Napi::Value value) {
+  if (!value.IsArray()) unexpected("an array of arrays", "groups", value);
+  std::vector<std::vector<int32_t>> groups;
+  const auto array = value.As<Napi::Array>();
+  for (uint32_t g = 0; g < array.Length(); ++g) {
+    const Napi::Value group = array.Get(g);
+    const std::string name = "groups[" + std::to_string(g) + "]";
+    if (!group.IsArray()) unexpected("an array of expert indices", name, group);
+    const auto members = group.As<Napi::Array>();
+    std::vector<int32_t>& experts = groups.emplace_back();
+    for (uint32_t i = 0; i < members.Length(); ++i) {
+      experts.push_back(
+          static_cast<int32_t>(to_integer(members.Get(i), name, 0, std::numeric_limits<int32_t>::max())));
+    }
+  }
+  return groups;
+}
+
+SharedExpert to_shared_expert(Napi::Object object) {
+  SharedExpert shared{to_tensor(object.Get("gate"), "sharedExpert.gate"), to_tensor(object.Get("up"), "sharedExpert.up"),
+                      to_tensor(object.Get("down"), "sharedExpert.down"), std::nullopt};
+  const Napi::Value logit = object.Get("gateLogit");
+  if (!logit.IsUndefined()) shared.gate_logit = to_tensor(logit, "sharedExpert.gateLogit");
+  return shared;
+}
+
+ExpertLayer to_layer(Napi::Object description) {
+  ExpertLayer layer;
+  layer.activation = parse_activation(description.Get("activation").ToString().Utf8Value());
+  layer.groups = to_groups(description.Get("groups"));
+  layer.gate = to_operator(description, "gate");
+  layer.up = to_operator(description, "up");
+  layer.down = to_operator(description, "down");
+  const Napi::Value shared = description.Get("sharedExpert");
+  if (!shared.IsUndefined()) layer.shared_expert = to_shared_expert(member(description, "sharedExpert"));
+  return layer;
+}
+
+// The arguments of both forwards.
+struct Call {
+  Tensor x;
+  Routing routing;
+  Tensor y;
+};
+
+Call to_call(const Args& args) {
+  return {args.tensor(0, "x"),
+          {args.tensor(1, "routing.ids"), args.tensor(2, "routing.weights")},
+          args.tensor(3, "out")};
+}
+
+}  // namespace
+
+Napi::Function LayerObject::define(Napi::Env env) {
+  return DefineClass(env, "Layer",
+                     {InstanceMethod<&LayerObject::forward>("forward"),
+                      InstanceMethod<&LayerObject::forward_sync>("forwardSync"),
+                      InstanceMethod<&LayerObject::dispose>("dispose")});
+}
+
+Napi::Object LayerObject::make(Napi::Env env, Device& device, Napi::Object description) {
+  auto prepared = std::make_shared<Prepared>();
+  prepared->layer = to_layer(description);
+  check_layer(prepared->layer, &device.backend());
+  device.queue().run_inline([&] { prepared->forward = device.backend().prepare(prepared->layer); });
+  Napi::Object object = Module::of(env).layer_constructor.New({});
+  LayerObject* self = Unwrap(object);
+  self->device_ = &device;
+  self->prepared_ = std::move(prepared);
+  return object;
+}
+
+LayerObject::LayerObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
+  info.This().As<Napi::Object>().TypeTag(&kLayerTag);
+}
+
+std::shared_ptr<LayerObject::Prepared> LayerObject::alive() const {
+  if (!prepared_) fail(ErrorCode::Disposed, "The experts were disposed");
+  return prepared_;
+}
+
+Napi::Value LayerObject::forward(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    const Args args(info);
+    const auto prepared = alive();
+    const Call call = to_call(args);
+    check_forward(prepared->layer, call.x, call.routing, call.y, &device_->backend());
+    auto work = std::make_shared<Work>();
+    work->cancellation = args.cancellation(4);
+    if (!work->cancellation) work->cancellation = std::make_shared<Cancellation>();
+    work->run = [prepared, call, cancellation = work->cancellation] {
+      prepared->forward->run(call.x, call.routing, call.y, *cancellation);
+    };
+    return Module::of(info.Env()).submit(info.Env(), *device_, work, [](Napi::Env env) { return env.Undefined(); });
+  });
+}
+
+void LayerObject::forward_sync(const Napi::CallbackInfo& info) {
+  guarded(info.Env(), [&] {
+    const auto prepared = alive();
+    const Call call = to_call(Args(info));
+    check_forward(prepared->layer, call.x, call.routing, call.y, &device_->backend());
+    const Cancellation never;
+    device_->queue().run_inline([&] { prepared->forward->run(call.x, call.routing, call.y, never); });
+  });
+}
+
+void LayerObject::dispose(const Napi::CallbackInfo&) { prepared_.reset(); }
+
+}  // namespace molae::addon

@@ -1,0 +1,35 @@
+#pragma once
+
+#include <memory>
+
+#include "addon/node_api.h"
+#include "core/device.h"
+
+namespace molae::addon {
+
+// The experts of one layer, prepared for their device.
+class LayerObject final : public Napi::ObjectWrap<LayerObject> {
+ public:
+  static Napi::Function define(Napi::Env env);
+  // description: { activation, groups, gate, up, down: { perExpert: Tensor[], shared: Tensor[] },
+  //                sharedExpert?: { gate, up, down, gateLogit? } }
+  static Napi::Object make(Napi::Env env, Device& device, Napi::Object description);
+
+  explicit LayerObject(const Napi::CallbackInfo& info);
+
+ private:
+  struct Prepared {
+    ExpertLayer layer;
+    std::unique_ptr<LayerForward> forward;
+  };
+
+  std::shared_ptr<Prepared> alive() const;
+  Napi::Value forward(const Napi::CallbackInfo& info);   // (x, ids, weights, out, cancellation?) -> Promise
+  void forward_sync(const Napi::CallbackInfo& info);     // (x, ids, weights, out)
+  void dispose(const Napi::CallbackInfo& info);
+
+  Device* device_ = nullptr;
+  std::shared_ptr<Prepared> prepared_;
+};
+
+}  // namespace molae::addon

@@ -1,0 +1,106 @@
+#include "addon/module.h"
+
+#include <utility>
+
+#include "addon/errors.h"
+
+namespace molae::addon {
+
+bool Completions::begin() {
+  std::lock_guard lock(mutex_);
+  if (closed_) return false;
+  ++running_;
+  return true;
+}
+
+void Completions::end(uint64_t ticket, bool begun) {
+  std::lock_guard lock(mutex_);
+  if (begun && --running_ == 0) idle_.notify_all();
+  if (closed_) return;
+  done_.push_back(ticket);
+  napi_call_threadsafe_function(wake_, nullptr, napi_tsfn_nonblocking);
+}
+
+void Completions::open(napi_threadsafe_function wake) { wake_ = wake; }
+
+void Completions::close() {
+  std::unique_lock lock(mutex_);
+  closed_ = true;
+  idle_.wait(lock, [&] { return running_ == 0; });
+}
+
+std::vector<uint64_t> Completions::take() {
+  std::lock_guard lock(mutex_);
+  return std::exchange(done_, {});
+}
+
+Module& Module::of(Napi::Env env) { return *env.GetInstanceData<Module>(); }
+
+void Module::install(Napi::Env env) {
+  auto* module = new Module;
+  env.SetInstanceData<Module>(module);
+  napi_value name = Napi::String::New(env, "molae");
+  const napi_status status =
+      napi_create_threadsafe_function(env, nullptr, nullptr, name, 0, 1, nullptr, nullptr, module, on_wake,
+                                      &module->wake_);
+  if (status != napi_ok) throw Napi::Error::New(env, "Cannot create a thread-safe function");
+  napi_unref_threadsafe_function(env, module->wake_);  // only pending work keeps the process alive
+  module->completions_->open(module->wake_);
+  napi_add_env_cleanup_hook(env, on_cleanup, module);
+}
+
+Napi::Promise Module::submit(Napi::Env env, Device& device, std::shared_ptr<Work> work, Finish finish) {
+  const uint64_t ticket = next_ticket_++;
+  if (pending_.empty()) napi_ref_threadsafe_function(env, wake_);
+  const auto deferred = Napi::Promise::Deferred::New(env);
+  pending_.emplace(ticket, Pending{deferred, work, std::move(finish)});
+  device.queue().push([completions = completions_, work, ticket] {
+    const bool begun = completions->begin();
+    if (begun) {
+      try {
+        if (work->cancellation) work->cancellation->check();
+        work->run();
+      } catch (...) {
+        work->error = std::current_exception();
+      }
+    }
+    work->run = nullptr;  // what it kept alive may go now
+    completions->end(ticket, begun);
+  });
+  return deferred.Promise();
+}
+
+void Module::on_wake(napi_env env, napi_value, void* context, void*) {
+  if (env == nullptr) return;  // the environment is going
+  static_cast<Module*>(context)->settle(env);
+}
+
+void Module::settle(Napi::Env env) {
+  const Napi::HandleScope scope(env);
+  for (uint64_t ticket : completions_->take()) {
+    const auto found = pending_.find(ticket);
+    Pending pending = std::move(found->second);
+    pending_.erase(found);
+    if (pending_.empty()) napi_unref_threadsafe_function(env, wake_);
+    if (pending.work->error) {
+      pending.deferred.Reject(to_js(env, pending.work->error).Value());
+      continue;
+    }
+    try {
+      pending.deferred.Resolve(guarded(env, [&] { return pending.finish(env); }));
+    } catch (const Napi::Error& error) {
+      pending.deferred.Reject(error.Value());
+    }
+  }
+}
+
+void Module::on_cleanup(void* data) {
+  auto* module = static_cast<Module*>(data);
+  for (auto& [ticket, pending] : module->pending_) {
+    if (pending.work->cancellation) pending.work->cancellation->cancel();
+  }
+  module->completions_->close();
+  module->pending_.clear();
+}
+
+}  // namespace molae::addon

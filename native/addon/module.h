@@ -1,0 +1,80 @@
+#pragma once
+
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <unordered_map>
+#include <vector>
+
+#include "addon/node_api.h"
+#include "core/cancellation.h"
+#include "core/device.h"
+
+namespace molae::addon {
+
+// Native work of one asynchronous call. Made on the JavaScript thread, run on a device's queue.
+struct Work {
+  std::function<void()> run;  // what it returns it leaves where `finish` finds it
+  std::shared_ptr<Cancellation> cancellation;
+  std::exception_ptr error;
+};
+
+// What queue threads know of an environment: where to say that work is done. Outlives the environment.
+class Completions {
+ public:
+  // False where the environment is going: the work is not to start.
+  bool begin();
+  // Says that the work with this ticket is done, or was skipped.
+  void end(uint64_t ticket, bool begun);
+
+  void open(napi_threadsafe_function wake);
+  // After this nothing reaches the environment any more; waits for the work that is running.
+  void close();
+  std::vector<uint64_t> take();
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable idle_;
+  napi_threadsafe_function wake_ = nullptr;
+  bool closed_ = false;
+  int running_ = 0;
+  std::vector<uint64_t> done_;
+};
+
+// All state of one environment (the main thread, or a worker_thread). Destruction, in order: the cleanup hook closes
+// the completions, cancels what waits and waits for what runs; then Node deletes the wrapped objects; then this.
+class Module {
+ public:
+  using Finish = std::function<Napi::Value(Napi::Env)>;
+
+  static Module& of(Napi::Env env);
+  static void install(Napi::Env env);
+
+  // Queues `work` on the device; the promise gets what `finish` returns, or the error of either.
+  Napi::Promise submit(Napi::Env env, Device& device, std::shared_ptr<Work> work, Finish finish);
+
+  Napi::FunctionReference tensor_constructor;
+  Napi::FunctionReference device_constructor;
+  Napi::FunctionReference layer_constructor;
+  Napi::FunctionReference basis_constructor;
+
+ private:
+  struct Pending {
+    Napi::Promise::Deferred deferred;
+    std::shared_ptr<Work> work;
+    Finish finish;
+  };
+
+  static void on_wake(napi_env env, napi_value callback, void* context, void* data);
+  static void on_cleanup(void* module);
+  void settle(Napi::Env env);
+
+  std::shared_ptr<Completions> completions_ = std::make_shared<Completions>();
+  napi_threadsafe_function wake_ = nullptr;
+  uint64_t next_ticket_ = 0;
+  std::unordered_map<uint64_t, Pending> pending_;
+};
+
+}  // namespace molae::addon

@@ -1,0 +1,109 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "core/cancellation.h"
+#include "core/expert_layer.h"
+#include "core/routing.h"
+#include "core/tensor.h"
+
+namespace molae {
+
+struct DeviceInfo {
+  std::string kind;  // "cpu", "cuda"
+  int index = 0;
+  std::string name;                   // "AMD EPYC ..."
+  std::string library;                // the BLAS that does the matrix products, with its version
+  std::vector<std::string> features;  // instruction sets or compute capability
+  int threads = 0;                    // 0 where it has no meaning
+  size_t memory_bytes = 0;
+};
+
+struct MemoryUsage {
+  size_t tensors = 0;     // bytes of live tensors
+  size_t workspaces = 0;  // bytes kept for reuse between calls
+  size_t peak = 0;        // the largest sum of both so far
+};
+
+// C = alpha op(A) op(B) + beta C, row-major. Where beta is 0, C is not read.
+struct Gemm {
+  Tensor a, b, c;
+  bool transpose_a = false;
+  bool transpose_b = false;
+  double alpha = 1;
+  double beta = 0;
+};
+
+// Which side of an expert's matrix the group shares: gate and up share their input (right singular) space, down
+// shares its output (left singular) space.
+enum class SharedSide { Input, Output };
+
+// The forward pass of one layer, prepared for one backend (packed weights, captured graphs, workspaces).
+class LayerForward {
+ public:
+  virtual ~LayerForward() = default;
+  // y [T, n] = the experts applied to x [T, n]; both of one floating dtype.
+  virtual void run(const Tensor& x, const Routing& routing, const Tensor& y, const Cancellation& cancel) = 0;
+};
+
+// What a device can do. One operation at a time: the device's queue sees to it. Arguments have been checked
+// (core/checks.h) when an operation is called, so that every backend refuses the same input with the same words.
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  virtual DeviceInfo info() const = 0;
+  virtual MemoryUsage memory_usage() const = 0;
+  virtual void trim() = 0;  // gives the workspaces back
+
+  // Memory. May be called from any thread, unlike everything else. Throws OutOfMemory.
+  virtual std::shared_ptr<Buffer> allocate(size_t bytes) = 0;
+  virtual bool host_memory() const = 0;  // buffers can be read and written through their pointers
+  virtual void upload(const void* host, const Tensor& to) = 0;
+  virtual void download(const Tensor& from, void* host) = 0;
+  virtual void copy(const Tensor& from, const Tensor& to) = 0;  // same elements; converts between float dtypes
+
+  virtual void zero(const Tensor& tensor) = 0;
+  virtual void transpose(const Tensor& from, const Tensor& to) = 0;  // [p, q] -> [q, p], same dtype
+
+  // Flat index of the first NaN or infinity, -1 if there is none.
+  virtual int64_t find_non_finite(const Tensor& tensor) = 0;
+
+  // Linear algebra.
+  virtual void gemm(std::span<const Gemm> problems) = 0;  // independent products of any shapes
+  // Full decomposition of a [p, q] with k = min(p, q): u [p, k], s [k], vt [k, q], descending. f32 or f64.
+  virtual void svd(const Tensor& a, const Tensor& u, const Tensor& s, const Tensor& vt) = 0;
+  // a [n, n] symmetric, only its lower triangle is read, destroyed. values [n]: all eigenvalues, descending.
+  // vectors [top, n]: row j is the unit eigenvector of values[j]. f32 or f64.
+  virtual void eigh(const Tensor& a, const Tensor& values, const Tensor& vectors) = 0;
+
+  // What factorization needs beside them.
+  // gram [n, n] f64, lower triangle += WᵀW (Input) or WWᵀ (Output). f32 sums over at most 512 products of halves
+  // (exact in f32), everything else in f64.
+  virtual void accumulate_gram(const Tensor& w, SharedSide side, const Tensor& gram) = 0;
+  // out[i][j] = signs[j] w[i][source[j]] (Input) or signs[i] w[source[i]][j] (Output).
+  virtual void signed_permutation(const Tensor& w, SharedSide side, std::span<const int32_t> source,
+                                  std::span<const int8_t> signs, const Tensor& out) = 0;
+  // The sum of squares of w, and of w - a b, accumulated in f64.
+  virtual double squared_norm(const Tensor& w) = 0;
+  virtual double squared_residual(const Tensor& w, const Tensor& a, const Tensor& b) = 0;
+  // Solves spd X = rhs in place of rhs, spd [r, r] symmetric positive definite (lower triangle read, destroyed).
+  virtual void solve_spd(const Tensor& spd, const Tensor& rhs) = 0;
+
+  // Mixture of experts.
+  virtual void route(const Tensor& logits, const RouterSpec& spec, const Routing& routing) = 0;
+  virtual std::unique_ptr<LayerForward> prepare(ExpertLayer layer) = 0;
+};
+
+// A new, uninitialized tensor.
+inline Tensor empty(Backend& backend, DType dtype, Shape shape) {
+  const size_t bytes = element_count(shape) * item_size(dtype);
+  return Tensor(backend.allocate(bytes), 0, dtype, std::move(shape));
+}
+
+}  // namespace molae

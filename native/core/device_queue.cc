@@ -1,0 +1,61 @@
+#include "core/device_queue.h"
+
+namespace molae {
+
+DeviceQueue::DeviceQueue() : worker_([this] { work(); }) {}
+
+DeviceQueue::~DeviceQueue() {
+  {
+    std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  changed_.notify_all();
+  worker_.join();
+}
+
+void DeviceQueue::push(std::function<void()> job) {
+  {
+    std::lock_guard lock(mutex_);
+    jobs_.push_back(std::move(job));
+  }
+  changed_.notify_all();
+}
+
+void DeviceQueue::run_inline(const std::function<void()>& job) {
+  {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return jobs_.empty() && !busy_; });
+    busy_ = true;
+  }
+  struct Release {
+    DeviceQueue& queue;
+    ~Release() {
+      {
+        std::lock_guard lock(queue.mutex_);
+        queue.busy_ = false;
+      }
+      queue.changed_.notify_all();
+    }
+  } release{*this};
+  job();
+}
+
+void DeviceQueue::work() {
+  std::unique_lock lock(mutex_);
+  while (true) {
+    changed_.wait(lock, [&] { return stopping_ || (!jobs_.empty() && !busy_); });
+    if (stopping_ && jobs_.empty()) return;
+    if (busy_) continue;
+    std::function<void()> job = std::move(jobs_.front());
+    jobs_.pop_front();
+    busy_ = true;
+    lock.unlock();
+    job();
+    job = nullptr;  // what the job kept alive goes before anybody may count it
+    lock.lock();
+    busy_ = false;
+    changed_.notify_all();
+  }
+}
+
+}  // namespace molae

@@ -1,0 +1,36 @@
+#pragma once
+
+#include <condition_variable>
+#include <deque>
+#include <functional>
+#include <mutex>
+#include <thread>
+
+namespace molae {
+
+// One worker thread that runs what it is given in order, one at a time.
+class DeviceQueue {
+ public:
+  DeviceQueue();
+  ~DeviceQueue();
+  DeviceQueue(const DeviceQueue&) = delete;
+  DeviceQueue& operator=(const DeviceQueue&) = delete;
+
+  // Runs later on the worker thread. A job must not throw.
+  void push(std::function<void()> job);
+
+  // Runs on the calling thread, once everything that was pushed before is done. May throw what `job` throws.
+  void run_inline(const std::function<void()>& job);
+
+ private:
+  void work();
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<std::function<void()>> jobs_;
+  bool busy_ = false;
+  bool stopping_ = false;
+  std::thread worker_;
+};
+
+}  // namespace molae

@@ -1,0 +1,78 @@
+#pragma once
+
+#include <cblas.h>
+
+#include <cstdint>
+#include <limits>
+
+#include "core/error.h"
+
+// The LAPACK routines we use, by their Fortran symbols: OpenBLAS as Debian packages it has no LAPACKE.
+extern "C" {
+#define MOLAE_DECLARE_LAPACK(p, Real)                                                                             \
+  void p##gesdd_(const char* jobz, const int* m, const int* n, Real* a, const int* lda, Real* s, Real* u,         \
+                 const int* ldu, Real* vt, const int* ldvt, Real* work, const int* lwork, int* iwork, int* info); \
+  void p##sytrd_(const char* uplo, const int* n, Real* a, const int* lda, Real* d, Real* e, Real* tau,            \
+                 Real* work, const int* lwork, int* info);                                                        \
+  void p##sterf_(const int* n, Real* d, Real* e, int* info);                                                      \
+  void p##stemr_(const char* jobz, const char* range, const int* n, Real* d, Real* e, const Real* vl,             \
+                 const Real* vu, const int* il, const int* iu, int* m, Real* w, Real* z, const int* ldz,          \
+                 const int* nzc, int* isuppz, int* tryrac, Real* work, const int* lwork, int* iwork,              \
+                 const int* liwork, int* info);                                                                   \
+  void p##ormtr_(const char* side, const char* uplo, const char* trans, const int* m, const int* n,               \
+                 const Real* a, const int* lda, const Real* tau, Real* c, const int* ldc, Real* work,             \
+                 const int* lwork, int* info);                                                                    \
+  void p##potrf_(const char* uplo, const int* n, Real* a, const int* lda, int* info);
+MOLAE_DECLARE_LAPACK(s, float)
+MOLAE_DECLARE_LAPACK(d, double)
+#undef MOLAE_DECLARE_LAPACK
+void openblas_set_num_threads(int threads);
+char* openblas_get_config(void);
+}
+
+namespace molae::blas {
+
+inline int to_int(int64_t size) {
+  if (size > std::numeric_limits<int>::max()) {
+    fail(ErrorCode::InvalidArgument, "A side of ", size, " is too long for BLAS: 2^31 - 1 at most");
+  }
+  return static_cast<int>(size);
+}
+
+// C = alpha op(A) op(B) + beta C, row-major, on the calling thread.
+inline void gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, float alpha, const float* a, int64_t lda,
+                 const float* b, int64_t ldb, float beta, float* c, int64_t ldc) {
+  cblas_sgemm(CblasRowMajor, ta ? CblasTrans : CblasNoTrans, tb ? CblasTrans : CblasNoTrans, to_int(m), to_int(n),
+              to_int(k), alpha, a, to_int(lda), b, to_int(ldb), beta, c, to_int(ldc));
+}
+
+inline void gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, double alpha, const double* a, int64_t lda,
+                 const double* b, int64_t ldb, double beta, double* c, int64_t ldc) {
+  cblas_dgemm(CblasRowMajor, ta ? CblasTrans : CblasNoTrans, tb ? CblasTrans : CblasNoTrans, to_int(m), to_int(n),
+              to_int(k), alpha, a, to_int(lda), b, to_int(ldb), beta, c, to_int(ldc));
+}
+
+// X in place of B [r, cols]: L L^T X = B, L [r, r] the lower Cholesky factor, row-major.
+inline void solve_cholesky(int r, int cols, const float* l, float* b) {
+  for (CBLAS_TRANSPOSE side : {CblasNoTrans, CblasTrans}) {
+    cblas_strsm(CblasRowMajor, CblasLeft, CblasLower, side, CblasNonUnit, r, cols, 1, l, r, b, cols);
+  }
+}
+
+inline void solve_cholesky(int r, int cols, const double* l, double* b) {
+  for (CBLAS_TRANSPOSE side : {CblasNoTrans, CblasTrans}) {
+    cblas_dtrsm(CblasRowMajor, CblasLeft, CblasLower, side, CblasNonUnit, r, cols, 1, l, r, b, cols);
+  }
+}
+
+// Lets OpenBLAS itself use several threads for as long as this lives: for LAPACK calls, which run alone. All other
+// BLAS calls come from our own pool's threads and must not fork again.
+class Threads {
+ public:
+  explicit Threads(int threads) { openblas_set_num_threads(threads); }
+  ~Threads() { openblas_set_num_threads(1); }
+  Threads(const Threads&) = delete;
+  Threads& operator=(const Threads&) = delete;
+};
+
+}  // namespace molae::blas

@@ -1,0 +1,95 @@
+#include "cpu/cpu_backend.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "cpu/blas.h"
+#include "cpu/compute_pool.h"
+#include "cpu/convert.h"
+#include "cpu/experts_forward.h"
+#include "cpu/linalg.h"
+#include "cpu/memory.h"
+#include "cpu/processor.h"
+#include "cpu/route.h"
+
+namespace molae {
+namespace {
+
+// Elements of a copy that one task converts.
+constexpr int64_t kCopyElements = 1 << 18;
+
+class CpuBackend final : public Backend {
+ public:
+  explicit CpuBackend(int threads)
+      : threads_(threads), account_(std::make_shared<MemoryAccount>()), workspace_(account_) {
+    openblas_set_num_threads(1);
+  }
+
+  DeviceInfo info() const override {
+    return {"cpu", 0, cpu::processor_name(), openblas_get_config(), cpu::processor_features(), threads_,
+            cpu::memory_bytes()};
+  }
+  MemoryUsage memory_usage() const override { return account_->usage(); }
+  void trim() override { workspace_.release(); }
+
+  std::shared_ptr<Buffer> allocate(size_t bytes) override { return allocate_host_buffer(this, account_, bytes); }
+  bool host_memory() const override { return true; }
+  void upload(const void* host, const Tensor& to) override { std::memcpy(to.data(), host, to.bytes()); }
+  void download(const Tensor& from, void* host) override { std::memcpy(host, from.data(), from.bytes()); }
+  void zero(const Tensor& tensor) override { std::memset(tensor.data(), 0, tensor.bytes()); }
+
+  void copy(const Tensor& from, const Tensor& to) override {
+    const auto count = static_cast<int64_t>(from.elements());
+    const int64_t tasks = (count + kCopyElements - 1) / kCopyElements;
+    ComputePool::instance().parallel_for(threads_, tasks, [&](int64_t task, int) {
+      const int64_t begin = task * kCopyElements;
+      convert_elements(from.dtype(), from.as<const std::byte>() + begin * item_size(from.dtype()), to.dtype(),
+                       to.as<std::byte>() + begin * item_size(to.dtype()), std::min(kCopyElements, count - begin));
+    });
+  }
+
+  int64_t find_non_finite(const Tensor& tensor) override {
+    return first_non_finite(tensor.dtype(), tensor.data(), tensor.elements());
+  }
+
+  void transpose(const Tensor& from, const Tensor& to) override { cpu::transpose(context(), from, to); }
+  void gemm(std::span<const Gemm> problems) override { cpu::gemm(context(), problems); }
+  void svd(const Tensor& a, const Tensor& u, const Tensor& s, const Tensor& vt) override {
+    cpu::svd(context(), a, u, s, vt);
+  }
+  void eigh(const Tensor& a, const Tensor& values, const Tensor& vectors) override {
+    cpu::eigh(context(), a, values, vectors);
+  }
+  void accumulate_gram(const Tensor& w, SharedSide side, const Tensor& gram) override {
+    cpu::accumulate_gram(context(), w, side, gram);
+  }
+  void signed_permutation(const Tensor& w, SharedSide side, std::span<const int32_t> source,
+                          std::span<const int8_t> signs, const Tensor& out) override {
+    cpu::signed_permutation(w, side, source, signs, out);
+  }
+  double squared_norm(const Tensor& w) override { return cpu::squared_norm(context(), w); }
+  double squared_residual(const Tensor& w, const Tensor& a, const Tensor& b) override {
+    return cpu::squared_residual(context(), w, a, b);
+  }
+  void solve_spd(const Tensor& spd, const Tensor& rhs) override { cpu::solve_spd(context(), spd, rhs); }
+  void route(const Tensor& logits, const RouterSpec& spec, const Routing& routing) override {
+    cpu::route(context(), logits, spec, routing);
+  }
+  std::unique_ptr<LayerForward> prepare(ExpertLayer layer) override {
+    check_layer(layer, this);
+    return cpu::make_layer_forward(context(), std::move(layer));
+  }
+
+ private:
+  cpu::Context context() { return {threads_, workspace_}; }
+
+  int threads_;
+  std::shared_ptr<MemoryAccount> account_;
+  Workspace workspace_;
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> make_cpu_backend(int threads) { return std::make_unique<CpuBackend>(threads); }
+
+}  // namespace molae

@@ -1,0 +1,167 @@
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <string>
+
+#include "core/error.h"
+#include "cpu/blas.h"
+#include "cpu/convert.h"
+#include "cpu/linalg.h"
+
+namespace molae::cpu {
+namespace {
+
+// LAPACK's routines for float and double under one name.
+template <class Real>
+struct Lapack;
+
+#define MOLAE_LAPACK(Real, p)                  \
+  template <>                                  \
+  struct Lapack<Real> {                        \
+    static constexpr auto gesdd = p##gesdd_;   \
+    static constexpr auto sytrd = p##sytrd_;   \
+    static constexpr auto sterf = p##sterf_;   \
+    static constexpr auto stemr = p##stemr_;   \
+    static constexpr auto ormtr = p##ormtr_;   \
+    static constexpr auto potrf = p##potrf_;   \
+  };
+MOLAE_LAPACK(float, s)
+MOLAE_LAPACK(double, d)
+#undef MOLAE_LAPACK
+
+void check_info(int info, const char* routine) {
+  if (info == 0) return;
+  if (info < 0) fail(ErrorCode::Internal, routine, " refused its argument ", -info);
+  fail(ErrorCode::NoConvergence, routine, " did not converge (info ", info, ")");
+}
+
+void check_finite(const Tensor& a, const char* operation) {
+  const int64_t bad = first_non_finite(a.dtype(), a.data(), a.elements());
+  if (bad >= 0) {
+    fail(ErrorCode::NonFinite, operation, ": a has NaN or infinity at [", bad / a.cols(), ", ", bad % a.cols(), "]");
+  }
+}
+
+// LAPACK thinks in columns: the rows of our a [p, q] are the columns of M = a^T [q, p], and M = U S V^T means
+// a = V S U^T. So LAPACK's U, q x k by columns, is our vt by rows, and its V^T our u.
+template <class Real>
+void svd_in(Context context, const Tensor& a, const Tensor& u, const Tensor& s, const Tensor& vt) {
+  const int rows = blas::to_int(a.cols());
+  const int cols = blas::to_int(a.rows());
+  const int k = std::min(rows, cols);
+  if (k == 0) return;
+  Real* copy = context.workspace.get<Real>(kOperandA, a.elements());
+  std::memcpy(copy, a.data(), a.bytes());
+  int* iwork = context.workspace.get<int>(kIntegers, 8 * static_cast<size_t>(k));
+  int info = 0;
+  const int query = -1;
+  Real optimal = 0;
+  const auto call = [&](Real* work, const int* lwork) {
+    Lapack<Real>::gesdd("S", &rows, &cols, copy, &rows, s.as<Real>(), vt.as<Real>(), &rows, u.as<Real>(), &k, work,
+                        lwork, iwork, &info);
+    check_info(info, "gesdd");
+  };
+  call(&optimal, &query);
+  // A float may round the size down: ask for a little more.
+  const int lwork = blas::to_int(static_cast<int64_t>(static_cast<double>(optimal) * 1.0001) + 64);
+  call(context.workspace.get<Real>(kWork, lwork), &lwork);
+}
+
+// Householder to tridiagonal form once; all eigenvalues from it by QR iteration; the leading eigenvectors by the MRRR
+// algorithm, O(n) each, and transformed back. A subset by bisection and inverse iteration (what syevr does)
+// would orthogonalize n top^2 in the flat spectra of expert weights.
+template <class Real>
+void eigh_in(Context context, const Tensor& a, const Tensor& values, const Tensor& vectors) {
+  const int n = blas::to_int(a.rows());
+  const int top = blas::to_int(vectors.rows());
+  if (n == 0) return;
+  const size_t size = static_cast<size_t>(n);
+  Real* d = context.workspace.get<Real>(kVectorA, 2 * size);
+  Real* e = context.workspace.get<Real>(kVectorB, 2 * size);
+  Real* tau = context.workspace.get<Real>(kVectorC, 2 * size);
+  Real* w = tau + size;
+  const char* uplo = "U";  // our lower triangle by rows is LAPACK's upper triangle by columns
+  int info = 0;
+
+  Real optimal[2] = {0, 0};
+  const int query = -1;
+  Lapack<Real>::sytrd(uplo, &n, a.as<Real>(), &n, d, e, tau, &optimal[0], &query, &info);
+  check_info(info, "sytrd");
+  Lapack<Real>::ormtr("L", uplo, "N", &n, &top, a.as<Real>(), &n, tau, vectors.as<Real>(), &n, &optimal[1], &query,
+                      &info);
+  check_info(info, "ormtr");
+  const int lwork =
+      std::max({static_cast<int>(optimal[0]) + 64, static_cast<int>(optimal[1]) + 64, blas::to_int(18 * (int64_t)n)});
+  Real* work = context.workspace.get<Real>(kWork, lwork);
+  Lapack<Real>::sytrd(uplo, &n, a.as<Real>(), &n, d, e, tau, work, &lwork, &info);
+  check_info(info, "sytrd");
+
+  // Copies for the eigenvectors: both steps destroy the tridiagonal matrix.
+  std::copy(d, d + n, d + n);
+  std::copy(e, e + n - 1, e + n);
+  Lapack<Real>::sterf(&n, d, e, &info);
+  check_info(info, "sterf");
+  std::reverse_copy(d, d + n, values.as<Real>());
+  if (top == 0) return;
+
+  const int first = n - top + 1;
+  const Real unused = 0;
+  int found = 0;
+  int precise = 1;
+  const int liwork = blas::to_int(10 * static_cast<int64_t>(n));
+  int* isuppz = context.workspace.get<int>(kIntegers, 2 * static_cast<size_t>(top) + liwork);
+  Lapack<Real>::stemr("V", "I", &n, d + n, e + n, &unused, &unused, &first, &n, &found, w, vectors.as<Real>(), &n, &top,
+                      isuppz, &precise, work, &lwork, isuppz + 2 * static_cast<size_t>(top), &liwork, &info);
+  check_info(info, "stemr");
+  if (found != top) fail(ErrorCode::NoConvergence, "stemr found ", found, " of ", top, " eigenvectors");
+  Lapack<Real>::ormtr("L", uplo, "N", &n, &top, a.as<Real>(), &n, tau, vectors.as<Real>(), &n, work, &lwork, &info);
+  check_info(info, "ormtr");
+  Real* rows = vectors.as<Real>();
+  for (int i = 0; i < top / 2; ++i) {  // ascending to descending
+    std::swap_ranges(rows + i * size, rows + (i + 1) * size, rows + (top - 1 - i) * size);
+  }
+}
+
+template <class Real>
+void solve_spd_in(const Tensor& spd, const Tensor& rhs) {
+  const int r = blas::to_int(spd.rows());
+  const int cols = blas::to_int(rhs.cols());
+  int info = 0;
+  Lapack<Real>::potrf("U", &r, spd.as<Real>(), &r, &info);  // our lower triangle by rows
+  if (info > 0) fail(ErrorCode::NoConvergence, "The matrix is not positive definite at pivot ", info);
+  check_info(info, "potrf");
+  blas::solve_cholesky(r, cols, spd.as<Real>(), rhs.as<Real>());
+}
+
+}  // namespace
+
+void svd(Context context, const Tensor& a, const Tensor& u, const Tensor& s, const Tensor& vt) {
+  check_finite(a, "svd");
+  const blas::Threads threads(context.threads);
+  if (a.dtype() == DType::F32) {
+    svd_in<float>(context, a, u, s, vt);
+  } else {
+    svd_in<double>(context, a, u, s, vt);
+  }
+}
+
+void eigh(Context context, const Tensor& a, const Tensor& values, const Tensor& vectors) {
+  check_finite(a, "eigh");
+  const blas::Threads threads(context.threads);
+  if (a.dtype() == DType::F32) {
+    eigh_in<float>(context, a, values, vectors);
+  } else {
+    eigh_in<double>(context, a, values, vectors);
+  }
+}
+
+void solve_spd(Context context, const Tensor& spd, const Tensor& rhs) {
+  const blas::Threads threads(context.threads);
+  if (spd.dtype() == DType::F32) {
+    solve_spd_in<float>(spd, rhs);
+  } else {
+    solve_spd_in<double>(spd, rhs);
+  }
+}
+
+}  // namespace molae::cpu

@@ -1,0 +1,386 @@
+#include "cpu/experts_forward.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "cpu/compute_pool.h"
+#include "cpu/convert.h"
+#include "cpu/linear_tile.h"
+
+// The forward pass of a layer of dense or latent experts, as stages of tiles over sorted tokens:
+//   1. latent inputs   z[g] = x B_g^T             once per distinct (token, group), for gate and for up
+//   2. hidden          h = act(gate) * up          per (token, expert)
+//   3. expert outputs  e = h W_down^T or h A_down^T  per (token, expert)
+//   4. latent outputs  d[t, g] = sum_i w[t, i] e   in the latent space
+//   5. outputs         y[t] = sum_g B_down[g] d[t, g], or the weighted sum of e itself; + the shared expert
+// All tiles of a stage are independent: one flat queue, one barrier. Every sum has a fixed order, so results do not
+// depend on the number of threads.
+namespace molae::cpu {
+namespace {
+
+enum ForwardSlot : size_t {
+  kInput = kForwardFirst,
+  kLatentGate,
+  kLatentUp,
+  kHidden,
+  kExpertOut,
+  kLatentOut,
+  kOutput,
+  kSharedHidden,
+  kSharedScale,
+  kTileScratch,
+};
+
+// Workspaces of a chunk of tokens stay below this.
+constexpr size_t kChunkBytes = size_t{256} << 20;
+
+struct Tile {
+  int32_t problem;  // an expert or a group
+  int64_t row, rows, col, cols;
+};
+
+// Appends the tiles of a rows x cols result. Few rows: narrow tiles, so that all threads have some.
+void add_tiles(std::vector<Tile>& tiles, int32_t problem, int64_t rows, int64_t cols) {
+  const int64_t width = rows <= 16 ? 64 : kTileCols;
+  for (int64_t row = 0; row < rows; row += kTileRows) {
+    for (int64_t col = 0; col < cols; col += width) {
+      tiles.push_back({problem, row, std::min(kTileRows, rows - row), col, std::min(width, cols - col)});
+    }
+  }
+}
+
+template <class Real>
+class CpuLayerForward final : public LayerForward {
+ public:
+  CpuLayerForward(Context context, ExpertLayer layer)
+      : context_(context),
+        layer_(std::move(layer)),
+        group_of_(layer_.group_of_expert()),
+        num_groups_(std::max<int64_t>(1, layer_.groups.size())) {
+    largest_inner_ = std::max(layer_.hidden_size, layer_.intermediate_size);
+    for (const ExpertOperator* op : {&layer_.gate, &layer_.up, &layer_.down}) {
+      for (const Tensor& b : op->shared) largest_inner_ = std::max({largest_inner_, b.rows(), b.cols()});
+    }
+    if (layer_.shared_expert) largest_inner_ = std::max(largest_inner_, layer_.shared_expert->gate.rows());
+  }
+
+  void run(const Tensor& x, const Routing& routing, const Tensor& y, const Cancellation& cancel) override {
+    const int64_t tokens = x.rows();
+    const int64_t top_k = routing.ids.cols();
+    const int64_t chunk = tokens_per_chunk(top_k);
+    for (int64_t begin = 0; begin < tokens; begin += chunk) {
+      const int64_t end = std::min(tokens, begin + chunk);
+      run_chunk(x.row_range(begin, end), routing.ids.row_range(begin, end), routing.weights.row_range(begin, end),
+                y.row_range(begin, end), cancel);
+    }
+  }
+
+ private:
+  static constexpr DType kReal = sizeof(Real) == 4 ? DType::F32 : DType::F64;
+
+  int64_t tokens_per_chunk(int64_t top_k) const {
+    const int64_t down_width = layer_.down.latent() ? 2 * largest_rank(layer_.down, 1) : layer_.hidden_size;
+    int64_t width = layer_.intermediate_size + down_width;
+    if (layer_.gate.latent()) width += 2 * largest_rank(layer_.gate, 0);
+    const size_t token_bytes = (width * std::max<int64_t>(top_k, 1) + 2 * layer_.hidden_size) * sizeof(Real);
+    return std::clamp<int64_t>(kChunkBytes / token_bytes, 64, 8192);
+  }
+
+  static int64_t largest_rank(const ExpertOperator& op, size_t axis) {
+    int64_t largest = 0;
+    for (const Tensor& b : op.shared) largest = std::max(largest, b.dim(axis));
+    return largest;
+  }
+
+  void run_chunk(const Tensor& x, const Tensor& ids, const Tensor& weights, const Tensor& y,
+                 const Cancellation& cancel) {
+    tokens_ = x.rows();
+    top_k_ = ids.cols();
+    weights_ = weights.as<const float>();
+    ids_ = ids.as<const int32_t>();
+    sorted_.sort({ids_, ids.elements()}, tokens_, top_k_, group_of_, num_groups_);
+    x_ = input(x);
+    y_ = kReal == y.dtype() ? y.as<Real>() : get(kOutput, tokens_ * layer_.hidden_size);
+    scratch_stride_ = linear_tile_scratch(largest_inner_) + kTileRows * std::max(kTileCols, int64_t{256});
+    scratch_ = get(kTileScratch, scratch_stride_ * context_.threads);
+
+    cancel.check();
+    const Latent gate = latent_input(layer_.gate, kLatentGate);
+    const Latent up = layer_.shares_gate_up_basis() ? gate : latent_input(layer_.up, kLatentUp);
+    cancel.check();
+    hidden(gate, up);
+    cancel.check();
+    const std::vector<int64_t>& out_begin = expert_outputs();
+    cancel.check();
+    if (layer_.shared_expert) shared_hidden(*layer_.shared_expert);
+    if (layer_.down.latent()) latent_outputs(out_begin);
+    outputs();
+    if (kReal != y.dtype()) {
+      convert_elements(kReal, y_, y.dtype(), y.data(), tokens_ * layer_.hidden_size);
+    }
+  }
+
+  // The values that a gate or up matrix multiplies: x itself, or the latent rows of all groups, group after group,
+  // `begin[g]` the first element of group g.
+  struct Latent {
+    const Real* data = nullptr;
+    std::vector<int64_t> begin;
+  };
+
+  const Real* input(const Tensor& x) {
+    if (x.dtype() == kReal) return x.as<const Real>();
+    Real* wide = get(kInput, tokens_ * layer_.hidden_size);
+    widen_elements(x.dtype(), x.data(), wide, x.elements());
+    return wide;
+  }
+
+  // Stage 1.
+  Latent latent_input(const ExpertOperator& op, size_t slot) {
+    Latent latent;
+    if (!op.latent()) return latent;
+    latent.begin = latent_begins(op, 0);
+    Real* z = get(slot, latent.begin.back());
+    tiles_.clear();
+    for (int64_t g = 0; g < num_groups_; ++g) {
+      add_tiles(tiles_, static_cast<int32_t>(g), latent_rows(g), op.shared[g].rows());
+    }
+    for_tiles([&](const Tile& tile, Real* scratch) {
+      const Tensor& b = op.shared[tile.problem];
+      const int64_t rank = b.rows();
+      const int32_t* tokens = sorted_.latent_token.data() + sorted_.group_begin[tile.problem] + tile.row;
+      linear_tile<Real>({x_, layer_.hidden_size, tokens}, tile.rows, b, tile.col, tile.cols,
+                        z + latent.begin[tile.problem] + tile.row * rank + tile.col, rank, scratch);
+    });
+    latent.data = z;
+    return latent;
+  }
+
+  // Stage 2.
+  void hidden(const Latent& gate, const Latent& up) {
+    const int64_t m = layer_.intermediate_size;
+    hidden_ = get(kHidden, tokens_ * top_k_ * m);
+    tiles_.clear();
+    for (int64_t i = 0; i < layer_.num_experts(); ++i) {
+      add_tiles(tiles_, static_cast<int32_t>(i), expert_rows(i), m);
+    }
+    for_tiles([&](const Tile& tile, Real* scratch) {
+      const int64_t row = sorted_.expert_begin[tile.problem] + tile.row;
+      Real* out = hidden_ + row * m + tile.col;
+      Real* up_out = scratch + linear_tile_scratch(largest_inner_);
+      expert_input_tile(layer_.gate, gate, tile, row, out, m, scratch);
+      expert_input_tile(layer_.up, up, tile, row, up_out, tile.cols, scratch);
+      gate_times_up(out, m, up_out, tile.cols, tile.rows, tile.cols);
+    });
+  }
+
+  void expert_input_tile(const ExpertOperator& op, const Latent& latent, const Tile& tile, int64_t row, Real* out,
+                         int64_t out_stride, Real* scratch) {
+    const Tensor& weight = op.per_expert[tile.problem];
+    const Rows<Real> rows =
+        op.latent() ? Rows<Real>{latent.data + latent.begin[group_of_[tile.problem]], weight.cols(),
+                                 sorted_.row_latent.data() + row}
+                    : Rows<Real>{x_, layer_.hidden_size, sorted_.row_token.data() + row};
+    linear_tile<Real>(rows, tile.rows, weight, tile.col, tile.cols, out, out_stride, scratch);
+  }
+
+  void gate_times_up(Real* gate, int64_t gate_stride, const Real* up, int64_t up_stride, int64_t rows,
+                     int64_t cols) const {
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t j = 0; j < cols; ++j) {
+        Real& g = gate[i * gate_stride + j];
+        g = activate(layer_.activation, g) * up[i * up_stride + j];
+      }
+    }
+  }
+
+  // Stage 3. Returns where each expert's outputs begin; their width is that of its down matrix.
+  const std::vector<int64_t>& expert_outputs() {
+    const int64_t m = layer_.intermediate_size;
+    out_begin_.assign(layer_.num_experts() + 1, 0);
+    tiles_.clear();
+    for (int64_t i = 0; i < layer_.num_experts(); ++i) {
+      const int64_t width = layer_.down.per_expert[i].rows();
+      out_begin_[i + 1] = out_begin_[i] + expert_rows(i) * width;
+      add_tiles(tiles_, static_cast<int32_t>(i), expert_rows(i), width);
+    }
+    expert_out_ = get(kExpertOut, out_begin_.back());
+    for_tiles([&](const Tile& tile, Real* scratch) {
+      const Tensor& weight = layer_.down.per_expert[tile.problem];
+      const int64_t width = weight.rows();
+      const int64_t row = sorted_.expert_begin[tile.problem] + tile.row;
+      linear_tile<Real>({hidden_ + row * m, m}, tile.rows, weight, tile.col, tile.cols,
+                        expert_out_ + out_begin_[tile.problem] + tile.row * width + tile.col, width, scratch);
+    });
+    return out_begin_;
+  }
+
+  // The outputs of one (token, slot) pair.
+  const Real* slot_output(int64_t slot, const std::vector<int64_t>& out_begin) const {
+    const int32_t expert = ids_[slot];
+    const int64_t row = sorted_.row_of_slot[slot] - sorted_.expert_begin[expert];
+    return expert_out_ + out_begin[expert] + row * layer_.down.per_expert[expert].rows();
+  }
+
+  // Stage 4.
+  void latent_outputs(const std::vector<int64_t>& out_begin) {
+    latent_out_begin_ = latent_begins(layer_.down, 1);
+    latent_out_ = get(kLatentOut, latent_out_begin_.back());
+    tiles_.clear();
+    for (int64_t g = 0; g < num_groups_; ++g) {
+      for (int64_t row = 0; row < latent_rows(g); row += kTileRows) {
+        tiles_.push_back({static_cast<int32_t>(g), row, std::min(kTileRows, latent_rows(g) - row), 0, 0});
+      }
+    }
+    for_tiles([&](const Tile& tile, Real*) {
+      const int64_t rank = layer_.down.shared[tile.problem].cols();
+      for (int64_t i = tile.row; i < tile.row + tile.rows; ++i) {
+        Real* d = latent_out_ + latent_out_begin_[tile.problem] + i * rank;
+        std::fill(d, d + rank, Real(0));
+        const int64_t token = sorted_.latent_token[sorted_.group_begin[tile.problem] + i];
+        for (int64_t slot = token * top_k_; slot < (token + 1) * top_k_; ++slot) {
+          if (group_of_[ids_[slot]] == tile.problem) add_scaled(d, slot_output(slot, out_begin), rank, weights_[slot]);
+        }
+      }
+    });
+  }
+
+  // Stage 5: a tile is a block of tokens by a block of the hidden size.
+  void outputs() {
+    tiles_.clear();
+    add_tiles(tiles_, 0, tokens_, layer_.hidden_size);
+    for_tiles([&](const Tile& tile, Real* scratch) {
+      for (int64_t i = 0; i < tile.rows; ++i) {
+        Real* y = y_ + (tile.row + i) * layer_.hidden_size + tile.col;
+        std::fill(y, y + tile.cols, Real(0));
+      }
+      if (layer_.down.latent()) {
+        for (int64_t g = 0; g < num_groups_; ++g) add_group_output(g, tile, scratch);
+      } else {
+        add_expert_outputs(tile);
+      }
+      if (layer_.shared_expert) add_shared_output(*layer_.shared_expert, tile, scratch);
+    });
+  }
+
+  void add_group_output(int64_t g, const Tile& tile, Real* scratch) {
+    const auto tokens = sorted_.latent_token.begin();
+    const auto begin = tokens + sorted_.group_begin[g];
+    const auto end = tokens + sorted_.group_begin[g + 1];
+    const auto first = std::lower_bound(begin, end, tile.row);
+    const auto last = std::lower_bound(first, end, tile.row + tile.rows);
+    const Tensor& b = layer_.down.shared[g];
+    Real* product = scratch + linear_tile_scratch(largest_inner_);
+    linear_tile<Real>({latent_out_ + latent_out_begin_[g] + (first - begin) * b.cols(), b.cols()}, last - first, b,
+                      tile.col, tile.cols, product, tile.cols, scratch);
+    for (auto token = first; token != last; ++token) {
+      add_scaled(y_ + *token * layer_.hidden_size + tile.col, product + (token - first) * tile.cols, tile.cols, Real(1));
+    }
+  }
+
+  void add_expert_outputs(const Tile& tile) {
+    for (int64_t token = tile.row; token < tile.row + tile.rows; ++token) {
+      Real* y = y_ + token * layer_.hidden_size + tile.col;
+      for (int64_t slot = token * top_k_; slot < (token + 1) * top_k_; ++slot) {
+        add_scaled(y, slot_output(slot, out_begin_) + tile.col, tile.cols, weights_[slot]);
+      }
+    }
+  }
+
+  // The shared expert's hidden values and, where it has a gate, how much it counts for each token.
+  void shared_hidden(const SharedExpert& shared) {
+    const int64_t width = shared.gate.rows();
+    shared_hidden_ = get(kSharedHidden, tokens_ * width);
+    shared_scale_ = get(kSharedScale, tokens_);
+    tiles_.clear();
+    add_tiles(tiles_, 0, tokens_, width);
+    const Rows<Real> x{x_, layer_.hidden_size};
+    for_tiles([&](const Tile& tile, Real* scratch) {
+      const Rows<Real> rows{x.row(tile.row), x.stride};
+      Real* out = shared_hidden_ + tile.row * width + tile.col;
+      Real* up_out = scratch + linear_tile_scratch(largest_inner_);
+      linear_tile<Real>(rows, tile.rows, shared.gate, tile.col, tile.cols, out, width, scratch);
+      linear_tile<Real>(rows, tile.rows, shared.up, tile.col, tile.cols, up_out, tile.cols, scratch);
+      gate_times_up(out, width, up_out, tile.cols, tile.rows, tile.cols);
+      if (tile.col != 0) return;
+      Real* scale = shared_scale_ + tile.row;
+      if (!shared.gate_logit) {
+        std::fill(scale, scale + tile.rows, Real(1));
+        return;
+      }
+      linear_tile<Real>(rows, tile.rows, *shared.gate_logit, 0, 1, scale, 1, scratch);
+      for (int64_t i = 0; i < tile.rows; ++i) scale[i] = Real(1) / (Real(1) + std::exp(-scale[i]));
+    });
+  }
+
+  void add_shared_output(const SharedExpert& shared, const Tile& tile, Real* scratch) {
+    const int64_t width = shared.gate.rows();
+    Real* product = scratch + linear_tile_scratch(largest_inner_);
+    linear_tile<Real>({shared_hidden_ + tile.row * width, width}, tile.rows, shared.down, tile.col, tile.cols, product,
+                      tile.cols, scratch);
+    for (int64_t i = 0; i < tile.rows; ++i) {
+      add_scaled(y_ + (tile.row + i) * layer_.hidden_size + tile.col, product + i * tile.cols, tile.cols,
+                 shared_scale_[tile.row + i]);
+    }
+  }
+
+  static void add_scaled(Real* sum, const Real* values, int64_t count, Real scale) {
+    for (int64_t j = 0; j < count; ++j) sum[j] += scale * values[j];
+  }
+
+  int64_t expert_rows(int64_t i) const { return sorted_.expert_begin[i + 1] - sorted_.expert_begin[i]; }
+  int64_t latent_rows(int64_t g) const { return sorted_.group_begin[g + 1] - sorted_.group_begin[g]; }
+
+  // First element of each group's latent rows; the rank is the size of the shared matrices along `axis`.
+  std::vector<int64_t> latent_begins(const ExpertOperator& op, size_t axis) const {
+    std::vector<int64_t> begin(num_groups_ + 1, 0);
+    for (int64_t g = 0; g < num_groups_; ++g) begin[g + 1] = begin[g] + latent_rows(g) * op.shared[g].dim(axis);
+    return begin;
+  }
+
+  template <class Body>
+  void for_tiles(Body body) {
+    ComputePool::instance().parallel_for(context_.threads, tiles_.size(), [&](int64_t index, int participant) {
+      body(tiles_[index], scratch_ + scratch_stride_ * participant);
+    });
+  }
+
+  Real* get(size_t slot, int64_t count) { return context_.workspace.get<Real>(slot, count); }
+
+  Context context_;
+  ExpertLayer layer_;
+  std::vector<int32_t> group_of_;
+  int64_t num_groups_;
+  int64_t largest_inner_ = 0;
+
+  // The chunk at hand.
+  int64_t tokens_ = 0;
+  int64_t top_k_ = 0;
+  const float* weights_ = nullptr;
+  const int32_t* ids_ = nullptr;
+  SortedRouting sorted_;
+  std::vector<Tile> tiles_;
+  const Real* x_ = nullptr;
+  Real* y_ = nullptr;
+  Real* hidden_ = nullptr;
+  Real* expert_out_ = nullptr;
+  std::vector<int64_t> out_begin_;
+  Real* latent_out_ = nullptr;
+  std::vector<int64_t> latent_out_begin_;
+  Real* shared_hidden_ = nullptr;
+  Real* shared_scale_ = nullptr;
+  Real* scratch_ = nullptr;
+  int64_t scratch_stride_ = 0;
+};
+
+}  // namespace
+
+std::unique_ptr<LayerForward> make_layer_forward(Context context, ExpertLayer layer) {
+  if (layer.gate.per_expert[0].dtype() == DType::F64) {
+    return std::make_unique<CpuLayerForward<double>>(context, std::move(layer));
+  }
+  return std::make_unique<CpuLayerForward<float>>(context, std::move(layer));
+}
+
+}  // namespace molae::cpu

@@ -1,0 +1,204 @@
+#include <algorithm>
+#include <vector>
+
+#include "core/error.h"
+#include "cpu/blas.h"
+#include "cpu/compute_pool.h"
+#include "cpu/convert.h"
+#include "cpu/linalg.h"
+#include "cpu/multiversion.h"
+
+// What factorization needs beside general linear algebra.
+namespace molae::cpu {
+namespace {
+
+// Products of halves are exact in f32; at most this many of them are summed in f32.
+constexpr int64_t kGramChunk = 512;
+// A Gram block's f64 sums stay in the cache while the chunks go by.
+constexpr int64_t kGramBlock = 256;
+// Rows of a residual that one task computes.
+constexpr int64_t kResidualRows = 64;
+
+// The expert in the precision it is multiplied in: its own memory where it has that precision already.
+template <class Real>
+const Real* widened(Context context, Slot slot, const Tensor& w) {
+  if (w.dtype() == (sizeof(Real) == 4 ? DType::F32 : DType::F64)) return w.as<const Real>();
+  Real* wide = context.workspace.get<Real>(slot, w.elements());
+  const int64_t row_length = w.rows() == 0 ? 0 : static_cast<int64_t>(w.elements()) / w.rows();
+  ComputePool::instance().parallel_for(context.threads, w.rows(), [&](int64_t row, int) {
+    widen_elements(w.dtype(), static_cast<const std::byte*>(w.data()) + row * row_length * item_size(w.dtype()),
+                   wide + row * row_length, row_length);
+  });
+  return wide;
+}
+
+template <class Real>
+void accumulate_gram_in(Context context, const Tensor& w, SharedSide side, const Tensor& gram) {
+  const Real* data = widened<Real>(context, kOperandA, w);
+  const int64_t n = gram.rows();
+  const int64_t ld = w.cols();
+  const int64_t inner = side == SharedSide::Input ? w.rows() : w.cols();
+  const int64_t chunk = sizeof(Real) == 4 ? kGramChunk : inner;
+  const int64_t blocks = (n + kGramBlock - 1) / kGramBlock;
+  const int64_t block_elements = kGramBlock * kGramBlock;
+  Real* scratch = context.workspace.get<Real>(kScratch, block_elements * context.threads);
+
+  ComputePool::instance().parallel_for(context.threads, blocks * (blocks + 1) / 2, [&](int64_t index, int participant) {
+    int64_t block_row = 0;
+    while ((block_row + 1) * (block_row + 2) / 2 <= index) ++block_row;
+    const int64_t row = block_row * kGramBlock;
+    const int64_t col = (index - block_row * (block_row + 1) / 2) * kGramBlock;
+    const int64_t rows = std::min(kGramBlock, n - row);
+    const int64_t cols = std::min(kGramBlock, n - col);
+    Real* block = scratch + block_elements * participant;
+    for (int64_t begin = 0; begin < inner; begin += chunk) {
+      const int64_t length = std::min(chunk, inner - begin);
+      if (side == SharedSide::Input) {
+        const Real* part = data + begin * ld;
+        blas::gemm(true, false, rows, cols, length, Real(1), part + row, ld, part + col, ld, Real(0), block, cols);
+      } else {
+        const Real* part = data + begin;
+        blas::gemm(false, true, rows, cols, length, Real(1), part + row * ld, ld, part + col * ld, ld, Real(0), block,
+                   cols);
+      }
+      for (int64_t i = 0; i < rows; ++i) {
+        double* sums = gram.as<double>() + (row + i) * n + col;
+        for (int64_t j = 0; j < cols; ++j) sums[j] += static_cast<double>(block[i * cols + j]);
+      }
+    }
+  });
+}
+
+// Eight running sums: vectorizable without leave to reorder, and less rounding than one.
+template <class Real>
+__attribute__((always_inline)) inline double sum_of_squares_in_lanes(const Real* x, int64_t count) {
+  double sums[8] = {};
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8) {
+    for (int lane = 0; lane < 8; ++lane) {
+      const double value = static_cast<double>(x[i + lane]);
+      sums[lane] += value * value;
+    }
+  }
+  for (; i < count; ++i) sums[0] += static_cast<double>(x[i]) * static_cast<double>(x[i]);
+  return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+}
+
+MOLAE_MULTIVERSION double sum_of_squares(const float* x, int64_t count) { return sum_of_squares_in_lanes(x, count); }
+MOLAE_MULTIVERSION double sum_of_squares(const double* x, int64_t count) { return sum_of_squares_in_lanes(x, count); }
+
+// Sums task results in task order, so that the result does not depend on the number of threads.
+double sum_in_order(const std::vector<double>& parts) {
+  double sum = 0;
+  for (double part : parts) sum += part;
+  return sum;
+}
+
+template <class Real>
+double squared_residual_in(Context context, const Tensor& w, const Tensor& a, const Tensor& b) {
+  const Real* left = widened<Real>(context, kOperandA, a);
+  const Real* right = widened<Real>(context, kOperandB, b);
+  const int64_t cols = w.cols();
+  const int64_t r = a.cols();
+  const int64_t tasks = (w.rows() + kResidualRows - 1) / kResidualRows;
+  Real* scratch = context.workspace.get<Real>(kScratch, kResidualRows * cols * context.threads);
+  std::vector<double> parts(tasks);
+  ComputePool::instance().parallel_for(context.threads, tasks, [&](int64_t task, int participant) {
+    const int64_t row = task * kResidualRows;
+    const int64_t rows = std::min(kResidualRows, w.rows() - row);
+    Real* residual = scratch + kResidualRows * cols * participant;
+    widen_elements(w.dtype(), static_cast<const std::byte*>(w.data()) + row * cols * item_size(w.dtype()), residual,
+                   rows * cols);
+    blas::gemm(false, false, rows, cols, r, Real(-1), left + row * r, r, right, cols, Real(1), residual, cols);
+    parts[task] = sum_of_squares(residual, rows * cols);
+  });
+  return sum_in_order(parts);
+}
+
+template <class Item>
+void transpose_items(Context context, const Item* from, Item* to, int64_t rows, int64_t cols) {
+  constexpr int64_t kBlock = 32;
+  const int64_t row_blocks = (rows + kBlock - 1) / kBlock;
+  ComputePool::instance().parallel_for(context.threads, row_blocks, [&](int64_t block, int) {
+    const int64_t row_end = std::min(rows, (block + 1) * kBlock);
+    for (int64_t col = 0; col < cols; col += kBlock) {
+      const int64_t col_end = std::min(cols, col + kBlock);
+      for (int64_t j = col; j < col_end; ++j) {
+        for (int64_t i = block * kBlock; i < row_end; ++i) to[j * rows + i] = from[i * cols + j];
+      }
+    }
+  });
+}
+
+// The sign bit is the topmost one in every floating format.
+template <class Bits>
+void signed_permutation_items(const Bits* w, Bits* out, int64_t rows, int64_t cols, SharedSide side,
+                              std::span<const int32_t> source, std::span<const int8_t> signs) {
+  constexpr Bits kSign = Bits(1) << (8 * sizeof(Bits) - 1);
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < cols; ++j) {
+      const bool by_column = side == SharedSide::Input;
+      const Bits value = by_column ? w[i * cols + source[j]] : w[source[i] * cols + j];
+      out[i * cols + j] = signs[by_column ? j : i] < 0 ? value ^ kSign : value;
+    }
+  }
+}
+
+// Calls visit with a pointer type as wide as the dtype.
+template <class Visit>
+void by_width(DType dtype, Visit visit) {
+  switch (item_size(dtype)) {
+    case 2:
+      return visit(uint16_t{});
+    case 4:
+      return visit(uint32_t{});
+    default:
+      return visit(uint64_t{});
+  }
+}
+
+}  // namespace
+
+void accumulate_gram(Context context, const Tensor& w, SharedSide side, const Tensor& gram) {
+  if (is_half(w.dtype())) {
+    accumulate_gram_in<float>(context, w, side, gram);
+  } else {
+    accumulate_gram_in<double>(context, w, side, gram);
+  }
+}
+
+double squared_norm(Context context, const Tensor& w) {
+  constexpr int64_t kTask = 1 << 16;
+  const auto count = static_cast<int64_t>(w.elements());
+  std::vector<double> parts((count + kTask - 1) / kTask);
+  double* scratch = context.workspace.get<double>(kScratch, kTask * context.threads);
+  ComputePool::instance().parallel_for(context.threads, parts.size(), [&](int64_t task, int participant) {
+    const int64_t begin = task * kTask;
+    const int64_t length = std::min(kTask, count - begin);
+    double* wide = scratch + kTask * participant;
+    widen_elements(w.dtype(), static_cast<const std::byte*>(w.data()) + begin * item_size(w.dtype()), wide, length);
+    parts[task] = sum_of_squares(wide, length);
+  });
+  return sum_in_order(parts);
+}
+
+double squared_residual(Context context, const Tensor& w, const Tensor& a, const Tensor& b) {
+  if (is_half(w.dtype())) return squared_residual_in<float>(context, w, a, b);
+  return squared_residual_in<double>(context, w, a, b);
+}
+
+void transpose(Context context, const Tensor& from, const Tensor& to) {
+  by_width(from.dtype(), [&](auto bits) {
+    transpose_items(context, from.as<const decltype(bits)>(), to.as<decltype(bits)>(), from.rows(), from.cols());
+  });
+}
+
+void signed_permutation(const Tensor& w, SharedSide side, std::span<const int32_t> source,
+                        std::span<const int8_t> signs, const Tensor& out) {
+  by_width(w.dtype(), [&](auto bits) {
+    signed_permutation_items(w.as<const decltype(bits)>(), out.as<decltype(bits)>(), w.rows(), w.cols(), side, source,
+                             signs);
+  });
+}
+
+}  // namespace molae::cpu

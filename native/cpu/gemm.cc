@@ -1,0 +1,104 @@
+#include <algorithm>
+#include <vector>
+
+#include "cpu/blas.h"
+#include "cpu/compute_pool.h"
+#include "cpu/convert.h"
+#include "cpu/linalg.h"
+
+namespace molae::cpu {
+namespace {
+
+// A problem in the precision it is computed in, and the part of C that one task computes.
+template <class Real>
+struct Product {
+  const Real *a, *b;
+  Real* c;
+  int64_t m, n, k, lda, ldb;
+  bool ta, tb;
+  Real alpha, beta;
+
+  void compute(int64_t row, int64_t rows, int64_t col, int64_t cols) const {
+    const Real* a_part = a + (ta ? row : row * lda);
+    const Real* b_part = b + (tb ? col * ldb : col);
+    blas::gemm(ta, tb, rows, cols, k, alpha, a_part, lda, b_part, ldb, beta, c + row * n + col, n);
+  }
+};
+
+struct Tile {
+  size_t product;
+  int64_t row, rows, col, cols;
+};
+
+// Splits every C along its longer side, into as many parts as keep all threads busy: BLAS is most efficient on
+// large pieces, so no more parts than needed.
+template <class Real>
+std::vector<Tile> tile(const std::vector<Product<Real>>& products, int threads) {
+  constexpr int64_t kSmallest = 32;
+  const auto count = static_cast<int64_t>(products.size());
+  const int64_t parts_wanted = count >= 4 * threads ? 1 : (threads + count - 1) / std::max<int64_t>(count, 1);
+  std::vector<Tile> tiles;
+  for (size_t p = 0; p < products.size(); ++p) {
+    const auto& [m, n] = std::pair(products[p].m, products[p].n);
+    if (m == 0 || n == 0) continue;
+    const bool by_rows = m >= n;
+    const int64_t side = by_rows ? m : n;
+    const int64_t parts = std::clamp<int64_t>(side / kSmallest, 1, parts_wanted);
+    for (int64_t i = 0; i < parts; ++i) {
+      const int64_t begin = side * i / parts;
+      const int64_t length = side * (i + 1) / parts - begin;
+      tiles.push_back(by_rows ? Tile{p, begin, length, 0, n} : Tile{p, 0, m, begin, length});
+    }
+  }
+  return tiles;
+}
+
+template <class Real>
+void run(int threads, const std::vector<Product<Real>>& products) {
+  const std::vector<Tile> tiles = tile(products, threads);
+  ComputePool::instance().parallel_for(threads, static_cast<int64_t>(tiles.size()), [&](int64_t i, int) {
+    const Tile& t = tiles[i];
+    products[t.product].compute(t.row, t.rows, t.col, t.cols);
+  });
+}
+
+template <class Real>
+Product<Real> product_of(const Gemm& g, const Real* a, const Real* b, Real* c) {
+  return {a,          b,          c,
+          g.c.rows(), g.c.cols(), g.a.dim(g.transpose_a ? 0 : 1),
+          std::max<int64_t>(g.a.cols(), 1), std::max<int64_t>(g.b.cols(), 1), g.transpose_a,
+          g.transpose_b, static_cast<Real>(g.alpha), static_cast<Real>(g.beta)};
+}
+
+// Halves are widened to f32 operand by operand: products and sums are f32, and C is rounded once.
+void run_widened(Context context, const Gemm& g) {
+  float* a = context.workspace.get<float>(kOperandA, g.a.elements());
+  float* b = context.workspace.get<float>(kOperandB, g.b.elements());
+  const bool wide_result = g.c.dtype() == DType::F32;
+  float* c = wide_result ? g.c.as<float>() : context.workspace.get<float>(kResult, g.c.elements());
+  widen_elements(g.a.dtype(), g.a.data(), a, g.a.elements());
+  widen_elements(g.b.dtype(), g.b.data(), b, g.b.elements());
+  if (!wide_result && g.beta != 0) widen_elements(g.c.dtype(), g.c.data(), c, g.c.elements());
+  run<float>(context.threads, {product_of<float>(g, a, b, c)});
+  if (!wide_result) convert_elements(DType::F32, c, g.c.dtype(), g.c.data(), g.c.elements());
+}
+
+}  // namespace
+
+void gemm(Context context, std::span<const Gemm> problems) {
+  std::vector<Product<float>> singles;
+  std::vector<Product<double>> doubles;
+  for (const Gemm& g : problems) {
+    if (g.a.dtype() == DType::F32) {
+      singles.push_back(product_of(g, g.a.as<const float>(), g.b.as<const float>(), g.c.as<float>()));
+    } else if (g.a.dtype() == DType::F64) {
+      doubles.push_back(product_of(g, g.a.as<const double>(), g.b.as<const double>(), g.c.as<double>()));
+    } else {
+      run_widened(context, g);
+    }
+  }
+  run(context.threads, singles);
+  run(context.threads, doubles);
+}
+
+}  // namespace molae::cpu

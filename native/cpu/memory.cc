@@ -1,0 +1,73 @@
+#include "cpu/memory.h"
+
+#include <new>
+
+#include "core/checked.h"
+
+namespace molae {
+namespace {
+
+constexpr std::align_val_t kAlignment{64};
+
+class HostBuffer final : public Buffer {
+ public:
+  HostBuffer(const Backend* owner, std::shared_ptr<MemoryAccount> account, size_t bytes)
+      : Buffer(owner, allocate_aligned(bytes), bytes), account_(std::move(account)) {
+    account_->add_tensor(bytes);
+  }
+  ~HostBuffer() override {
+    account_->remove_tensor(bytes());
+    free_aligned(data());
+  }
+
+ private:
+  std::shared_ptr<MemoryAccount> account_;
+};
+
+}  // namespace
+
+void MemoryAccount::update(std::atomic<size_t>& counter, size_t bytes) {
+  counter.fetch_add(bytes, std::memory_order_relaxed);
+  const size_t total = tensors_.load(std::memory_order_relaxed) + workspaces_.load(std::memory_order_relaxed);
+  size_t peak = peak_.load(std::memory_order_relaxed);
+  while (peak < total && !peak_.compare_exchange_weak(peak, total, std::memory_order_relaxed)) {
+  }
+}
+
+void* allocate_aligned(size_t bytes) {
+  void* data = ::operator new(bytes == 0 ? 1 : bytes, kAlignment, std::nothrow);
+  if (!data) fail(ErrorCode::OutOfMemory, "Out of memory: ", bytes, " bytes were asked for");
+  return data;
+}
+
+void free_aligned(void* data) { ::operator delete(data, kAlignment); }
+
+std::shared_ptr<Buffer> allocate_host_buffer(const Backend* owner, std::shared_ptr<MemoryAccount> account,
+                                             size_t bytes) {
+  return std::make_shared<HostBuffer>(owner, std::move(account), bytes);
+}
+
+void* Workspace::get_bytes(size_t slot, size_t count, size_t item_bytes) {
+  const size_t bytes = checked_mul(count, item_bytes);
+  if (slot >= blocks_.size()) blocks_.resize(slot + 1);
+  Block& block = blocks_[slot];
+  if (block.bytes < bytes) {
+    free_aligned(block.data);
+    account_->remove_workspace(block.bytes);
+    block = {};
+    block.data = allocate_aligned(bytes);
+    block.bytes = bytes;
+    account_->add_workspace(bytes);
+  }
+  return block.data;
+}
+
+void Workspace::release() {
+  for (Block& block : blocks_) {
+    free_aligned(block.data);
+    account_->remove_workspace(block.bytes);
+  }
+  blocks_.clear();
+}
+
+}  // namespace molae

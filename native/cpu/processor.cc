@@ -1,0 +1,79 @@
+#include "cpu/processor.h"
+
+#include <sched.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <fstream>
+#include <thread>
+
+#include "core/error.h"
+#include "cpu/cpu_backend.h"
+
+namespace molae {
+namespace {
+
+constexpr int kMaxThreads = 1024;
+
+// Whole processors that the cgroup's quota allows; 0 where there is none.
+int cgroup_processors() {
+  std::ifstream file("/sys/fs/cgroup/cpu.max");
+  std::string quota;
+  double period = 0;
+  if (!(file >> quota >> period) || quota == "max" || period <= 0) return 0;
+  return std::max(1, static_cast<int>(std::ceil(std::atof(quota.c_str()) / period)));
+}
+
+int usable_processors() {
+  int count = static_cast<int>(std::thread::hardware_concurrency());
+#if defined(__linux__)
+  cpu_set_t mask;
+  if (sched_getaffinity(0, sizeof mask, &mask) == 0) count = CPU_COUNT(&mask);
+  const int quota = cgroup_processors();
+  if (quota > 0) count = std::min(count, quota);
+#endif
+  return std::clamp(count, 1, kMaxThreads);
+}
+
+}  // namespace
+
+int resolve_threads(int requested) {
+  if (requested < 0 || requested > kMaxThreads) {
+    fail(ErrorCode::InvalidArgument, "Expected 0 to ", kMaxThreads, " for threads but received ", requested);
+  }
+  return requested == 0 ? usable_processors() : requested;
+}
+
+namespace cpu {
+
+std::string processor_name() {
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);) {
+    if (line.rfind("model name", 0) != 0) continue;
+    const size_t colon = line.find(": ");
+    if (colon != std::string::npos) return line.substr(colon + 2);
+  }
+  return "unknown processor";
+}
+
+std::vector<std::string> processor_features() {
+  std::vector<std::string> features;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx2")) features.emplace_back("avx2");
+  if (__builtin_cpu_supports("fma")) features.emplace_back("fma");
+  if (__builtin_cpu_supports("avx512f")) features.emplace_back("avx512f");
+  if (__builtin_cpu_supports("avx512bf16")) features.emplace_back("avx512bf16");
+#endif
+  return features;
+}
+
+size_t memory_bytes() {
+  const long pages = sysconf(_SC_PHYS_PAGES);
+  const long page_bytes = sysconf(_SC_PAGE_SIZE);
+  return pages > 0 && page_bytes > 0 ? static_cast<size_t>(pages) * static_cast<size_t>(page_bytes) : 0;
+}
+
+}  // namespace cpu
+}  // namespace molae

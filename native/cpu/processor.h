@@ -1,0 +1,14 @@
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <vector>
+
+// What this machine is.
+namespace molae::cpu {
+
+std::string processor_name();
+std::vector<std::string> processor_features();  // of the instruction sets that our kernels care about
+size_t memory_bytes();
+
+}  // namespace molae::cpu
