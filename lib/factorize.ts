@@ -85,7 +85,8 @@ export interface GroupSource {
   readonly groupSize: number;
   readonly hiddenSize: number;
   readonly intermediateSize: number;
-  readonly dtype: Exclude<DType, 'i32'>;
+  /** Of the factors. */
+  dtype(operator: Operator): Exclude<DType, 'i32'>;
   /** Loads an operator of the group's `index`-th expert; called once in each of the two passes. */
   load(operator: Operator, index: number): Promise<Tensor>;
   /** Gives a loaded tensor back. */
@@ -124,17 +125,19 @@ export async function factorizeExperts(
         groupSize: members.length,
         hiddenSize: experts.hiddenSize,
         intermediateSize: experts.intermediateSize,
-        dtype: options.dtype ?? (experts.gate[0]?.dtype as Exclude<DType, 'i32'>),
+        dtype: (operator) => options.dtype ?? (experts[operator][0]?.dtype as Exclude<DType, 'i32'>),
         load: async (operator, index) => experts[operator][members[index] as number] as Tensor,
         release: () => {},
         step: progress,
         signal: options.signal,
       };
-      for await (const [operator, factors] of factorizeGroup(source, spec)) {
-        made.push(factors.a, factors.b);
-        reports.push(factors.report);
-        latent[operator].a.push(factors.a);
-        latent[operator].b.push(factors.b);
+      for await (const factors of factorizeGroup(source, spec)) {
+        for (const [operator, { a, b, report }] of factors) {
+          made.push(a, b);
+          reports.push(report);
+          latent[operator].a.push(a);
+          latent[operator].b.push(b);
+        }
       }
     }
     const operator = (name: Operator): LatentOperator | readonly Tensor[] =>
@@ -156,25 +159,27 @@ export async function factorizeExperts(
 }
 
 /**
- * Factorizes one group, operator by operator, with one expert in memory at a time. The factors belong to the caller.
+ * Factorizes one group with one expert in memory at a time, one operator after the other; gate and up come together
+ * where they share their B. The factors belong to the caller.
  */
 export async function* factorizeGroup(
   source: GroupSource,
   spec: CheckedSpec,
-): AsyncGenerator<readonly [Operator, OperatorFactors]> {
+): AsyncGenerator<readonly (readonly [Operator, OperatorFactors])[]> {
   for (const together of operatorSets(spec)) {
     const made: Tensor[] = [];
     let basis: NativeBasis | undefined;
+    let factors: readonly (readonly [Operator, OperatorFactors])[];
     try {
       basis = openBasis(source, spec, together[0] as Operator);
-      const results = await factorizeTogether(source, spec, together, basis, made);
-      yield* results;
+      factors = await factorizeTogether(source, spec, together, basis, made);
     } catch (error) {
       for (const tensor of made) tensor.dispose();
       throw error;
     } finally {
       basis?.dispose();
     }
+    yield factors;
   }
 }
 
@@ -185,8 +190,9 @@ async function factorizeTogether(
   basis: NativeBasis,
   made: Tensor[],
 ): Promise<(readonly [Operator, OperatorFactors])[]> {
-  const { device, groupSize, hiddenSize: n, intermediateSize: m, dtype } = source;
+  const { device, groupSize, hiddenSize: n, intermediateSize: m } = source;
   const latentSize = spec.latentSizes[together[0] as Operator];
+  const dtype = source.dtype(together[0] as Operator);
   await eachExpert(source, together, (operator, index, w) => addExpert(basis, operator, index, w));
   const isDown = together[0] === 'down';
   const b = device.empty(dtype, isDown ? [n, latentSize] : [latentSize, n]);
@@ -368,6 +374,16 @@ function checkPartition(
     throw new MolaeError('INVALID_ARGUMENT', `groups must name each of the ${numExperts} experts once`);
   }
   return groups;
+}
+
+/** The order in which `factorizeGroup` loads a group's matrices: each set of operators twice. */
+export function* loadOrder(spec: CheckedSpec, groupSize: number): Generator<readonly [Operator, number]> {
+  for (const together of operatorSets(spec)) {
+    for (let pass = 0; pass < 2; pass++) {
+      for (const operator of together)
+        for (let index = 0; index < groupSize; index++) yield [operator, index];
+    }
+  }
 }
 
 function operatorSets({ operators: chosen, sharedGateUp }: CheckedSpec): readonly (readonly Operator[])[] {

@@ -1,3 +1,4 @@
+import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -13,6 +14,13 @@ export interface NativeAddon {
   readonly version: string;
   readonly Cancellation: new () => NativeCancellation;
   openDevice(kind: string, index: number, threads: number): NativeDevice;
+  measureCeilings(threads: number): Promise<NativeCeilings>;
+}
+
+export interface NativeCeilings {
+  readonly fmaGflops: number;
+  readonly sgemmGflops: number;
+  readonly readGBps: number;
 }
 
 export interface NativeCancellation {
@@ -145,13 +153,22 @@ export function native(): NativeAddon {
 }
 
 function load(): NativeAddon {
-  const root = join(dirname(fileURLToPath(import.meta.url)), '..');
+  const root = packageRoot();
   const require = createRequire(import.meta.url);
   try {
     const nodeGypBuild = require('node-gyp-build') as (root: string) => NativeAddon;
     return nodeGypBuild(root);
   } catch (cause) {
     throw new MolaeError('ADDON_UNAVAILABLE', describeLoadFailure(root, cause), { cause });
+  }
+}
+
+/** The nearest folder above with a package.json: this file may be in lib/, in dist/, or deeper in a build folder. */
+function packageRoot(): string {
+  const start = dirname(fileURLToPath(import.meta.url));
+  for (let folder = start; ; folder = dirname(folder)) {
+    if (existsSync(join(folder, 'package.json'))) return folder;
+    if (folder === dirname(folder)) return join(start, '..');
   }
 }
 

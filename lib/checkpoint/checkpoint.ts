@@ -1,5 +1,6 @@
 import { expected, MolaeError } from '../errors.ts';
-import type { Operator } from '../experts.ts';
+import type { Experts, Operator } from '../experts.ts';
+import type { MoeBlock } from '../moe-block.ts';
 import { ModelConfig } from './config.ts';
 import { familyOf } from './families/index.ts';
 import { type Family, locateExpert, type MoeSpec, operatorShape } from './family.ts';
@@ -12,6 +13,7 @@ import {
   parseMolaeBlock,
 } from './latent-format.ts';
 import { type MoeLayer, type VerifiedLayers, verifyLayers } from './layers.ts';
+import { type LoadOptions, loadExperts, loadMoeBlock } from './load-experts.ts';
 import { unsupportedCheckpoint } from './problems.ts';
 import { DTYPE_BYTES } from './safetensors/dtype.ts';
 import { Shards } from './shards.ts';
@@ -125,6 +127,16 @@ export class Checkpoint {
     const { groups } = this.layer(layer);
     if (groups[group] === undefined) throw expected(`a group below ${groups.length}`, 'group', group);
     return this.shards.read(latentTensorName(this.family.expertsPrefix(layer), group, factor), into);
+  }
+
+  /** The experts of a MoE layer, routed and shared, on a device. See {@link loadExperts}. */
+  loadExperts(layer: number, options: LoadOptions): Promise<Experts> {
+    return loadExperts(this, layer, options);
+  }
+
+  /** A whole MoE layer on a device: router and experts. See {@link loadMoeBlock}. */
+  loadMoeBlock(layer: number, options: LoadOptions): Promise<MoeBlock> {
+    return loadMoeBlock(this, layer, options);
   }
 
   /** Closes all files. Reads after it are refused with DISPOSED. */

@@ -1,16 +1,16 @@
-import { elementCount } from './safetensors/dtype.ts';
-import type { ShardedTensor } from './shards.ts';
+import { elementCount, tensorBytes } from './safetensors/dtype.ts';
+import type { TensorDeclaration } from './safetensors/writer.ts';
 
-/** The elements of the given tensors, summed. */
-export function countParameters(tensors: Iterable<ShardedTensor>): number {
+/** The elements of all these tensors. */
+export function countParameters(tensors: Iterable<Pick<TensorDeclaration, 'shape'>>): number {
   let total = 0;
-  for (const { shape } of tensors) total += elementCount(shape) ?? 0;
+  for (const { shape } of tensors) total += elementCount(shape) ?? Number.NaN;
   return total;
 }
 
-/** The bytes of the given tensors, summed; headers not counted. */
-export function countBytes(tensors: Iterable<ShardedTensor>): number {
+/** The bytes of all these tensors. */
+export function countBytes(tensors: Iterable<Omit<TensorDeclaration, 'name'>>): number {
   let total = 0;
-  for (const { byteLength } of tensors) total += byteLength;
+  for (const { dtype, shape } of tensors) total += tensorBytes(dtype, shape) ?? Number.NaN;
   return total;
 }

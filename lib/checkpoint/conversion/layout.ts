@@ -1,0 +1,131 @@
+import { MolaeError } from '../../errors.ts';
+import { OPERATORS, type Operator } from '../../experts.ts';
+import type { CheckedSpec } from '../../factorize.ts';
+import type { Checkpoint } from '../checkpoint.ts';
+import { locateExpert } from '../family.ts';
+import { latentFactorShapes, latentTensorName } from '../latent-format.ts';
+import type { TensorDeclaration } from '../safetensors/writer.ts';
+
+/** A file of the converted checkpoint: the unit that a stopped run keeps or makes again. */
+export type OutputShard =
+  /** Tensors that stay as they are. */
+  | { readonly kind: 'copy'; readonly tensors: readonly TensorDeclaration[] }
+  /** The converted operators of one MoE layer. */
+  | { readonly kind: 'layer'; readonly layer: number; readonly tensors: readonly TensorDeclaration[] };
+
+export interface LayoutOptions {
+  readonly spec: CheckedSpec;
+  readonly groups: readonly (readonly number[])[];
+  /** `dense` writes A·B back under the original names. */
+  readonly format: 'latent' | 'dense';
+}
+
+/** Copied tensors are collected in files of up to this size. */
+const MAX_COPY_BYTES = 4 * 1024 ** 3;
+
+/** The files of the converted checkpoint, in the order in which they are made. */
+export function layOutShards(checkpoint: Checkpoint, options: LayoutOptions): OutputShard[] {
+  const replaced = replacedTensors(checkpoint, options.spec.operators);
+  return [
+    ...copyShards(checkpoint, replaced),
+    ...checkpoint.spec.layers.map((layer) => ({
+      kind: 'layer' as const,
+      layer,
+      tensors:
+        options.format === 'dense'
+          ? denseTensors(checkpoint, layer, options.spec)
+          : latentTensors(checkpoint, layer, options),
+    })),
+  ];
+}
+
+/** The names that the files of a checkpoint have in Hugging Face's layout. */
+export function shardFileName(index: number, count: number): string {
+  const pad = (value: number) => String(value).padStart(5, '0');
+  return count === 1 ? 'model.safetensors' : `model-${pad(index + 1)}-of-${pad(count)}.safetensors`;
+}
+
+/** The source tensors that hold converted operators, and nothing else. */
+function replacedTensors(checkpoint: Checkpoint, operators: readonly Operator[]): Set<string> {
+  const { family, spec } = checkpoint;
+  const holders = (chosen: readonly Operator[]) =>
+    new Set(
+      spec.layers.flatMap((layer) =>
+        Array.from({ length: spec.numExperts }, (_, expert) => expert).flatMap((expert) =>
+          chosen.map((operator) => locateExpert(family, spec, layer, expert, operator).name),
+        ),
+      ),
+    );
+  const replaced = holders(operators);
+  for (const name of holders(OPERATORS.filter((operator) => !operators.includes(operator)))) {
+    if (replaced.has(name)) {
+      throw new MolaeError(
+        'UNSUPPORTED_CHECKPOINT',
+        `Tensor ${name} holds several operators in one: convert them together (operators ${operators.join(', ')} were asked for)`,
+      );
+    }
+  }
+  return replaced;
+}
+
+function copyShards(checkpoint: Checkpoint, replaced: ReadonlySet<string>): OutputShard[] {
+  const shards: OutputShard[] = [];
+  let tensors: TensorDeclaration[] = [];
+  let bytes = 0;
+  const flush = () => {
+    if (tensors.length > 0) shards.push({ kind: 'copy', tensors });
+    tensors = [];
+    bytes = 0;
+  };
+  for (const [name, { dtype, shape, byteLength }] of checkpoint.shards.tensors) {
+    if (replaced.has(name)) continue;
+    if (bytes + byteLength > MAX_COPY_BYTES) flush();
+    tensors.push({ name, dtype, shape });
+    bytes += byteLength;
+  }
+  flush();
+  return shards;
+}
+
+function denseTensors(checkpoint: Checkpoint, layer: number, spec: CheckedSpec): TensorDeclaration[] {
+  const { family, spec: sizes, shards } = checkpoint;
+  const names = new Set(
+    spec.operators.flatMap((operator) =>
+      Array.from(
+        { length: sizes.numExperts },
+        (_, expert) => locateExpert(family, sizes, layer, expert, operator).name,
+      ),
+    ),
+  );
+  return [...names].map((name) => {
+    const { dtype, shape } = shards.tensor(name);
+    return { name, dtype, shape };
+  });
+}
+
+function latentTensors(
+  checkpoint: Checkpoint,
+  layer: number,
+  { spec, groups }: LayoutOptions,
+): TensorDeclaration[] {
+  const { hiddenSize, intermediateSize } = checkpoint.spec;
+  const { dtypes } = checkpoint.layer(layer);
+  const prefix = checkpoint.family.expertsPrefix(layer);
+  const latentSizes = Object.fromEntries(
+    spec.operators.map((operator) => [operator, spec.latentSizes[operator]]),
+  );
+  return groups.flatMap((group, g) => {
+    const sizes = {
+      hiddenSize,
+      intermediateSize,
+      groupSize: group.length,
+      latentSizes,
+      sharedGateUp: spec.sharedGateUp,
+    };
+    return [...latentFactorShapes(sizes)].map(([factor, shape]) => ({
+      name: latentTensorName(prefix, g, factor),
+      dtype: dtypes[factor.startsWith('down') ? 'down' : factor.startsWith('up') ? 'up' : 'gate'],
+      shape,
+    }));
+  });
+}

@@ -1,0 +1,165 @@
+import type { Device } from '../device.ts';
+import {
+  DenseExperts,
+  type Experts,
+  LatentExperts,
+  type LatentOperator,
+  OPERATORS,
+  type Operator,
+  type SharedExpert,
+} from '../experts.ts';
+import { MoeBlock } from '../moe-block.ts';
+import type { Shape, Tensor } from '../tensor.ts';
+import type { Checkpoint } from './checkpoint.ts';
+import { operatorShape } from './family.ts';
+import { expertFactor, latentTensorName, sharedFactor } from './latent-format.ts';
+import { unsupportedCheckpoint } from './problems.ts';
+import { type FloatDtype, isFloatDtype } from './safetensors/dtype.ts';
+import { tensorFromBytes, type WeightDType } from './tensors.ts';
+
+export interface LoadOptions {
+  readonly device: Device;
+  /** Converts the weights; by default they keep the checkpoint's dtype. */
+  readonly dtype?: WeightDType | undefined;
+}
+
+/**
+ * The experts of a MoE layer, routed and shared, on a device: DenseExperts for a dense layer, LatentExperts for a
+ * converted one. They own their tensors.
+ */
+export async function loadExperts(
+  checkpoint: Checkpoint,
+  layer: number,
+  options: LoadOptions,
+): Promise<Experts> {
+  const loader = new Loader(checkpoint, options);
+  try {
+    return await loader.experts(layer);
+  } catch (error) {
+    loader.dispose();
+    throw error;
+  }
+}
+
+/** A whole MoE layer on a device: router, routed and shared experts. */
+export async function loadMoeBlock(
+  checkpoint: Checkpoint,
+  layer: number,
+  options: LoadOptions,
+): Promise<MoeBlock> {
+  const loader = new Loader(checkpoint, options);
+  try {
+    const stored = await loader.named(checkpoint.family.routerTensor(layer));
+    const router = stored.dtype === 'f32' ? stored : loader.keep(await stored.to('f32'));
+    return new MoeBlock({
+      router: router as Tensor<'f32'>,
+      spec: checkpoint.spec.router,
+      experts: await loader.experts(layer),
+    });
+  } catch (error) {
+    loader.dispose();
+    throw error;
+  }
+}
+
+/** Loads tensors and keeps count of them, to hand them over together or let go of them together. */
+class Loader {
+  readonly #checkpoint: Checkpoint;
+  readonly #device: Device;
+  readonly #dtype: WeightDType | undefined;
+  readonly #made: Tensor[] = [];
+
+  constructor(checkpoint: Checkpoint, { device, dtype }: LoadOptions) {
+    this.#checkpoint = checkpoint;
+    this.#device = device;
+    this.#dtype = dtype;
+  }
+
+  dispose(): void {
+    for (const tensor of this.#made) tensor.dispose();
+  }
+
+  keep<T extends Tensor>(tensor: T): T {
+    this.#made.push(tensor);
+    return tensor;
+  }
+
+  async experts(layer: number): Promise<Experts> {
+    const { latentOperators, groups } = this.#checkpoint.layer(layer);
+    const { activation } = this.#checkpoint.spec;
+    const sharedExpert = await this.#sharedExpert(layer);
+    const dense = async (operator: Operator): Promise<Tensor[]> => {
+      const experts: Tensor[] = [];
+      for (let expert = 0; expert < this.#checkpoint.spec.numExperts; expert++) {
+        experts.push(await this.#expert(layer, expert, operator));
+      }
+      return experts;
+    };
+    if (latentOperators.length === 0) {
+      const [gate, up, down] = [await dense('gate'), await dense('up'), await dense('down')];
+      return new DenseExperts({ gate, up, down, activation, sharedExpert, owned: this.#made });
+    }
+    const shared = new Map<string, Tensor>();
+    const operators: Partial<Record<Operator, LatentOperator | Tensor[]>> = {};
+    for (const operator of OPERATORS) {
+      operators[operator] = latentOperators.includes(operator)
+        ? await this.#latent(layer, operator, shared)
+        : await dense(operator);
+    }
+    return new LatentExperts({
+      groups: groups.map((group) => group.experts),
+      ...(operators as Record<Operator, LatentOperator | Tensor[]>),
+      activation,
+      sharedExpert,
+      owned: this.#made,
+    });
+  }
+
+  /** A tensor by its name. */
+  async named(name: string): Promise<Tensor<WeightDType>> {
+    const { shards } = this.#checkpoint;
+    const { dtype, shape } = shards.tensor(name);
+    if (!isFloatDtype(dtype)) throw unsupportedCheckpoint(shards.folder, `tensor ${name} has dtype ${dtype}`);
+    return this.#place(dtype, await shards.read(name), shape);
+  }
+
+  async #expert(layer: number, expert: number, operator: Operator): Promise<Tensor> {
+    const bytes = await this.#checkpoint.readExpert(layer, expert, operator);
+    const shape = operatorShape(this.#checkpoint.spec, operator);
+    return this.#place(this.#checkpoint.layer(layer).dtypes[operator], bytes, shape);
+  }
+
+  /** `shared`: the B of gate and up where they have one, by its name, so that it is loaded once. */
+  async #latent(layer: number, operator: Operator, shared: Map<string, Tensor>): Promise<LatentOperator> {
+    const prefix = this.#checkpoint.family.expertsPrefix(layer);
+    const a: Tensor[] = [];
+    const b: Tensor[] = [];
+    for (const [group, { sharedGateUp }] of this.#checkpoint.layer(layer).groups.entries()) {
+      a.push(await this.named(latentTensorName(prefix, group, expertFactor(operator))));
+      const name = latentTensorName(prefix, group, sharedFactor(operator, sharedGateUp));
+      const basis = shared.get(name) ?? (await this.named(name));
+      shared.set(name, basis);
+      b.push(basis);
+    }
+    return { a, b };
+  }
+
+  async #sharedExpert(layer: number): Promise<SharedExpert | undefined> {
+    const names = this.#checkpoint.family.sharedExpertTensors?.(layer);
+    if (!names || !this.#checkpoint.spec.sharedExpert) return undefined;
+    return {
+      gate: await this.named(names.gate),
+      up: await this.named(names.up),
+      down: await this.named(names.down),
+      gateLogit: names.router === undefined ? undefined : await this.named(names.router),
+    };
+  }
+
+  async #place(dtype: FloatDtype, bytes: Uint8Array, shape: Shape): Promise<Tensor<WeightDType>> {
+    const stored = this.keep(tensorFromBytes(this.#device, dtype, bytes, shape));
+    if (this.#dtype === undefined || this.#dtype === stored.dtype) return stored;
+    const converted = this.keep(await stored.to(this.#dtype));
+    stored.dispose();
+    return converted;
+  }
+}

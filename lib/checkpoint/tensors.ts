@@ -1,0 +1,42 @@
+import type { Device } from '../device.ts';
+import type { DType, TypedArrayOf } from '../dtype.ts';
+import type { Shape, Tensor } from '../tensor.ts';
+import type { FloatDtype } from './safetensors/dtype.ts';
+
+/** A floating dtype that checkpoints and devices both know. */
+export type WeightDType = Exclude<DType, 'i32'>;
+
+const NAMES: Readonly<Record<FloatDtype, WeightDType>> = { F64: 'f64', F32: 'f32', F16: 'f16', BF16: 'bf16' };
+
+/** `BF16` → `bf16` */
+export function tensorDType(dtype: FloatDtype): WeightDType {
+  return NAMES[dtype];
+}
+
+/** A tensor on `device` with a copy of a checkpoint's bytes. */
+export function tensorFromBytes(
+  device: Device,
+  dtype: FloatDtype,
+  bytes: Uint8Array,
+  shape: Shape,
+): Tensor<WeightDType> {
+  return device.tensor(tensorDType(dtype), elementsOf(tensorDType(dtype), bytes), shape);
+}
+
+/** The bytes of a tensor as they are stored, read into `buffer`, which has room for them. */
+export async function tensorBytesInto(tensor: Tensor<WeightDType>, buffer: ArrayBuffer): Promise<Uint8Array> {
+  const bytes = new Uint8Array(buffer, 0, tensor.byteLength);
+  await tensor.read(elementsOf(tensor.dtype, bytes));
+  return bytes;
+}
+
+/** The same memory as elements, a copy only where it is not aligned for them. */
+function elementsOf(dtype: WeightDType, bytes: Uint8Array): TypedArrayOf[WeightDType] {
+  const Elements = dtype === 'f64' ? Float64Array : dtype === 'f32' ? Float32Array : Uint16Array;
+  const aligned = bytes.byteOffset % Elements.BYTES_PER_ELEMENT === 0 ? bytes : bytes.slice();
+  return new Elements(
+    aligned.buffer as ArrayBuffer,
+    aligned.byteOffset,
+    aligned.byteLength / Elements.BYTES_PER_ELEMENT,
+  );
+}

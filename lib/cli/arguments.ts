@@ -1,0 +1,89 @@
+import { UsageError } from './command.ts';
+
+/** The arguments of one call of a command; the getters check values and throw a UsageError that names the option. */
+export class Arguments {
+  readonly positionals: readonly string[];
+  readonly #command: string;
+  readonly #options: ReadonlyMap<string, string | true>;
+
+  constructor(command: string, positionals: readonly string[], options: ReadonlyMap<string, string | true>) {
+    this.#command = command;
+    this.positionals = positionals;
+    this.#options = options;
+  }
+
+  positional(index: number): string {
+    return this.positionals[index] as string;
+  }
+
+  /** Whether a switch was given. */
+  has(name: string): boolean {
+    return this.#options.has(name);
+  }
+
+  string(name: string): string | undefined {
+    const value = this.#options.get(name);
+    return typeof value === 'string' ? value : undefined;
+  }
+
+  positiveInteger(name: string): number | undefined {
+    const text = this.string(name);
+    if (text === undefined) return undefined;
+    const value = /^\d+$/.test(text) ? Number(text) : 0;
+    if (!Number.isSafeInteger(value) || value < 1) throw this.wrong(name, 'a positive integer', text);
+    return value;
+  }
+
+  /** A number between 0 and 1, both excluded. */
+  share(name: string): number | undefined {
+    const text = this.string(name);
+    if (text === undefined) return undefined;
+    const value = /^(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?$/i.test(text) ? Number(text) : Number.NaN;
+    if (!(value > 0 && value < 1)) {
+      throw this.wrong(name, 'a number between 0 and 1 (0.25 for 25%)', text);
+    }
+    return value;
+  }
+
+  oneOf<Value extends string>(name: string, values: readonly Value[]): Value | undefined {
+    const text = this.string(name);
+    if (text === undefined) return undefined;
+    const found = values.find((value) => value === text);
+    if (found === undefined) throw this.wrong(name, values.join(' or '), text);
+    return found;
+  }
+
+  /** Some of the values, separated by commas, each at most once. */
+  list<Value extends string>(name: string, values: readonly Value[]): Value[] | undefined {
+    const text = this.string(name);
+    if (text === undefined) return undefined;
+    const items = text.split(',').map((item) => item.trim());
+    const known = items.flatMap((item) => values.find((value) => value === item) ?? []);
+    if (known.length !== items.length || new Set(known).size !== known.length) {
+      throw this.wrong(name, `some of ${values.join(',')}, separated by commas, each once`, text);
+    }
+    return known;
+  }
+
+  /** The value of `--device`, by default `auto`. */
+  device(): string {
+    const name = this.string('device') ?? 'auto';
+    if (!/^(auto|cpu|cuda(:\d{1,4})?)$/.test(name))
+      throw this.wrong('device', 'auto, cpu, cuda or cuda:<index>', name);
+    return name;
+  }
+
+  /** Refuses two options that contradict each other. */
+  exclusive(first: string, second: string): void {
+    if (this.has(first) && this.has(second))
+      throw this.usage(`give either --${first} or --${second}, not both`);
+  }
+
+  usage(message: string): UsageError {
+    return new UsageError(message, this.#command);
+  }
+
+  wrong(name: string, wanted: string, received: string): UsageError {
+    return this.usage(`expected ${wanted} for --${name} but received ${JSON.stringify(received)}`);
+  }
+}

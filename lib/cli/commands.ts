@@ -1,0 +1,8 @@
+import type { CommandDefinition } from './command.ts';
+import { convert } from './convert.ts';
+import { doctor } from './doctor.ts';
+import { inspect } from './inspect.ts';
+import { plan } from './plan.ts';
+
+/** The sub-commands, in the order in which the help lists them. */
+export const COMMANDS: readonly CommandDefinition[] = [inspect, plan, convert, doctor];

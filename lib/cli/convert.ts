@@ -1,0 +1,223 @@
+import { basename, relative as relativePath, resolve, sep } from 'node:path';
+import { layerCosts } from '../analysis.ts';
+import { type Change, type ConversionReport, convertCheckpoint } from '../checkpoint/conversion/convert.ts';
+import type { MoeSpec } from '../checkpoint/family.ts';
+import { openDevice } from '../device.ts';
+import { OPERATORS } from '../experts.ts';
+import type { Arguments } from './arguments.ts';
+import { type CommandDefinition, DEVICE_OPTION } from './command.ts';
+import { openDense } from './dense-checkpoint.ts';
+import { openProgress } from './progress.ts';
+import { interruptible } from './signals.ts';
+import { readSizes, SIZE_OPTIONS } from './sizes.ts';
+import { bytes, count, duration, relative, table, times, wrap } from './table.ts';
+
+export const convert: CommandDefinition = {
+  name: 'convert',
+  positionals: ['in', 'out'],
+  summary: 'turn the experts of a checkpoint into latent experts',
+  description: [
+    "Factorizes the routed experts of every MoE layer and writes a new checkpoint folder: latent factors in place of the experts' weights, everything else byte for byte. Give either --latent-size or --target-ratio.",
+    'The output appears under its name only when it is complete. A run that was stopped goes on where it was when it is started again with the same arguments.',
+  ],
+  options: [
+    ...SIZE_OPTIONS,
+    {
+      name: 'rank-reduction',
+      value: 'R',
+      description: 'truncate each expert to this rank first; never a gain',
+    },
+    { name: 'solver', value: 'name', description: 'gram (default) or svd, the slow reference' },
+    { name: 'method', value: 'name', description: 'stacked-svd (default), the only one so far' },
+    { name: 'calibrate', value: 'text', description: 'not there yet' },
+    { name: 'control', description: 'also report the error if the experts of a group had nothing in common' },
+    {
+      name: 'format',
+      value: 'name',
+      description:
+        'latent (default), or dense: the approximated experts under their original names, for any engine',
+    },
+    { name: 'force', description: 'replace an existing output' },
+    DEVICE_OPTION,
+  ],
+  examples: [
+    ['convert ./Qwen1.5-MoE-A2.7B ./out --target-ratio 0.3', "remove 30% of the routed experts' parameters"],
+    ['convert ./Qwen1.5-MoE-A2.7B ./out --group-size 15 --latent-size 704', 'these sizes'],
+    [
+      'convert ./Qwen1.5-MoE-A2.7B ./judge --target-ratio 0.3 --format dense',
+      'to judge the loss with another engine',
+    ],
+    ['convert ./Qwen1.5-MoE-A2.7B ./out --target-ratio 0.3 --json > report.json', 'for scripts'],
+  ],
+  async run(args, output) {
+    const options = readOptions(args);
+    const [input, target] = [args.positional(0), args.positional(1)];
+    const model = await readSpec(input);
+    using device = await openDevice(args.device());
+    const progress = openProgress('converting');
+    try {
+      const report = await interruptible(
+        (signal) =>
+          convertCheckpoint(input, target, {
+            ...options,
+            device,
+            signal,
+            onProgress: ({ done, total, layer, operator, group }) =>
+              progress.update(done, total, `layer ${layer} ${operator} group ${group}`),
+          }),
+        () => {
+          progress.stop();
+          const partial = `.${basename(resolve(target))}.molae-partial`;
+          output.note(`Stopping. The same command goes on from here; what is finished is in ${partial}.`);
+        },
+      );
+      progress.stop();
+      const flopsPerToken = flopsChange(model, report, options.sharedGateUp);
+      output.result({ ...report, flopsPerToken }, () => describe(report, flopsPerToken, output.width));
+    } finally {
+      progress.stop();
+    }
+  },
+};
+
+const METHODS = ['stacked-svd'] as const;
+
+function readOptions(args: Arguments) {
+  if (args.has('calibrate')) throw args.usage('--calibrate is not implemented yet');
+  const method = args.string('method');
+  if (method !== undefined && !METHODS.some((known) => known === method)) {
+    throw args.wrong('method', `${METHODS.join(' or ')} (the only one so far)`, method);
+  }
+  const sizes = readSizes(args);
+  if (sizes.latentSize === undefined && sizes.targetRatio === undefined) {
+    throw args.usage('convert needs --latent-size <r> or --target-ratio <p>');
+  }
+  return {
+    ...sizes,
+    rankReduction: args.positiveInteger('rank-reduction'),
+    solver: args.oneOf('solver', ['gram', 'svd']),
+    control: args.has('control'),
+    format: args.oneOf('format', ['latent', 'dense']) ?? 'latent',
+    force: args.has('force'),
+  };
+}
+
+async function readSpec(path: string): Promise<MoeSpec> {
+  await using checkpoint = await openDense(path);
+  return checkpoint.spec;
+}
+
+/** Per token, over all MoE layers, of the latent form, whichever form was written. */
+function flopsChange(
+  model: MoeSpec,
+  { groupSize, latentSizes }: ConversionReport,
+  sharedGateUp: boolean,
+): Change {
+  const groupSizes = new Array<number>(model.numExperts / groupSize).fill(groupSize);
+  const { dense, latent } = layerCosts(model, { groupSizes, latentSizes, sharedGateUp }).flopsPerToken;
+  return { before: dense * model.layers.length, after: latent * model.layers.length };
+}
+
+function describe(report: ConversionReport, flopsPerToken: Change, width: number): string[] {
+  const { format, reason, resumedFiles, seconds, peakBytes, output } = report;
+  return [
+    `Converted to ${shortPath(output)}`,
+    sizesInWords(report),
+    ...(reason === undefined ? [] : wrap(reason, width)),
+    '',
+    ...changes(report, flopsPerToken),
+    ...(format === 'dense'
+      ? wrap(
+          'Written as dense experts: the counts are those of the latent form, the bytes those written.',
+          width,
+        )
+      : []),
+    '',
+    ...errors(report.layers),
+    '',
+    `Took ${duration(seconds)}, peak memory ${bytes(peakBytes)}.`,
+    ...(resumedFiles > 0 ? [`Went on from a stopped run, which had finished ${resumedFiles} files.`] : []),
+  ];
+}
+
+function sizesInWords({ latentSizes, groupSize, layers }: ConversionReport): string {
+  const distinct = new Set(Object.values(latentSizes));
+  const latentSize =
+    distinct.size === 1
+      ? String([...distinct][0])
+      : Object.entries(latentSizes)
+          .map(([operator, size]) => `${operator} ${size}`)
+          .join(', ');
+  const count = new Set(layers.map(({ layer }) => layer)).size;
+  return `${count} MoE layers, groups of ${groupSize} experts, latent size ${latentSize}`;
+}
+
+function changes({ parameters, expertParameters, bytes: size }: ConversionReport, flops: Change): string[] {
+  const row = (label: string, { before, after }: Change, humanize: (value: number) => string) => [
+    label,
+    humanize(before),
+    humanize(after),
+    times(after / before),
+    after > 1.005 * before ? 'worse' : '',
+  ];
+  return table(
+    [
+      ['', 'before', 'after', 'ratio', ''],
+      row('Parameters', parameters, count),
+      row('Bytes', size, bytes),
+      ['Routed experts'],
+      row('  parameters', expertParameters, count),
+      row('  FLOPs per token', flops, count),
+    ],
+    ['left', 'right', 'right', 'right', 'left'],
+  );
+}
+
+/** Per operator, over layers and groups. */
+function errors(reports: ConversionReport['layers']): string[] {
+  const hasControl = reports.some(({ controlRelativeError }) => controlRelativeError !== undefined);
+  const rows = OPERATORS.flatMap((operator) => {
+    const own = reports.filter((report) => report.operator === operator);
+    if (own.length === 0) return [];
+    const reached = own.map(({ relativeError }) => relativeError);
+    return [
+      [
+        operator,
+        relative(Math.min(...reached)),
+        relative(median(reached)),
+        relative(Math.max(...reached)),
+        relative(median(own.map(({ optimalRelativeError }) => optimalRelativeError))),
+        ...(hasControl
+          ? [relative(median(own.map(({ controlRelativeError }) => controlRelativeError ?? 0)))]
+          : []),
+        `${own.filter(({ exact }) => exact).length} of ${own.length}`,
+      ],
+    ];
+  });
+  const header = [
+    'Relative error',
+    'min',
+    'median',
+    'max',
+    'optimum',
+    ...(hasControl ? ['control'] : []),
+    'exact',
+  ];
+  return table(
+    [header, ...rows],
+    header.map((_, column) => (column === 0 ? 'left' : 'right')),
+  );
+}
+
+function median(values: readonly number[]): number {
+  const sorted = [...values].sort((a, b) => a - b);
+  const middle = Math.floor(sorted.length / 2);
+  const upper = sorted[middle] ?? 0;
+  return sorted.length % 2 === 1 ? upper : (upper + (sorted[middle - 1] ?? 0)) / 2;
+}
+
+/** As the user would type it. */
+function shortPath(path: string): string {
+  const short = relativePath(process.cwd(), path);
+  return short === '' || short.startsWith('..') ? path : `.${sep}${short}`;
+}

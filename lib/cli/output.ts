@@ -1,0 +1,94 @@
+import { MolaeError, type MolaeErrorCode } from '../errors.ts';
+import { UsageError } from './command.ts';
+import { Interruption } from './signals.ts';
+
+export const EXIT = { done: 0, failed: 1, usage: 2, interrupted: 130, terminated: 143 } as const;
+
+/** Where results go: lines for people, or one JSON object for programs. */
+export class Output {
+  readonly json: boolean;
+
+  constructor(json: boolean) {
+    this.json = json;
+  }
+
+  /** The result of a command, told once: stdout has either the lines or the object. */
+  result(value: object, lines: () => readonly string[]): void {
+    process.stdout.write(this.json ? `${JSON.stringify(value, null, 2)}\n` : `${lines().join('\n')}\n`);
+  }
+
+  /** A remark beside the result, for people. */
+  note(text: string): void {
+    process.stderr.write(`${text}\n`);
+  }
+
+  /** The columns that text may take. */
+  get width(): number {
+    return Math.max(40, Math.min(100, process.stdout.columns ?? 80));
+  }
+}
+
+/** Tells an error on stderr, one line and how to mend it, and returns the exit status. */
+export function reportError(error: unknown): number {
+  if (error instanceof UsageError) {
+    const help = error.command === undefined ? 'molae --help' : `molae ${error.command} --help`;
+    complain(error.message, `See: ${help}`);
+    return EXIT.usage;
+  }
+  if (error instanceof MolaeError) {
+    if (error instanceof Interruption) {
+      complain(`stopped by ${error.signal}`, undefined);
+      return error.signal === 'SIGINT' ? EXIT.interrupted : EXIT.terminated;
+    }
+    complain(inWordsOfOptions(error), HINTS[error.code]);
+    showStack(error);
+    return error.code === 'INVALID_ARGUMENT' ? EXIT.usage : EXIT.failed;
+  }
+  complain(`defect: ${error instanceof Error ? error.message : String(error)}`, HINTS.INTERNAL);
+  showStack(error);
+  return EXIT.failed;
+}
+
+const HINTS: Partial<Record<MolaeErrorCode, string>> = {
+  OUT_OF_MEMORY: 'Free some memory, or choose a device with more: molae doctor lists them.',
+  NO_CONVERGENCE: 'Try the other solver: --solver svd or --solver gram.',
+  NON_FINITE: 'The checkpoint is damaged; fetch that file again.',
+  DEVICE_UNAVAILABLE: 'molae doctor lists what was found; --device cpu works everywhere.',
+  BAD_CHECKPOINT:
+    'A checkpoint is a folder with config.json and complete *.safetensors files; fetch what is missing or damaged.',
+  UNSUPPORTED_CHECKPOINT: 'molae inspect tells more about this checkpoint.',
+  OUTPUT_EXISTS: 'Or choose another folder.',
+  INTERNAL: 'This should not happen: please report it, with the output of MOLAE_DEBUG=1 and of molae doctor.',
+};
+
+/** The API's names of options, as they are typed here. */
+const OPTION_NAMES: readonly (readonly [RegExp, string])[] = [
+  [/\blatentSize of (gate|up|down)\b|\blatentSizes?\b/g, '--latent-size'],
+  [/\bgroupSize\b/g, '--group-size'],
+  [/\btargetRatio\b/g, '--target-ratio'],
+  [/\brankReduction\b/g, '--rank-reduction'],
+  [/\bsharedGateUp\b/g, '--shared-gate-up'],
+  [/\bfor (operators|solver|device|format)\b/g, 'for --$1'],
+];
+
+function inWordsOfOptions({ code, message }: MolaeError): string {
+  if (code !== 'INVALID_ARGUMENT') return message;
+  let text = message.replace(/ of type \w+$/, '');
+  for (const [pattern, name] of OPTION_NAMES) text = text.replaceAll(pattern, name);
+  return text;
+}
+
+function complain(problem: string, hint: string | undefined): void {
+  const [first = '', ...more] = problem.split('\n').map(printable);
+  const lines = [`molae: ${first}`, ...more, ...(hint === undefined ? [] : [hint])];
+  process.stderr.write(`${lines.join('\n')}\n`);
+}
+
+/** File names may hold anything, also what a terminal obeys. */
+function printable(text: string): string {
+  return text.replace(/\p{Cc}/gu, (c) => `\\x${c.charCodeAt(0).toString(16).padStart(2, '0')}`);
+}
+
+function showStack(error: unknown): void {
+  if (process.env.MOLAE_DEBUG && error instanceof Error) console.error(error);
+}

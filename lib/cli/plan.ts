@@ -1,0 +1,102 @@
+import { basename, resolve } from 'node:path';
+import { type Comparison, type ConversionPlan, planConversion } from '../analysis.ts';
+import { DTYPE_BYTES } from '../checkpoint/safetensors/dtype.ts';
+import { type CommandDefinition, DEVICE_OPTION } from './command.ts';
+import { openDense } from './dense-checkpoint.ts';
+import { estimateTime, type TimeEstimate } from './estimate.ts';
+import { readSizes, SIZE_OPTIONS } from './sizes.ts';
+import { bytes, count, duration, table, times, wrap } from './table.ts';
+
+export const plan: CommandDefinition = {
+  name: 'plan',
+  positionals: ['checkpoint'],
+  summary: 'what a conversion would cost and save, before any work',
+  description: [
+    'Compares the routed experts before and after a conversion: what they store, compute, read and send. Costs are sums over all MoE layers; ratio is latent / dense, so above 1 the latent form is the worse one. With small groups it often computes more than it saves in storage.',
+    'Without --latent-size and --target-ratio the latent size is the width of an expert, as in the paper. Nothing is written.',
+  ],
+  options: [...SIZE_OPTIONS, DEVICE_OPTION],
+  examples: [
+    ['plan ./Qwen1.5-MoE-A2.7B --target-ratio 0.3', 'a third less; the planner chooses the group size'],
+    ['plan ./Qwen1.5-MoE-A2.7B --group-size 15 --latent-size 704', 'these sizes'],
+  ],
+  async run(args, output) {
+    const sizes = readSizes(args);
+    const device = args.device();
+    await using checkpoint = await openDense(args.positional(0));
+    const { dtypes } = checkpoint.layer(checkpoint.spec.layers[0] as number);
+    const planned = planConversion(checkpoint.spec, {
+      ...sizes,
+      bytesPerParameter: DTYPE_BYTES[dtypes.gate],
+      otherParameters: checkpoint.parameters - checkpoint.expertParameters,
+    });
+    const estimate = await estimateTime(checkpoint, planned, device);
+    const { perLayer, weightBytesPerBatch: _, ...rest } = planned;
+    output.result({ checkpoint: checkpoint.path, ...rest, perLayer, estimate }, () => [
+      `${basename(resolve(checkpoint.path))}: ${sizesInWords(planned)}`,
+      ...wrap(planned.reason, output.width),
+      '',
+      ...costTable(planned),
+      '',
+      ...wrap(worseInWords(planned), output.width),
+      timeInWords(estimate),
+    ]);
+  },
+};
+
+function sizesInWords({ groupSize, numGroups, latentSize, moeLayers }: ConversionPlan): string {
+  return `${moeLayers.length} MoE layers, ${numGroups} ${numGroups === 1 ? 'group' : 'groups'} of ${groupSize} experts, latent size ${latentSize}`;
+}
+
+type Row = readonly [label: string, costs: Comparison | undefined, humanize: (value: number) => string];
+
+function rowsOf(planned: ConversionPlan): readonly Row[] {
+  return [
+    ['Parameters, whole model', planned.parameters, count],
+    ['  parameters', planned.expertParameters, count],
+    ['  FLOPs per token', planned.flopsPerToken, count],
+    ['  weight bytes per token', planned.weightBytesPerToken, bytes],
+    ['  all-to-all bytes per token', planned.allToAllBytesPerToken, bytes],
+  ];
+}
+
+function costTable(planned: ConversionPlan): string[] {
+  const [whole, ...experts] = rowsOf(planned).map(cells);
+  return table(
+    [['', 'dense', 'latent', 'ratio', ''], whole ?? [], ['Routed experts'], ...experts],
+    ['left', 'right', 'right', 'right', 'left'],
+  );
+}
+
+function cells([label, costs, humanize]: Row): string[] {
+  if (costs === undefined) return [label];
+  const { dense, latent, ratio } = costs;
+  return [label, humanize(dense), humanize(latent), times(ratio), isWorse(costs) ? 'worse' : ''];
+}
+
+/** What is printed as 1.00× is no news. */
+function isWorse({ ratio }: Comparison): boolean {
+  return ratio >= 1.005;
+}
+
+function worseInWords(planned: ConversionPlan): string {
+  const worse = rowsOf(planned).filter(([, costs]) => costs !== undefined && isWorse(costs));
+  if (worse.length === 0) {
+    return 'The latent form is worse in none of these. What it loses in accuracy, convert measures.';
+  }
+  const labels = worse.map(([label, costs]) => `${label.trim()} (${times(costs?.ratio ?? 1)})`);
+  const remedy =
+    planned.numGroups === 1
+      ? 'A smaller latent size lowers that'
+      : 'A larger group size or a smaller latent size lowers that';
+  return `The latent form is WORSE in ${labels.join(', ')}. ${remedy}, and loses accuracy.`;
+}
+
+function timeInWords({ seconds, device, gemmGflops }: TimeEstimate): string {
+  return `Conversion on ${device}: about ${duration(roughly(seconds))}, an estimate from ${gemmGflops.toFixed(0)} GFLOP/s measured just now.`;
+}
+
+/** An estimate pretends to no more than two digits. */
+function roughly(seconds: number): number {
+  return seconds > 60 ? Math.round(seconds / 30) * 30 : Number(seconds.toPrecision(1));
+}

@@ -1,0 +1,87 @@
+import cliProgress from 'cli-progress';
+import { duration } from './table.ts';
+
+/** Shows how far a long work has come. */
+export interface Progress {
+  /** @param note what is at work now, a few words */
+  update(done: number, total: number, note: string): void;
+  /** Ends it, so that other lines may follow; may be called twice. */
+  stop(): void;
+}
+
+/** A bar where stderr is a terminal, else now and then a plain line. */
+export function openProgress(label: string, stream: NodeJS.WriteStream = process.stderr): Progress {
+  return stream.isTTY ? new Bar(label, stream) : new Lines(label, stream);
+}
+
+class Bar implements Progress {
+  readonly #bar: cliProgress.SingleBar;
+  readonly #label: string;
+  #started = false;
+
+  constructor(label: string, stream: NodeJS.WriteStream) {
+    this.#label = label;
+    this.#bar = new cliProgress.SingleBar({
+      stream,
+      // In 80 columns, with notes up to 24 characters.
+      format: '{label} {bar} {percentage}%  {left}  {note}',
+      barsize: Math.max(8, Math.min(30, (stream.columns ?? 80) - 50)),
+      barCompleteChar: '█',
+      barIncompleteChar: '░',
+      fps: 10,
+      hideCursor: true,
+      clearOnComplete: true,
+      // Signals are ours: the command cleans up first.
+      gracefulExit: false,
+      etaBuffer: 50,
+    });
+  }
+
+  update(done: number, total: number, note: string): void {
+    if (!this.#started) {
+      this.#started = true;
+      this.#startedAt = performance.now();
+      this.#bar.start(total, 0, { label: this.#label, note, left: '' });
+    }
+    this.#bar.update(done, { note, left: this.#timeLeft(done, total) });
+  }
+
+  #startedAt = 0;
+
+  #timeLeft(done: number, total: number): string {
+    const seconds = (performance.now() - this.#startedAt) / 1000;
+    if (seconds < 1 || done === 0) return '';
+    return `${duration((seconds * (total - done)) / done)} left`;
+  }
+
+  stop(): void {
+    if (this.#started) this.#bar.stop();
+    this.#started = false;
+  }
+}
+
+/** A line at the start, then one for each tenth, but none within a second of the one before, nor silence for long. */
+class Lines implements Progress {
+  readonly #label: string;
+  readonly #stream: NodeJS.WritableStream;
+  #lastTime = Number.NEGATIVE_INFINITY;
+  #lastTenth = -1;
+
+  constructor(label: string, stream: NodeJS.WritableStream) {
+    this.#label = label;
+    this.#stream = stream;
+  }
+
+  update(done: number, total: number, note: string): void {
+    const now = performance.now();
+    const tenth = Math.floor((10 * done) / total);
+    const quiet = now - this.#lastTime;
+    if (quiet < 1000 || (tenth === this.#lastTenth && quiet < 30_000)) return;
+    this.#lastTime = now;
+    this.#lastTenth = tenth;
+    const share = Math.floor((100 * done) / total);
+    this.#stream.write(`${this.#label}: ${share}% (${done} of ${total})${note === '' ? '' : `, ${note}`}\n`);
+  }
+
+  stop(): void {}
+}

@@ -1,0 +1,67 @@
+export {
+  type Comparison,
+  type ConversionPlan,
+  type CostOptions,
+  type Costs,
+  distinctGroups,
+  type Factorization,
+  type LayerSizes,
+  layerCosts,
+  type PlanOptions,
+  planConversion,
+} from './analysis.ts';
+export { Checkpoint, openCheckpoint } from './checkpoint/checkpoint.ts';
+export {
+  type Change,
+  type ConversionReport,
+  type ConvertOptions,
+  type ConvertProgress,
+  convertCheckpoint,
+  type LayerReport,
+} from './checkpoint/conversion/convert.ts';
+export type { Family, MoeSpec } from './checkpoint/family.ts';
+export { type Inspection, inspectCheckpoint } from './checkpoint/inspect.ts';
+export type { MoeLayer } from './checkpoint/layers.ts';
+export type { LoadOptions } from './checkpoint/load-experts.ts';
+export { SafetensorsFile } from './checkpoint/safetensors/reader.ts';
+export { SafetensorsWriter, type TensorDeclaration } from './checkpoint/safetensors/writer.ts';
+export { type Device, type DeviceInfo, type DeviceOptions, type MemoryUsage, openDevice } from './device.ts';
+export type { DType, TypedArrayOf } from './dtype.ts';
+export { MolaeError, type MolaeErrorCode } from './errors.ts';
+export {
+  type Activation,
+  DenseExperts,
+  type DenseExpertsInit,
+  type DenseOperator,
+  Experts,
+  type ForwardOptions,
+  LatentExperts,
+  type LatentExpertsInit,
+  type LatentOperator,
+  OPERATORS,
+  type Operator,
+  type SharedExpert,
+} from './experts.ts';
+export {
+  type FactorizationReport,
+  type FactorizationSpec,
+  type FactorizeOptions,
+  type FactorizeProgress,
+  factorizeExperts,
+  type Solver,
+} from './factorize.ts';
+export {
+  batchedGemm,
+  type Eigh,
+  eigh,
+  type GemmOptions,
+  type GroupedGemmProblem,
+  gemm,
+  groupedGemm,
+  type Svd,
+  svd,
+  transpose,
+} from './linalg.ts';
+export { MoeBlock, type MoeBlockInit } from './moe-block.ts';
+export { type RouterSpec, type Routing, route } from './routing.ts';
+export { type Shape, Tensor } from './tensor.ts';

@@ -1,0 +1,61 @@
+import type { Experts, ForwardOptions } from './experts.ts';
+import { gemm } from './linalg.ts';
+import { type RouterSpec, type Routing, route } from './routing.ts';
+import type { Tensor } from './tensor.ts';
+
+export interface MoeBlockInit {
+  /** The router's weight [N, n]. */
+  readonly router: Tensor<'f32'>;
+  readonly spec: RouterSpec;
+  readonly experts: Experts;
+}
+
+/** A whole MoE layer: the router decides, the experts compute. */
+export class MoeBlock {
+  readonly router: Tensor<'f32'>;
+  readonly spec: RouterSpec;
+  readonly experts: Experts;
+
+  constructor({ router, spec, experts }: MoeBlockInit) {
+    this.router = router;
+    this.spec = spec;
+    this.experts = experts;
+  }
+
+  /** The router's logits [tokens, N] in f32 for x [tokens, n]. */
+  async routerLogits(x: Tensor): Promise<Tensor> {
+    const wide = x.dtype === 'f32' ? x : await x.to('f32');
+    try {
+      return await gemm(wide, this.router, { transposeB: true });
+    } finally {
+      if (wide !== x) wide.dispose();
+    }
+  }
+
+  /** Which experts each token of x [tokens, n] goes to. */
+  async route(x: Tensor): Promise<Routing> {
+    using logits = await this.routerLogits(x);
+    return await route(logits, this.spec);
+  }
+
+  /** y [tokens, n] of x [tokens, n], in x's dtype. */
+  async forward(x: Tensor, options: ForwardOptions = {}): Promise<Tensor> {
+    const routing = await this.route(x);
+    try {
+      return await this.experts.forward(x, routing, options);
+    } finally {
+      routing.ids.dispose();
+      routing.weights.dispose();
+    }
+  }
+
+  /** Disposes router and experts. */
+  dispose(): void {
+    this.router.dispose();
+    this.experts.dispose();
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}
