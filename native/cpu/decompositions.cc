@@ -71,10 +71,7 @@ void svd_in(Context context, const Tensor& a, const Tensor& u, const Tensor& s, 
 // algorithm, O(n) each, and transformed back. A subset by bisection and inverse iteration (what syevr does)
 // would orthogonalize n top^2 in the flat spectra of expert weights.
 template <class Real>
-void eigh_in(Context context, const Tensor& a, const Tensor& values, const Tensor& vectors) {
-  const int n = blas::to_int(a.rows());
-  const int top = blas::to_int(vectors.rows());
-  if (n == 0) return;
+void eigh_in(Context context, const Tensor& a, Real* values, Real* vectors, int n, int top) {
   const size_t size = static_cast<size_t>(n);
   Real* d = context.workspace.get<Real>(kVectorA, 2 * size);
   Real* e = context.workspace.get<Real>(kVectorB, 2 * size);
@@ -87,7 +84,7 @@ void eigh_in(Context context, const Tensor& a, const Tensor& values, const Tenso
   const int query = -1;
   Lapack<Real>::sytrd(uplo, &n, a.as<Real>(), &n, d, e, tau, &optimal[0], &query, &info);
   check_info(info, "sytrd");
-  Lapack<Real>::ormtr("L", uplo, "N", &n, &top, a.as<Real>(), &n, tau, vectors.as<Real>(), &n, &optimal[1], &query,
+  Lapack<Real>::ormtr("L", uplo, "N", &n, &top, a.as<Real>(), &n, tau, vectors, &n, &optimal[1], &query,
                       &info);
   check_info(info, "ormtr");
   const int lwork =
@@ -101,7 +98,7 @@ void eigh_in(Context context, const Tensor& a, const Tensor& values, const Tenso
   std::copy(e, e + n - 1, e + n);
   Lapack<Real>::sterf(&n, d, e, &info);
   check_info(info, "sterf");
-  std::reverse_copy(d, d + n, values.as<Real>());
+  std::reverse_copy(d, d + n, values);
   if (top == 0) return;
 
   const int first = n - top + 1;
@@ -110,16 +107,31 @@ void eigh_in(Context context, const Tensor& a, const Tensor& values, const Tenso
   int precise = 1;
   const int liwork = blas::to_int(10 * static_cast<int64_t>(n));
   int* isuppz = context.workspace.get<int>(kIntegers, 2 * static_cast<size_t>(top) + liwork);
-  Lapack<Real>::stemr("V", "I", &n, d + n, e + n, &unused, &unused, &first, &n, &found, w, vectors.as<Real>(), &n, &top,
+  Lapack<Real>::stemr("V", "I", &n, d + n, e + n, &unused, &unused, &first, &n, &found, w, vectors, &n, &top,
                       isuppz, &precise, work, &lwork, isuppz + 2 * static_cast<size_t>(top), &liwork, &info);
   check_info(info, "stemr");
   if (found != top) fail(ErrorCode::NoConvergence, "stemr found ", found, " of ", top, " eigenvectors");
-  Lapack<Real>::ormtr("L", uplo, "N", &n, &top, a.as<Real>(), &n, tau, vectors.as<Real>(), &n, work, &lwork, &info);
+  Lapack<Real>::ormtr("L", uplo, "N", &n, &top, a.as<Real>(), &n, tau, vectors, &n, work, &lwork, &info);
   check_info(info, "ormtr");
-  Real* rows = vectors.as<Real>();
   for (int i = 0; i < top / 2; ++i) {  // ascending to descending
-    std::swap_ranges(rows + i * size, rows + (i + 1) * size, rows + (top - 1 - i) * size);
+    std::swap_ranges(vectors + i * size, vectors + (i + 1) * size, vectors + (top - 1 - i) * size);
   }
+}
+
+template <class Real>
+void eigh_any_size(Context context, const Tensor& a, const Tensor& values, const Tensor& vectors) {
+  const int n = blas::to_int(a.rows());
+  const int top = blas::to_int(vectors.rows());
+  if (n == 0) return;
+  if (n == 2 && top == 1) {
+    // LAPACK 3.9's stemr takes the eigenvalue of larger magnitude for the larger one in its shortcut for n = 2, and gives
+    // the wrong vector when one of two is asked for.
+    Real both[4];
+    eigh_in(context, a, values.as<Real>(), both, n, 2);
+    std::copy(both, both + 2, vectors.as<Real>());
+    return;
+  }
+  eigh_in(context, a, values.as<Real>(), vectors.as<Real>(), n, top);
 }
 
 template <class Real>
@@ -149,9 +161,9 @@ void eigh(Context context, const Tensor& a, const Tensor& values, const Tensor& 
   check_finite(a, "eigh");
   const blas::Threads threads(context.threads);
   if (a.dtype() == DType::F32) {
-    eigh_in<float>(context, a, values, vectors);
+    eigh_any_size<float>(context, a, values, vectors);
   } else {
-    eigh_in<double>(context, a, values, vectors);
+    eigh_any_size<double>(context, a, values, vectors);
   }
 }
 

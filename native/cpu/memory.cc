@@ -1,5 +1,9 @@
 #include "cpu/memory.h"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <new>
 
 #include "core/checked.h"
@@ -9,6 +13,28 @@ namespace {
 
 constexpr std::align_val_t kAlignment{64};
 
+#if defined(__linux__) && !defined(MOLAE_SANITIZED)
+// Large blocks are mapped by ourselves. glibc keeps what aligned allocations of one thread free on another: converting
+// a layer grew by every expert it had read. And only a mapping of our own can ask for huge pages.
+constexpr size_t kMappedBytes = size_t{1} << 20;
+constexpr size_t kHugePageBytes = size_t{4} << 20;
+
+bool is_mapped(size_t bytes) { return bytes >= kMappedBytes; }
+
+void* map_pages(size_t bytes) {
+  void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (data == MAP_FAILED) return nullptr;
+  if (bytes >= kHugePageBytes) madvise(data, bytes, MADV_HUGEPAGE);  // a wish: fewer faults and TLB misses
+  return data;
+}
+
+void unmap_pages(void* data, size_t bytes) { munmap(data, bytes); }
+#else
+bool is_mapped(size_t) { return false; }
+void* map_pages(size_t) { return nullptr; }
+void unmap_pages(void*, size_t) {}
+#endif
+
 class HostBuffer final : public Buffer {
  public:
   HostBuffer(const Backend* owner, std::shared_ptr<MemoryAccount> account, size_t bytes)
@@ -17,7 +43,7 @@ class HostBuffer final : public Buffer {
   }
   ~HostBuffer() override {
     account_->remove_tensor(bytes());
-    free_aligned(data());
+    free_aligned(data(), bytes());
   }
 
  private:
@@ -35,12 +61,18 @@ void MemoryAccount::update(std::atomic<size_t>& counter, size_t bytes) {
 }
 
 void* allocate_aligned(size_t bytes) {
-  void* data = ::operator new(bytes == 0 ? 1 : bytes, kAlignment, std::nothrow);
+  void* data = is_mapped(bytes) ? map_pages(bytes) : ::operator new(bytes == 0 ? 1 : bytes, kAlignment, std::nothrow);
   if (!data) fail(ErrorCode::OutOfMemory, "Out of memory: ", bytes, " bytes were asked for");
   return data;
 }
 
-void free_aligned(void* data) { ::operator delete(data, kAlignment); }
+void free_aligned(void* data, size_t bytes) {
+  if (is_mapped(bytes)) {
+    unmap_pages(data, bytes);
+  } else {
+    ::operator delete(data, kAlignment);
+  }
+}
 
 std::shared_ptr<Buffer> allocate_host_buffer(const Backend* owner, std::shared_ptr<MemoryAccount> account,
                                              size_t bytes) {
@@ -52,7 +84,7 @@ void* Workspace::get_bytes(size_t slot, size_t count, size_t item_bytes) {
   if (slot >= blocks_.size()) blocks_.resize(slot + 1);
   Block& block = blocks_[slot];
   if (block.bytes < bytes) {
-    free_aligned(block.data);
+    free_aligned(block.data, block.bytes);
     account_->remove_workspace(block.bytes);
     block = {};
     block.data = allocate_aligned(bytes);
@@ -64,7 +96,7 @@ void* Workspace::get_bytes(size_t slot, size_t count, size_t item_bytes) {
 
 void Workspace::release() {
   for (Block& block : blocks_) {
-    free_aligned(block.data);
+    free_aligned(block.data, block.bytes);
     account_->remove_workspace(block.bytes);
   }
   blocks_.clear();

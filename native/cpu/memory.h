@@ -28,7 +28,7 @@ class MemoryAccount {
 
 // 64-byte aligned, uninitialized memory. Throws OutOfMemory.
 void* allocate_aligned(size_t bytes);
-void free_aligned(void* data);
+void free_aligned(void* data, size_t bytes);
 
 // A tensor's memory. The account outlives the backend where a tensor does.
 std::shared_ptr<Buffer> allocate_host_buffer(const Backend* owner, std::shared_ptr<MemoryAccount> account,

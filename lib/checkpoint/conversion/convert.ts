@@ -20,7 +20,7 @@ import { buildLatentConfig, LATENT_FORMAT_VERSION } from '../latent-format.ts';
 import { SafetensorsWriter, type TensorDeclaration } from '../safetensors/writer.ts';
 import { countBytes, countParameters } from '../tally.ts';
 import { tensorDType } from '../tensors.ts';
-import { ExpertReader } from './expert-reader.ts';
+import { ExpertReader, ReadBuffers } from './expert-reader.ts';
 import { layOutShards, type OutputShard, shardFileName } from './layout.ts';
 import { OutputFolder } from './output-folder.ts';
 import { copySideFiles, writeConfig, writeIndex } from './side-files.ts';
@@ -164,7 +164,7 @@ function chooseSizes({ spec: model }: Checkpoint, options: ConvertOptions): Size
 }
 
 /** Copied tensors go through memory in pieces of this size. */
-const COPY_BYTES = 64 * 1024 ** 2;
+const COPY_BYTES = 16 * 1024 ** 2;
 
 class Conversion {
   readonly #checkpoint: Checkpoint;
@@ -174,6 +174,8 @@ class Conversion {
   readonly #sizes: Sizes;
   readonly #format: 'latent' | 'dense';
   readonly #shards: readonly OutputShard[];
+  readonly #buffers: ReadBuffers;
+  readonly #sink: FactorSink;
   #done = 0;
 
   constructor(checkpoint: Checkpoint, output: string, device: Device, options: ConvertOptions) {
@@ -186,6 +188,11 @@ class Conversion {
     this.#format = format;
     this.#sizes = chooseSizes(checkpoint, options);
     this.#shards = layOutShards(checkpoint, { ...this.#sizes, format });
+    this.#buffers = new ReadBuffers(checkpoint);
+    this.#sink =
+      format === 'dense'
+        ? new DenseSink(checkpoint, this.#sizes.groups)
+        : new LatentSink(checkpoint, this.#sizes.spec.sharedGateUp);
   }
 
   async run(): Promise<ConversionReport> {
@@ -277,30 +284,19 @@ class Conversion {
   }
 
   async #convertLayer(writer: SafetensorsWriter, layer: number): Promise<LayerReport[]> {
-    const sink = this.#sink();
     const reports: LayerReport[] = [];
     for (const group of this.#sizes.groups.keys()) {
-      reports.push(...(await this.#convertGroup(writer, sink, layer, group)));
+      reports.push(...(await this.#convertGroup(writer, layer, group)));
     }
     return reports;
   }
 
-  async #convertGroup(
-    writer: SafetensorsWriter,
-    sink: FactorSink,
-    layer: number,
-    group: number,
-  ): Promise<LayerReport[]> {
+  async #convertGroup(writer: SafetensorsWriter, layer: number, group: number): Promise<LayerReport[]> {
     const { spec, groups } = this.#sizes;
     const { hiddenSize, intermediateSize } = this.#checkpoint.spec;
     const members = groups[group] as readonly number[];
-    const reader = new ExpertReader(
-      this.#checkpoint,
-      this.#device,
-      layer,
-      members,
-      loadOrder(spec, members.length),
-    );
+    const order = loadOrder(spec, members.length);
+    const reader = new ExpertReader(this.#checkpoint, this.#device, this.#buffers, { layer, members, order });
     let at: readonly [Operator, number] = ['gate', 0];
     const source = {
       device: this.#device,
@@ -322,7 +318,7 @@ class Conversion {
       for await (const factors of factorizeGroup(source, spec)) {
         try {
           for (const [operator, each] of factors) {
-            await sink.write(writer, layer, group, operator, each);
+            await this.#sink.write(writer, layer, group, operator, each);
             reports.push({ layer, ...each.report });
           }
         } finally {
@@ -348,12 +344,6 @@ class Conversion {
       await reader.close();
     }
     return reports;
-  }
-
-  #sink(): FactorSink {
-    return this.#format === 'dense'
-      ? new DenseSink(this.#checkpoint, this.#sizes.groups)
-      : new LatentSink(this.#checkpoint, this.#sizes.spec.sharedGateUp);
   }
 
   async #writeSideFiles(folder: OutputFolder): Promise<void> {

@@ -6,37 +6,48 @@ import { operatorShape } from '../family.ts';
 import { DTYPE_BYTES } from '../safetensors/dtype.ts';
 import { tensorFromBytes } from '../tensors.ts';
 
-/**
- * Reads the experts of a group in a known order, always one ahead, so that disk and arithmetic overlap. Two buffers,
- * whatever the number of experts.
- */
+/** Two buffers for matrices of a layer: one is computed with while the other fills. */
+export class ReadBuffers {
+  #next: Uint8Array;
+  #other: Uint8Array;
+
+  constructor({ spec, layers }: Checkpoint) {
+    const dtypes = [...layers.values()].flatMap((layer) => Object.values(layer.dtypes));
+    const matrixBytes =
+      spec.hiddenSize * spec.intermediateSize * Math.max(...dtypes.map((dtype) => DTYPE_BYTES[dtype]));
+    this.#next = new Uint8Array(matrixBytes);
+    this.#other = new Uint8Array(matrixBytes);
+  }
+
+  /** The buffer whose contents are needed no more. */
+  take(): Uint8Array {
+    [this.#next, this.#other] = [this.#other, this.#next];
+    return this.#other;
+  }
+}
+
+/** Which matrices a reader delivers, in which order. */
+export interface ReadPlan {
+  readonly layer: number;
+  /** The experts of the group. */
+  readonly members: readonly number[];
+  /** Operators and indices into `members`. */
+  readonly order: Iterator<readonly [Operator, number]>;
+}
+
+/** Reads the experts of a group in a known order, always one ahead, so that disk and arithmetic overlap. */
 export class ExpertReader {
   readonly #checkpoint: Checkpoint;
   readonly #device: Device;
-  readonly #layer: number;
-  readonly #members: readonly number[];
-  readonly #order: Iterator<readonly [Operator, number]>;
-  #buffers: [Uint8Array, Uint8Array];
+  readonly #buffers: ReadBuffers;
+  readonly #plan: ReadPlan;
   #ahead: { operator: Operator; index: number; bytes: Promise<Uint8Array> } | undefined;
 
-  constructor(
-    checkpoint: Checkpoint,
-    device: Device,
-    layer: number,
-    members: readonly number[],
-    order: Iterator<readonly [Operator, number]>,
-  ) {
-    const { hiddenSize, intermediateSize } = checkpoint.spec;
-    const itemBytes = Math.max(
-      ...Object.values(checkpoint.layer(layer).dtypes).map((dtype) => DTYPE_BYTES[dtype]),
-    );
-    const matrixBytes = hiddenSize * intermediateSize * itemBytes;
+  constructor(checkpoint: Checkpoint, device: Device, buffers: ReadBuffers, plan: ReadPlan) {
     this.#checkpoint = checkpoint;
     this.#device = device;
-    this.#layer = layer;
-    this.#members = members;
-    this.#order = order;
-    this.#buffers = [new Uint8Array(matrixBytes), new Uint8Array(matrixBytes)];
+    this.#buffers = buffers;
+    this.#plan = plan;
     this.#readAhead();
   }
 
@@ -47,7 +58,7 @@ export class ExpertReader {
       throw new Error(`experts are loaded out of order: ${operator} ${index}`);
     }
     const bytes = await ahead.bytes;
-    const dtype = this.#checkpoint.layer(this.#layer).dtypes[operator];
+    const dtype = this.#checkpoint.layer(this.#plan.layer).dtypes[operator];
     const tensor = tensorFromBytes(
       this.#device,
       dtype,
@@ -65,15 +76,19 @@ export class ExpertReader {
   }
 
   #readAhead(): void {
-    const next = this.#order.next();
+    const next = this.#plan.order.next();
     if (next.done) {
       this.#ahead = undefined;
       return;
     }
     const [operator, index] = next.value;
-    const [buffer, other] = this.#buffers;
-    this.#buffers = [other, buffer];
-    const bytes = this.#checkpoint.readExpert(this.#layer, this.#members[index] as number, operator, buffer);
+    const { layer, members } = this.#plan;
+    const bytes = this.#checkpoint.readExpert(
+      layer,
+      members[index] as number,
+      operator,
+      this.#buffers.take(),
+    );
     bytes.catch(() => {}); // reported by load, if it gets that far
     this.#ahead = { operator, index, bytes };
   }

@@ -23,6 +23,7 @@ export interface FactorSink {
 /** Stores the factors: the format of a converted checkpoint. */
 export class LatentSink implements FactorSink {
   readonly #checkpoint: Checkpoint;
+  readonly #transfer = new TensorTransfer();
   readonly #sharedGateUp: boolean;
 
   constructor(checkpoint: Checkpoint, sharedGateUp: boolean) {
@@ -38,15 +39,20 @@ export class LatentSink implements FactorSink {
     { a, b }: OperatorFactors,
   ): Promise<void> {
     const prefix = this.#checkpoint.family.expertsPrefix(layer);
-    await writeTensor(writer, latentTensorName(prefix, group, expertFactor(operator)), a);
+    await this.#transfer.write(writer, latentTensorName(prefix, group, expertFactor(operator)), a);
     if (this.#sharedGateUp && operator === 'up') return; // the B of gate
-    await writeTensor(writer, latentTensorName(prefix, group, sharedFactor(operator, this.#sharedGateUp)), b);
+    await this.#transfer.write(
+      writer,
+      latentTensorName(prefix, group, sharedFactor(operator, this.#sharedGateUp)),
+      b,
+    );
   }
 }
 
 /** Multiplies the factors out and stores A·B where the source has W: any engine can load and judge that. */
 export class DenseSink implements FactorSink {
   readonly #checkpoint: Checkpoint;
+  readonly #transfer = new TensorTransfer();
   readonly #groups: readonly (readonly number[])[];
 
   constructor(checkpoint: Checkpoint, groups: readonly (readonly number[])[]) {
@@ -67,27 +73,41 @@ export class DenseSink implements FactorSink {
       using own = a.slice(index);
       using product = operator === 'down' ? await gemm(b, own) : await gemm(own, b);
       const { name, elementOffset } = locateExpert(family, spec, layer, expert, operator);
-      await writeTensor(writer, name, product, elementOffset * itemBytes);
+      await this.#transfer.write(writer, name, product, elementOffset * itemBytes);
     }
   }
 }
 
-/** A tensor is read off the device and written in pieces of this size. */
-const PIECE_BYTES = 64 * 1024 ** 2;
+/**
+ * Moves tensors from device to disk in pieces, through one buffer: fresh memory for every tensor would wait for the
+ * garbage collector, and count against the memory bound meanwhile.
+ */
+export class TensorTransfer {
+  #buffer = new ArrayBuffer(8 * 1024 ** 2);
 
-async function writeTensor(
-  writer: SafetensorsWriter,
-  name: string,
-  tensor: Tensor,
-  byteOffset = 0,
-): Promise<void> {
-  const rows = tensor.shape[0] as number;
-  const rowBytes = tensor.byteLength / Math.max(rows, 1);
-  const step = Math.max(1, Math.floor(PIECE_BYTES / rowBytes));
-  const buffer = new ArrayBuffer(Math.min(rows, step) * rowBytes);
-  for (let begin = 0; begin < rows; begin += step) {
-    using piece = tensor.rows(begin, Math.min(rows, begin + step));
-    const bytes = await tensorBytesInto(piece as Tensor<WeightDType>, buffer);
-    await writer.write(name, bytes, byteOffset + begin * rowBytes);
+  async write(writer: SafetensorsWriter, name: string, tensor: Tensor, byteOffset = 0): Promise<void> {
+    const rowBytes = tensor.byteLength / Math.max(tensor.shape[0] as number, 1);
+    if (tensor.shape.length > 2) return this.#writeSlices(writer, name, tensor, byteOffset, rowBytes);
+    if (rowBytes > this.#buffer.byteLength) this.#buffer = new ArrayBuffer(rowBytes);
+    const rows = tensor.shape[0] as number;
+    const step = Math.max(1, Math.floor(this.#buffer.byteLength / Math.max(rowBytes, 1)));
+    for (let begin = 0; begin < rows; begin += step) {
+      using piece = tensor.rows(begin, Math.min(rows, begin + step));
+      const bytes = await tensorBytesInto(piece as Tensor<WeightDType>, this.#buffer);
+      await writer.write(name, bytes, byteOffset + begin * rowBytes);
+    }
+  }
+
+  async #writeSlices(
+    writer: SafetensorsWriter,
+    name: string,
+    tensor: Tensor,
+    byteOffset: number,
+    sliceBytes: number,
+  ): Promise<void> {
+    for (let index = 0; index < (tensor.shape[0] as number); index++) {
+      using slice = tensor.slice(index);
+      await this.write(writer, name, slice, byteOffset + index * sliceBytes);
+    }
   }
 }
