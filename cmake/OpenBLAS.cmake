@@ -14,7 +14,7 @@ find_library(MOLAE_OPENBLAS_LIBRARY NAMES ${MOLAE_OPENBLAS_NAMES} NAMES_PER_DIR
 find_path(MOLAE_OPENBLAS_INCLUDE cblas.h
   PATH_SUFFIXES openblas-pthread ${CMAKE_LIBRARY_ARCHITECTURE}/openblas-pthread openblas)
 if(NOT MOLAE_OPENBLAS_LIBRARY OR NOT MOLAE_OPENBLAS_INCLUDE)
-  message(FATAL_ERROR "molae needs OpenBLAS to build. On Debian and Ubuntu: apt-get install libopenblas-pthread-dev gfortran")
+  message(FATAL_ERROR "molae needs OpenBLAS to build. On Debian and Ubuntu: apt-get install libopenblas-pthread-dev")
 endif()
 
 add_library(molae_openblas INTERFACE)
@@ -22,7 +22,10 @@ add_library(molae::openblas ALIAS molae_openblas)
 target_include_directories(molae_openblas SYSTEM INTERFACE ${MOLAE_OPENBLAS_INCLUDE})
 target_link_libraries(molae_openblas INTERFACE ${MOLAE_OPENBLAS_LIBRARY})
 if(MOLAE_OPENBLAS_LIBRARY MATCHES "\\.a$")
-  # OpenBLAS's LAPACK is Fortran; its run time goes in as well.
+  # OpenBLAS's LAPACK is Fortran. Our few lines stand in for its run time; the real one follows, where it is installed, for
+  # an OpenBLAS that was built to need more of it. The linker takes from it only what is still missing: of Debian's, nothing.
+  add_library(molae_openblas_fortran STATIC cmake/openblas_fortran.cc)
+  target_link_libraries(molae_openblas INTERFACE molae_openblas_fortran)
   foreach(runtime gfortran quadmath)
     execute_process(COMMAND ${CMAKE_CXX_COMPILER} -print-file-name=lib${runtime}.a
       OUTPUT_VARIABLE MOLAE_RUNTIME OUTPUT_STRIP_TRAILING_WHITESPACE)
