@@ -3,11 +3,9 @@ import { UsageError } from './command.ts';
 /** The arguments of one call of a command; the getters check values and throw a UsageError that names the option. */
 export class Arguments {
   readonly positionals: readonly string[];
-  readonly #command: string;
   readonly #options: ReadonlyMap<string, string | true>;
 
-  constructor(command: string, positionals: readonly string[], options: ReadonlyMap<string, string | true>) {
-    this.#command = command;
+  constructor(positionals: readonly string[], options: ReadonlyMap<string, string | true>) {
     this.positionals = positionals;
     this.#options = options;
   }
@@ -80,7 +78,7 @@ export class Arguments {
   }
 
   usage(message: string): UsageError {
-    return new UsageError(message, this.#command);
+    return new UsageError(message);
   }
 
   wrong(name: string, wanted: string, received: string): UsageError {

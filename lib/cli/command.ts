@@ -44,14 +44,7 @@ export function optionsOf(command: CommandDefinition): readonly OptionDefinition
   return [...command.options, JSON_OPTION, HELP_OPTION];
 }
 
-/** Wrong usage: exit 2, with a pointer to the help of the command. */
+/** Wrong usage: exit 2, with a pointer to the help. */
 export class UsageError extends Error {
   override readonly name = 'UsageError';
-  /** The command whose help helps; undefined when none was recognized. */
-  readonly command: string | undefined;
-
-  constructor(message: string, command?: string) {
-    super(message);
-    this.command = command;
-  }
 }

@@ -44,10 +44,10 @@ export const convert: CommandDefinition = {
     ['convert ./Qwen1.5-MoE-A2.7B ./out --target-ratio 0.3', "remove 30% of the routed experts' parameters"],
     ['convert ./Qwen1.5-MoE-A2.7B ./out --group-size 15 --latent-size 704', 'these sizes'],
     [
-      'convert ./Qwen1.5-MoE-A2.7B ./judge --target-ratio 0.3 --format dense',
+      'convert ./Qwen1.5-MoE-A2.7B ./dense --target-ratio 0.3 --format dense',
       'to judge the loss with another engine',
     ],
-    ['convert ./Qwen1.5-MoE-A2.7B ./out --target-ratio 0.3 --json > report.json', 'for scripts'],
+    ['convert ./Qwen1.5-MoE-A2.7B ./out --target-ratio 0.3 --json >log.json', 'for scripts'],
   ],
   async run(args, output) {
     const options = readOptions(args);

@@ -1,9 +1,14 @@
 #!/usr/bin/env node
+import type { Arguments } from './arguments.ts';
+import type { CommandDefinition } from './command.ts';
 import { COMMANDS } from './commands.ts';
 import { commandHelp, generalHelp } from './help.ts';
 import { EXIT, Output, reportError } from './output.ts';
 import { parse } from './parse.ts';
 import { packageVersion } from './version.ts';
+
+/** The command at work, for error messages. */
+let running: string | undefined;
 
 /** @returns the exit status */
 async function main(argv: readonly string[]): Promise<number> {
@@ -23,21 +28,28 @@ async function main(argv: readonly string[]): Promise<number> {
       process.stderr.write(generalHelp(COMMANDS, packageVersion()));
       return EXIT.usage;
     case 'run':
-      await request.command.run(request.args, new Output(request.args.has('json')));
+      running = request.command.name;
+      await run(request.command, request.readArguments());
       return EXIT.done;
   }
 }
 
-// A reader that went away (`molae inspect x | head -1`) is no failure.
+function run(command: CommandDefinition, args: Arguments): Promise<void> {
+  return command.run(args, new Output(args.has('json')));
+}
+
+// A reader that goes away (`molae inspect x | head -1`) is no failure, and stops no conversion. A full disk is one.
 for (const stream of [process.stdout, process.stderr]) {
   stream.on('error', (error: NodeJS.ErrnoException) => {
-    if (error.code !== 'EPIPE') throw error;
-    process.exit();
+    if (error.code === 'EPIPE') return;
+    process.exitCode = EXIT.failed;
+    if (stream === process.stdout) process.stderr.write(`molae: cannot write the result: ${error.message}\n`);
   });
 }
 
 try {
-  process.exitCode = await main(process.argv.slice(2));
+  const status = await main(process.argv.slice(2));
+  process.exitCode ??= status;
 } catch (error) {
-  process.exitCode = reportError(error);
+  process.exitCode = reportError(error, running);
 }

@@ -28,11 +28,16 @@ export class Output {
   }
 }
 
-/** Tells an error on stderr, one line and how to mend it, and returns the exit status. */
-export function reportError(error: unknown): number {
+/**
+ * Tells an error on stderr, one line and how to mend it.
+ *
+ * @param command the command that failed, as far as it is known
+ * @returns the exit status
+ */
+export function reportError(error: unknown, command: string | undefined): number {
+  const help = `See: molae ${command === undefined ? '' : `${command} `}--help`;
   if (error instanceof UsageError) {
-    const help = error.command === undefined ? 'molae --help' : `molae ${error.command} --help`;
-    complain(error.message, `See: ${help}`);
+    complain(error.message, help);
     return EXIT.usage;
   }
   if (error instanceof MolaeError) {
@@ -40,13 +45,23 @@ export function reportError(error: unknown): number {
       complain(`stopped by ${error.signal}`, undefined);
       return error.signal === 'SIGINT' ? EXIT.interrupted : EXIT.terminated;
     }
-    complain(inWordsOfOptions(error), HINTS[error.code]);
+    const isUsage = error.code === 'INVALID_ARGUMENT';
+    const [problem = '', ...mending] = messageLines(error);
+    complain(
+      isUsage ? inWordsOfOptions(error) : problem,
+      isUsage ? help : mending.join('\n') || HINTS[error.code],
+    );
     showStack(error);
-    return error.code === 'INVALID_ARGUMENT' ? EXIT.usage : EXIT.failed;
+    return isUsage ? EXIT.usage : EXIT.failed;
   }
   complain(`defect: ${error instanceof Error ? error.message : String(error)}`, HINTS.INTERNAL);
   showStack(error);
   return EXIT.failed;
+}
+
+/** Where nothing comes from a file name, further lines of a message say how to mend it. */
+function messageLines({ code, message }: MolaeError): string[] {
+  return code === 'ADDON_UNAVAILABLE' || code === 'DEVICE_UNAVAILABLE' ? message.split('\n') : [message];
 }
 
 const HINTS: Partial<Record<MolaeErrorCode, string>> = {
@@ -71,16 +86,14 @@ const OPTION_NAMES: readonly (readonly [RegExp, string])[] = [
   [/\bfor (operators|solver|device|format)\b/g, 'for --$1'],
 ];
 
-function inWordsOfOptions({ code, message }: MolaeError): string {
-  if (code !== 'INVALID_ARGUMENT') return message;
+function inWordsOfOptions({ message }: MolaeError): string {
   let text = message.replace(/ of type \w+$/, '');
   for (const [pattern, name] of OPTION_NAMES) text = text.replaceAll(pattern, name);
   return text;
 }
 
 function complain(problem: string, hint: string | undefined): void {
-  const [first = '', ...more] = problem.split('\n').map(printable);
-  const lines = [`molae: ${first}`, ...more, ...(hint === undefined ? [] : [hint])];
+  const lines = [`molae: ${printable(problem)}`, ...(hint === undefined ? [] : [hint])];
   process.stderr.write(`${lines.join('\n')}\n`);
 }
 

@@ -8,7 +8,12 @@ export type Request =
   | { readonly kind: 'help'; readonly command: CommandDefinition | undefined }
   /** `molae` alone: the help is shown, but nothing was done. */
   | { readonly kind: 'nothing' }
-  | { readonly kind: 'run'; readonly command: CommandDefinition; readonly args: Arguments };
+  | {
+      readonly kind: 'run';
+      readonly command: CommandDefinition;
+      /** @throws UsageError */
+      readArguments(): Arguments;
+    };
 
 /**
  * Put before every value on its way through cac, which would otherwise turn `007` into 7, `--json true x` into a
@@ -16,7 +21,7 @@ export type Request =
  */
 const OPAQUE = '\u0001';
 
-/** @throws UsageError */
+/** @throws UsageError when no command can be recognized */
 export function parse(argv: readonly string[], commands: readonly CommandDefinition[]): Request {
   const cli = declare(commands);
   const opaque = makeOpaque(argv);
@@ -26,17 +31,26 @@ export function parse(argv: readonly string[], commands: readonly CommandDefinit
   const words = [...cli.args, ...((cli.options['--'] ?? []) as string[])].map(transparent);
   if (command === undefined) return withoutCommand(opaque, words, commands);
 
-  const options = optionsOf(command);
-  checkOptionTokens(opaque, options, command.name);
   if (cli.options.help === true) return { kind: 'help', command };
-  checkPositionals(words, command);
+  return {
+    kind: 'run',
+    command,
+    readArguments() {
+      checkOptionTokens(opaque, optionsOf(command));
+      checkPositionals(words, command);
+      return new Arguments(words, optionValues(cli, command));
+    },
+  };
+}
+
+function optionValues(cli: CAC, command: CommandDefinition): Map<string, string | true> {
   const values = new Map<string, string | true>();
-  for (const option of options) {
-    const value: unknown = cli.options[camelCase(option.name)];
-    if (typeof value === 'string') values.set(option.name, transparent(value));
-    else if (value === true) values.set(option.name, true);
+  for (const { name } of optionsOf(command)) {
+    const value: unknown = cli.options[camelCase(name)];
+    if (typeof value === 'string') values.set(name, transparent(value));
+    else if (value === true) values.set(name, true);
   }
-  return { kind: 'run', command, args: new Arguments(command.name, words, values) };
+  return values;
 }
 
 function declare(commands: readonly CommandDefinition[]): CAC {
@@ -104,11 +118,7 @@ function findCommand(name: string, commands: readonly CommandDefinition[]): Comm
 }
 
 /** Every option is known, comes once, and has a value exactly where it takes one. */
-function checkOptionTokens(
-  tokens: readonly string[],
-  options: readonly OptionDefinition[],
-  command: string,
-): void {
+function checkOptionTokens(tokens: readonly string[], options: readonly OptionDefinition[]): void {
   const seen = new Set<string>();
   for (const [index, token] of tokens.entries()) {
     if (token === '--') return;
@@ -121,18 +131,15 @@ function checkOptionTokens(
         typed.replace(/^-+(no-)?/, '').toLowerCase(),
         options.map((candidate) => candidate.name),
       );
-      throw new UsageError(
-        `unknown option ${typed}${near === undefined ? '' : `; did you mean --${near}?`}`,
-        command,
-      );
+      throw new UsageError(`unknown option ${typed}${near === undefined ? '' : `; did you mean --${near}?`}`);
     }
-    if (seen.has(option.name)) throw new UsageError(`--${option.name} is given twice`, command);
+    if (seen.has(option.name)) throw new UsageError(`--${option.name} is given twice`);
     seen.add(option.name);
     const attached = token.length > typed.length;
     if (option.value === undefined) {
-      if (attached) throw new UsageError(`--${option.name} takes no value`, command);
+      if (attached) throw new UsageError(`--${option.name} takes no value`);
     } else if (attached ? token === `${typed}=${OPAQUE}` : !tokens[index + 1]?.startsWith(OPAQUE)) {
-      throw new UsageError(`--${option.name} needs a value: --${option.name} <${option.value}>`, command);
+      throw new UsageError(`--${option.name} needs a value: --${option.name} <${option.value}>`);
     }
   }
 }
@@ -140,7 +147,7 @@ function checkOptionTokens(
 function checkPositionals(words: readonly string[], { name, positionals }: CommandDefinition): void {
   const missing = positionals.slice(words.length);
   if (missing.length > 0) {
-    throw new UsageError(`${name} needs ${missing.map((what) => `<${what}>`).join(' and ')}`, name);
+    throw new UsageError(`${name} needs ${missing.map((what) => `<${what}>`).join(' and ')}`);
   }
   const extra = words.slice(positionals.length);
   if (extra.length > 0) {
@@ -148,11 +155,10 @@ function checkPositionals(words: readonly string[], { name, positionals }: Comma
       positionals.length === 0 ? 'no arguments' : `only ${positionals.map((what) => `<${what}>`).join(' ')}`;
     throw new UsageError(
       `${name} takes ${wanted} but also received ${extra.map((word) => JSON.stringify(word)).join(', ')}`,
-      name,
     );
   }
   const empty = words.indexOf('');
-  if (empty !== -1) throw new UsageError(`<${positionals[empty]}> is empty`, name);
+  if (empty !== -1) throw new UsageError(`<${positionals[empty]}> is empty`);
 }
 
 /** As cac does it. */

@@ -1,0 +1,333 @@
+import { once } from 'node:events';
+import { access, readdir, readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { describe, expect, it } from 'vitest';
+import { builtCli, type Finished, ROOT, TINY } from './support.ts';
+
+const cli = builtCli();
+
+/** The one JSON object on stdout. */
+function json({ stdout, status, stderr }: Finished): Record<string, unknown> {
+  expect(status, stderr).toBe(0);
+  const value: unknown = JSON.parse(stdout);
+  expect(value).toBeTypeOf('object');
+  return value as Record<string, unknown>;
+}
+
+async function exists(path: string): Promise<boolean> {
+  return access(path).then(
+    () => true,
+    () => false,
+  );
+}
+
+describe('help and version', () => {
+  it('lists the commands on --help, and on stderr with exit 2 when nothing was asked', async () => {
+    const asked = await cli.run('--help');
+    expect(asked).toMatchObject({ status: 0, stderr: '' });
+    for (const name of ['inspect', 'plan', 'convert', 'doctor']) expect(asked.stdout).toContain(`  ${name}`);
+    expect(await cli.run()).toEqual({ status: 2, stdout: '', stderr: asked.stdout });
+    expect(await cli.run('help')).toEqual(asked);
+  });
+
+  it.each(['inspect', 'plan', 'convert', 'doctor'])(
+    'explains %s in 80 columns, with examples',
+    async (name) => {
+      const help = await cli.run(name, '--help');
+      expect(help).toMatchObject({ status: 0, stderr: '' });
+      expect(help.stdout).toContain(`Usage: molae ${name}`);
+      expect(help.stdout).toContain('Examples:');
+      expect(Math.max(...help.stdout.split('\n').map((line) => line.length))).toBeLessThanOrEqual(80);
+      expect(await cli.run('help', name)).toEqual(help);
+      expect(await cli.run(name, '-h')).toEqual(help);
+    },
+  );
+
+  it('tells the version of package.json', async () => {
+    const { version } = JSON.parse(await readFile(join(ROOT, 'package.json'), 'utf8'));
+    expect(await cli.run('--version')).toEqual({ status: 0, stdout: `${version}\n`, stderr: '' });
+  });
+});
+
+describe('wrong usage', () => {
+  const out = join(cli.scratch, 'never');
+  it.each<[problem: string, args: string[], words: string]>([
+    ['unknown command', ['convrt', TINY, out], 'did you mean convert?'],
+    ['option without a command', ['--json'], 'no command'],
+    ['unknown option', ['plan', TINY, '--groupsize', '4'], 'did you mean --group-size?'],
+    ['camel case', ['plan', TINY, '--groupSize', '4'], 'unknown option --groupSize'],
+    [
+      'negated switch',
+      ['convert', TINY, out, '--target-ratio', '0.2', '--no-force'],
+      'unknown option --no-force',
+    ],
+    ['bundled letters', ['plan', TINY, '-json'], 'unknown option -json'],
+    ['dotted option', ['plan', TINY, '--json.a', '1'], 'unknown option --json.a'],
+    ['missing argument', ['convert', TINY], 'convert needs <out>'],
+    ['empty argument', ['inspect', ''], '<checkpoint> is empty'],
+    ['surplus argument', ['inspect', TINY, 'x'], 'also received "x"'],
+    ['surplus after a switch', ['inspect', TINY, '--json', 'true'], 'also received "true"'],
+    ['switch with a value', ['inspect', TINY, '--json=false'], '--json takes no value'],
+    ['option without a value', ['plan', TINY, '--latent-size'], '--latent-size needs a value'],
+    ['option with an empty value', ['plan', TINY, '--latent-size='], '--latent-size needs a value'],
+    ['repeated option', ['plan', TINY, '--latent-size', '8', '--latent-size', '9'], 'given twice'],
+    ['words for numbers', ['plan', TINY, '--latent-size', 'many'], 'a positive integer for --latent-size'],
+    ['hexadecimal number', ['plan', TINY, '--latent-size', '0x10'], 'received "0x10"'],
+    ['fraction', ['plan', TINY, '--latent-size', '4.5'], 'received "4.5"'],
+    ['negative number', ['plan', TINY, '--latent-size', '-3'], 'received "-3"'],
+    ['zero', ['plan', TINY, '--group-size', '0'], 'a positive integer for --group-size'],
+    ['percent as ratio', ['plan', TINY, '--target-ratio', '25'], '0.25 for 25%'],
+    ['conflict', ['plan', TINY, '--latent-size', '8', '--target-ratio', '0.2'], 'not both'],
+    ['no size', ['convert', TINY, out], 'needs --latent-size <r> or --target-ratio <p>'],
+    ['no divisor', ['plan', TINY, '--group-size', '5'], 'a divisor of the 16 experts'],
+    ['too large', ['plan', TINY, '--latent-size', '257'], 'for --latent-size but received 257'],
+    ['unknown operator', ['plan', TINY, '--operators', 'gate,router'], 'for --operators'],
+    ['half a pair', ['plan', TINY, '--shared-gate-up', '--operators', 'gate'], '--shared-gate-up needs'],
+    ['unknown device', ['plan', TINY, '--device', 'gpu'], 'for --device'],
+    ['unknown solver', ['convert', TINY, out, '--latent-size', '8', '--solver', 'qr'], 'gram or svd'],
+    ['unknown format', ['convert', TINY, out, '--latent-size', '8', '--format', 'gguf'], 'latent or dense'],
+    ['method to come', ['convert', TINY, out, '--latent-size', '8', '--method', 'asvd'], 'stacked-svd'],
+    [
+      'calibration',
+      ['convert', TINY, out, '--latent-size', '8', '--calibrate', 'a.txt'],
+      'not implemented yet',
+    ],
+  ])('%s: exit 2, one line and a pointer to the help, nothing on stdout', async (_, args, words) => {
+    const { status, stdout, stderr } = await cli.run(...args);
+    expect({ status, stdout }).toEqual({ status: 2, stdout: '' });
+    expect(stderr).toMatch(/^molae: [^\n]+\nSee: molae (\w+ )?--help\n$/);
+    expect(stderr).toContain(words);
+    expect(await exists(out)).toBe(false);
+  });
+
+  it('takes options anywhere, and with an equals sign', async () => {
+    const wanted = json(await cli.run('plan', TINY, '--group-size', '8', '--latent-size', '64', '--json'));
+    const other = json(await cli.run('--json', '--latent-size=64', 'plan', '--group-size=8', '--', TINY));
+    expect({ ...other, estimate: null }).toEqual({ ...wanted, estimate: null });
+  });
+});
+
+describe('failures', () => {
+  it.each<[problem: string, args: string[], words: string]>([
+    ['no such folder', ['inspect', 'missing'], 'missing/config.json'],
+    ['numbers are names', ['inspect', '007'], '007/config.json'],
+    ['control characters', ['inspect', 'a\u001b[2J\nb'], 'a\\x1b[2J\\x0ab'],
+    ['a folder in the way', ['convert', TINY, ROOT, '--latent-size', '8'], 'must be separate'],
+    ['not a checkpoint', ['plan', join(ROOT, 'lib')], 'config.json'],
+  ])('%s: nothing on stdout', async (_, args, words) => {
+    const { status, stdout, stderr } = await cli.run(...args);
+    expect(stdout).toBe('');
+    expect([1, 2]).toContain(status);
+    expect(stderr).toMatch(/^molae: /);
+    expect(stderr).toContain(words);
+  });
+
+  it('never falls back from a device that was asked for', async () => {
+    const cuda = json(await cli.run('doctor', '--json')).backends as { name: string; available: boolean }[];
+    if (cuda.find(({ name }) => name === 'cuda')?.available) return;
+    const { status, stdout, stderr } = await cli.run('plan', TINY, '--device', 'cuda');
+    expect({ status, stdout }).toEqual({ status: 1, stdout: '' });
+    expect(stderr).toContain('molae doctor');
+  });
+});
+
+describe('inspect', () => {
+  it('has the fields of the contract', async () => {
+    expect(json(await cli.run('inspect', TINY, '--json'))).toMatchObject({
+      family: 'qwen2_moe',
+      supported: true,
+      hiddenSize: 256,
+      intermediateSize: 96,
+      numExperts: 16,
+      topK: 4,
+      moeLayers: [0, 1, 2, 3],
+      expertParameters: 4 * 3 * 16 * 96 * 256,
+    });
+  });
+
+  it('tells the same to people', async () => {
+    const { status, stdout, stderr } = await cli.run('inspect', TINY);
+    expect({ status, stderr }).toEqual({ status: 0, stderr: '' });
+    expect(stdout).toMatch(/Routed experts +4\.7 M parameters/);
+  });
+});
+
+describe('plan', () => {
+  it('agrees with inspect, and with the formulas', async () => {
+    const [k, r, n, m, N, K] = [4, 64, 256, 96, 16, 4];
+    const inspected = json(await cli.run('inspect', TINY, '--json'));
+    const planned = json(
+      await cli.run('plan', TINY, '--group-size', `${k}`, '--latent-size', `${r}`, '--json'),
+    );
+    const expertParameters = { dense: 4 * 3 * N * m * n, latent: 4 * 3 * (N * m * r + (N / k) * r * n) };
+    expect(planned).toMatchObject({ groupSize: k, latentSize: r, groupSizeChosen: false, expertParameters });
+    expect(planned.expertParameters).toMatchObject({ dense: inspected.expertParameters });
+    expect(planned.parameters).toMatchObject({
+      dense: inspected.parameters,
+      latent: (inspected.parameters as number) - expertParameters.dense + expertParameters.latent,
+    });
+    expect(planned.flopsPerToken).toMatchObject({ dense: 4 * 6 * K * m * n });
+    for (const field of [
+      'parameters',
+      'expertParameters',
+      'flopsPerToken',
+      'weightBytesPerToken',
+      'allToAllBytesPerToken',
+    ]) {
+      const { dense, latent, ratio } = planned[field] as Record<string, number>;
+      expect(ratio, field).toBeCloseTo((latent as number) / (dense as number), 12);
+    }
+    expect(planned.estimate).toMatchObject({ seconds: expect.any(Number), device: expect.any(String) });
+  });
+
+  it('says plainly what gets worse', async () => {
+    const { stdout } = await cli.run('plan', TINY, '--group-size', '4', '--latent-size', '96');
+    expect(stdout).toMatch(/FLOPs per token .* 1\.\d\d× {2}worse/);
+    expect(stdout.replaceAll('\n', ' ')).toContain('The latent form is WORSE in FLOPs per token');
+    expect(Math.max(...stdout.split('\n').map((line) => [...line].length))).toBeLessThanOrEqual(100);
+  });
+});
+
+describe('convert', () => {
+  it('reports as the contract says, with progress on stderr only', async () => {
+    const out = join(cli.scratch, 'reported');
+    const done = await cli.run('convert', TINY, out, '--target-ratio', '0.25', '--control', '--json');
+    const report = json(done);
+    const planned = json(await cli.run('plan', TINY, '--target-ratio', '0.25', '--json'));
+    const { dense, latent } = planned.expertParameters as { dense: number; latent: number };
+    expect(report).toMatchObject({
+      expertParameters: { before: dense, after: latent },
+      flopsPerToken: {
+        before: (planned.flopsPerToken as { dense: number }).dense,
+        after: (planned.flopsPerToken as { latent: number }).latent,
+      },
+      seconds: expect.any(Number),
+      peakBytes: expect.any(Number),
+    });
+    const layers = report.layers as Record<string, unknown>[];
+    expect(layers).toHaveLength(4 * 3 * (planned.numGroups as number));
+    for (const layer of layers) {
+      expect(layer).toMatchObject({
+        layer: expect.any(Number),
+        operator: expect.stringMatching(/^(gate|up|down)$/),
+        group: expect.any(Number),
+        latentSize: planned.latentSize,
+        relativeError: expect.any(Number),
+        optimalRelativeError: expect.any(Number),
+        exact: false,
+        controlRelativeError: expect.any(Number),
+      });
+    }
+    expect(done.stderr).toMatch(
+      /^(converting: \d+% \(\d+ of \d+\), layer \d gate group \d\n|converting: .*\n)+$/,
+    );
+    // biome-ignore lint/suspicious/noControlCharactersInRegex: no escape sequences where there is no terminal
+    expect(done.stderr).not.toMatch(/[\u001b\r]/);
+
+    expect(json(await cli.run('inspect', out, '--json'))).toMatchObject({
+      format: 'latent',
+      expertParameters: latent,
+    });
+    const again = await cli.run('convert', TINY, out, '--target-ratio', '0.25');
+    expect(again).toMatchObject({ status: 1, stdout: '' });
+    expect(again.stderr).toContain('--force');
+    const forced = await cli.run('convert', TINY, out, '--latent-size', '32', '--group-size', '8', '--force');
+    expect(forced.status).toBe(0);
+    expect(forced.stdout).toMatch(/Relative error +min +median +max +optimum +exact/);
+    const converted = await cli.run('plan', out);
+    expect(converted).toMatchObject({ status: 1, stdout: '' });
+    expect(converted.stderr).toContain('converted already');
+  });
+
+  it.each([
+    ['SIGINT', 130],
+    ['SIGTERM', 143],
+  ] as const)(
+    'stops on %s with exit %i and no output, and goes on when asked again',
+    async (signal, status) => {
+      const out = join(cli.scratch, `stopped-${signal}`);
+      const args = [
+        'convert',
+        TINY,
+        out,
+        '--group-size',
+        '16',
+        '--latent-size',
+        '64',
+        '--solver',
+        'svd',
+        '--json',
+      ];
+      const child = cli.start(...args);
+      let stdout = '';
+      let stderr = '';
+      child.stdout?.on('data', (data) => {
+        stdout += data;
+      });
+      child.stderr?.on('data', (data) => {
+        if (stderr === '') child.kill(signal);
+        stderr += data;
+      });
+      expect(await once(child, 'close')).toEqual([status, null]);
+      expect(stdout).toBe('');
+      expect(stderr).toContain(`molae: stopped by ${signal}`);
+      expect(await exists(out)).toBe(false);
+      const rest = await readdir(cli.scratch);
+      expect(rest.filter((name) => name.includes(`stopped-${signal}`))).toEqual([
+        `.stopped-${signal}.molae-partial`,
+      ]);
+      expect(stderr).toContain(`.stopped-${signal}.molae-partial`);
+      expect(json(await cli.run(...args))).toMatchObject({ resumedFiles: expect.any(Number) });
+      expect(await exists(join(cli.scratch, `.stopped-${signal}.molae-partial`))).toBe(false);
+    },
+  );
+});
+
+describe('doctor', () => {
+  it('has the fields of the contract, and exit 0 with a backend missing', async () => {
+    const found = json(await cli.run('doctor', '--json'));
+    expect(found).toMatchObject({
+      version: expect.any(String),
+      platform: `${process.platform}-${process.arch}`,
+      addon: { loaded: true, reason: null },
+    });
+    const [cpu, cuda] = found.backends as Record<string, unknown>[];
+    expect(cpu).toMatchObject({ name: 'cpu', available: true, reason: null });
+    expect(cuda).toMatchObject({ name: 'cuda', devices: expect.any(Array) });
+    if (cuda?.available === false) expect(cuda.reason).toEqual(expect.any(String));
+  });
+});
+
+describe('a machine without the addon', () => {
+  const nowhere = { MOLAE_PREBUILD: join(cli.scratch, 'nowhere') };
+
+  it('gets a diagnosis with exit 0, and can still inspect', async () => {
+    const found = json(await cli.runWith(nowhere, 'doctor', '--json'));
+    expect(found.addon).toMatchObject({
+      loaded: false,
+      path: null,
+      reason: expect.stringContaining('npm run'),
+    });
+    expect(found.backends).toMatchObject([{ available: false }, { available: false }]);
+    expect((await cli.runWith(nowhere, 'inspect', TINY)).status).toBe(0);
+  });
+
+  it('gets the way to mend it with exit 1', async () => {
+    const { status, stdout, stderr } = await cli.runWith(nowhere, 'convert', TINY, 'x', '--latent-size', '8');
+    expect({ status, stdout }).toEqual({ status: 1, stdout: '' });
+    expect(stderr).toMatch(/^molae: The native addon .*\n.*\n.*npm run build:native.*\n$/);
+  });
+});
+
+describe('a reader that goes away', () => {
+  it('is no crash', async () => {
+    const child = cli.start('inspect', TINY, '--json');
+    child.stdout?.destroy();
+    let stderr = '';
+    child.stderr?.on('data', (data) => {
+      stderr += data;
+    });
+    expect(await once(child, 'close')).toEqual([0, null]);
+    expect(stderr).toBe('');
+  });
+});
