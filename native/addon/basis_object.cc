@@ -43,10 +43,10 @@ Napi::Value to_js(Napi::Env env, const BasisReport& report) {
 }  // namespace
 
 Napi::Function BasisObject::define(Napi::Env env) {
-  return DefineClass(env, "SharedBasis",
-                     {InstanceMethod<&BasisObject::add>("add"), InstanceMethod<&BasisObject::solve>("solve"),
-                      InstanceMethod<&BasisObject::project>("project"),
-                      InstanceMethod<&BasisObject::dispose>("dispose")});
+  return DefineClass(
+      env, "SharedBasis",
+      {InstanceMethod<&BasisObject::add>("add"), InstanceMethod<&BasisObject::solve>("solve"),
+       InstanceMethod<&BasisObject::project>("project"), InstanceMethod<&BasisObject::dispose>("dispose")});
 }
 
 Napi::Object BasisObject::make(Napi::Env env, Device& device, Napi::Object options) {
@@ -80,8 +80,9 @@ Napi::Value BasisObject::solve(const Napi::CallbackInfo& info) {
     auto report = std::make_shared<BasisReport>();
     auto work = std::make_shared<Work>();
     work->run = [basis = alive(), b = Args(info).tensor(0, "b"), report] { *report = basis->solve(b); };
-    return Module::of(info.Env()).submit(info.Env(), *device_, work,
-                                         [report](Napi::Env env) { return to_js(env, *report); });
+    return Module::of(info.Env()).submit(info.Env(), *device_, work, [report](Napi::Env env) {
+      return to_js(env, *report);
+    });
   });
 }
 

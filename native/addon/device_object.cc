@@ -5,6 +5,7 @@
 
 #include "addon/args.h"
 #include "addon/basis_object.h"
+#include "addon/decoder_calls.h"
 #include "addon/errors.h"
 #include "addon/layer_object.h"
 #include "addon/module.h"
@@ -61,18 +62,30 @@ Napi::Value submit(Napi::Env env, Device& device, std::function<void()> run) {
 }  // namespace
 
 Napi::Function DeviceObject::define(Napi::Env env) {
-  return DefineClass(
-      env, "Device",
-      {InstanceMethod<&DeviceObject::info>("info"), InstanceMethod<&DeviceObject::memory_usage>("memoryUsage"),
-       InstanceMethod<&DeviceObject::empty>("empty"), InstanceMethod<&DeviceObject::from_data>("fromData"),
-       InstanceMethod<&DeviceObject::copy>("copy"), InstanceMethod<&DeviceObject::transpose>("transpose"),
-       InstanceMethod<&DeviceObject::gemm>("gemm"), InstanceMethod<&DeviceObject::svd>("svd"),
-       InstanceMethod<&DeviceObject::eigh>("eigh"), InstanceMethod<&DeviceObject::route>("route"),
-       InstanceMethod<&DeviceObject::find_non_finite>("findNonFinite"),
-       InstanceMethod<&DeviceObject::synchronize>("synchronize"),
-       InstanceMethod<&DeviceObject::prepare_layer>("prepareLayer"),
-       InstanceMethod<&DeviceObject::shared_basis>("sharedBasis"),
-       InstanceMethod<&DeviceObject::dispose>("dispose")});
+  return DefineClass(env, "Device",
+                     {InstanceMethod<&DeviceObject::info>("info"),
+                      InstanceMethod<&DeviceObject::memory_usage>("memoryUsage"),
+                      InstanceMethod<&DeviceObject::empty>("empty"),
+                      InstanceMethod<&DeviceObject::from_data>("fromData"),
+                      InstanceMethod<&DeviceObject::copy>("copy"),
+                      InstanceMethod<&DeviceObject::transpose>("transpose"),
+                      InstanceMethod<&DeviceObject::gemm>("gemm"),
+                      InstanceMethod<&DeviceObject::svd>("svd"),
+                      InstanceMethod<&DeviceObject::eigh>("eigh"),
+                      InstanceMethod<&DeviceObject::route>("route"),
+                      InstanceMethod<&DeviceObject::find_non_finite>("findNonFinite"),
+                      InstanceMethod<&DeviceObject::synchronize>("synchronize"),
+                      InstanceMethod<&DeviceObject::prepare_layer>("prepareLayer"),
+                      InstanceMethod<&DeviceObject::shared_basis>("sharedBasis"),
+                      InstanceMethod<&DeviceObject::decode<decoder::gather_rows>>("gatherRows"),
+                      InstanceMethod<&DeviceObject::decode<decoder::linear>>("linear"),
+                      InstanceMethod<&DeviceObject::decode<decoder::rms_norm>>("rmsNorm"),
+                      InstanceMethod<&DeviceObject::decode<decoder::rotary>>("rotary"),
+                      InstanceMethod<&DeviceObject::decode<decoder::attention>>("attention"),
+                      InstanceMethod<&DeviceObject::decode<decoder::add>>("add"),
+                      InstanceMethod<&DeviceObject::decode<decoder::cross_entropy>>("crossEntropy"),
+                      InstanceMethod<&DeviceObject::decode<decoder::compare_distributions>>("compareDistributions"),
+                      InstanceMethod<&DeviceObject::dispose>("dispose")});
 }
 
 Napi::Value DeviceObject::open(const Napi::CallbackInfo& info) {
@@ -172,7 +185,8 @@ Napi::Value DeviceObject::transpose(const Napi::CallbackInfo& info) {
     const Tensor to = args.tensor(1, "to");
     check_owner(from, "from", &device.backend());
     check_owner(to, "to", &device.backend());
-    if (from.rank() != 2 || from.dtype() != to.dtype()) fail(ErrorCode::ShapeMismatch, "Expected matrices of one dtype");
+    if (from.rank() != 2 || from.dtype() != to.dtype())
+      fail(ErrorCode::ShapeMismatch, "Expected matrices of one dtype");
     check_same_shape(to, {from.cols(), from.rows()}, "to");
     return submit(info.Env(), device, [&device, from, to] { device.backend().transpose(from, to); });
   });
@@ -222,7 +236,8 @@ Napi::Value DeviceObject::route(const Napi::CallbackInfo& info) {
                           args.boolean(3, "renormalize")};
     const Routing routing{args.tensor(4, "ids"), args.tensor(5, "weights")};
     check_route(logits, spec, routing, &device.backend());
-    return submit(info.Env(), device, [&device, logits, spec, routing] { device.backend().route(logits, spec, routing); });
+    return submit(info.Env(), device,
+                  [&device, logits, spec, routing] { device.backend().route(logits, spec, routing); });
   });
 }
 
@@ -251,6 +266,11 @@ Napi::Value DeviceObject::prepare_layer(const Napi::CallbackInfo& info) {
 
 Napi::Value DeviceObject::shared_basis(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] { return BasisObject::make(info.Env(), alive(), Args(info).object(0, "options")); });
+}
+
+template <Napi::Value (*call)(const Napi::CallbackInfo&, Device&)>
+Napi::Value DeviceObject::decode(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] { return call(info, alive()); });
 }
 
 void DeviceObject::dispose(const Napi::CallbackInfo&) {

@@ -23,14 +23,16 @@ class DeviceObject final : public Napi::ObjectWrap<DeviceObject> {
   Napi::Value from_data(const Napi::CallbackInfo& info);  // (dtype, shape, typed array) -> Tensor
   Napi::Value copy(const Napi::CallbackInfo& info);       // (from, to) -> Promise
   Napi::Value transpose(const Napi::CallbackInfo& info);  // (from, to) -> Promise
-  Napi::Value gemm(const Napi::CallbackInfo& info);       // ([a, b, c, transposeA, transposeB, alpha, beta][]) -> Promise
-  Napi::Value svd(const Napi::CallbackInfo& info);        // (a, u, s, vt) -> Promise
-  Napi::Value eigh(const Napi::CallbackInfo& info);       // (a, values, vectors) -> Promise; destroys a
-  Napi::Value route(const Napi::CallbackInfo& info);      // (logits, scoring, topK, renormalize, ids, weights)
+  Napi::Value gemm(const Napi::CallbackInfo& info);   // ([a, b, c, transposeA, transposeB, alpha, beta][]) -> Promise
+  Napi::Value svd(const Napi::CallbackInfo& info);    // (a, u, s, vt) -> Promise
+  Napi::Value eigh(const Napi::CallbackInfo& info);   // (a, values, vectors) -> Promise; destroys a
+  Napi::Value route(const Napi::CallbackInfo& info);  // (logits, scoring, topK, renormalize, ids, weights)
   Napi::Value find_non_finite(const Napi::CallbackInfo& info);  // (tensor) -> Promise<flat index or -1>
   Napi::Value synchronize(const Napi::CallbackInfo& info);      // () -> Promise
   Napi::Value prepare_layer(const Napi::CallbackInfo& info);    // (description) -> Layer
   Napi::Value shared_basis(const Napi::CallbackInfo& info);     // (options) -> SharedBasis
+  template <Napi::Value (*call)(const Napi::CallbackInfo&, Device&)>
+  Napi::Value decode(const Napi::CallbackInfo& info);  // the operations of decoder_calls.h
   void dispose(const Napi::CallbackInfo& info);
 
   Device* device_ = nullptr;

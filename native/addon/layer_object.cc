@@ -34,15 +34,15 @@ std::vector<std::vector<int32_t>> to_groups(Napi::Value value) {
     const auto members = group.As<Napi::Array>();
     std::vector<int32_t>& experts = groups.emplace_back();
     for (uint32_t i = 0; i < members.Length(); ++i) {
-      experts.push_back(
-          static_cast<int32_t>(to_integer(members.Get(i), name, 0, std::numeric_limits<int32_t>::max())));
+      experts.push_back(static_cast<int32_t>(to_integer(members.Get(i), name, 0, std::numeric_limits<int32_t>::max())));
     }
   }
   return groups;
 }
 
 SharedExpert to_shared_expert(Napi::Object object) {
-  SharedExpert shared{to_tensor(object.Get("gate"), "sharedExpert.gate"), to_tensor(object.Get("up"), "sharedExpert.up"),
+  SharedExpert shared{to_tensor(object.Get("gate"), "sharedExpert.gate"),
+                      to_tensor(object.Get("up"), "sharedExpert.up"),
                       to_tensor(object.Get("down"), "sharedExpert.down"), std::nullopt};
   const Napi::Value logit = object.Get("gateLogit");
   if (!logit.IsUndefined()) shared.gate_logit = to_tensor(logit, "sharedExpert.gateLogit");
@@ -69,18 +69,17 @@ struct Call {
 };
 
 Call to_call(const Args& args) {
-  return {args.tensor(0, "x"),
-          {args.tensor(1, "routing.ids"), args.tensor(2, "routing.weights")},
-          args.tensor(3, "out")};
+  return {
+      args.tensor(0, "x"), {args.tensor(1, "routing.ids"), args.tensor(2, "routing.weights")}, args.tensor(3, "out")};
 }
 
 }  // namespace
 
 Napi::Function LayerObject::define(Napi::Env env) {
-  return DefineClass(env, "Layer",
-                     {InstanceMethod<&LayerObject::forward>("forward"),
-                      InstanceMethod<&LayerObject::forward_sync>("forwardSync"),
-                      InstanceMethod<&LayerObject::dispose>("dispose")});
+  return DefineClass(
+      env, "Layer",
+      {InstanceMethod<&LayerObject::forward>("forward"), InstanceMethod<&LayerObject::forward_sync>("forwardSync"),
+       InstanceMethod<&LayerObject::dispose>("dispose")});
 }
 
 Napi::Object LayerObject::make(Napi::Env env, Device& device, Napi::Object description) {

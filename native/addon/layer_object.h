@@ -24,8 +24,8 @@ class LayerObject final : public Napi::ObjectWrap<LayerObject> {
   };
 
   std::shared_ptr<Prepared> alive() const;
-  Napi::Value forward(const Napi::CallbackInfo& info);   // (x, ids, weights, out, cancellation?) -> Promise
-  void forward_sync(const Napi::CallbackInfo& info);     // (x, ids, weights, out)
+  Napi::Value forward(const Napi::CallbackInfo& info);  // (x, ids, weights, out, cancellation?) -> Promise
+  void forward_sync(const Napi::CallbackInfo& info);    // (x, ids, weights, out)
   void dispose(const Napi::CallbackInfo& info);
 
   Device* device_ = nullptr;

@@ -40,9 +40,8 @@ void Module::install(Napi::Env env) {
   auto* module = new Module;
   env.SetInstanceData<Module>(module);
   napi_value name = Napi::String::New(env, "molae");
-  const napi_status status =
-      napi_create_threadsafe_function(env, nullptr, nullptr, name, 0, 1, nullptr, nullptr, module, on_wake,
-                                      &module->wake_);
+  const napi_status status = napi_create_threadsafe_function(env, nullptr, nullptr, name, 0, 1, nullptr, nullptr,
+                                                             module, on_wake, &module->wake_);
   if (status != napi_ok) throw Napi::Error::New(env, "Cannot create a thread-safe function");
   napi_unref_threadsafe_function(env, module->wake_);  // only pending work keeps the process alive
   module->completions_->open(module->wake_);

@@ -23,12 +23,12 @@ void check_size(const Tensor& tensor, const Bytes& bytes, const char* name) {
 }  // namespace
 
 Napi::Function TensorObject::define(Napi::Env env) {
-  return DefineClass(env, "Tensor",
-                     {InstanceMethod<&TensorObject::slice>("slice"), InstanceMethod<&TensorObject::row_range>("rowRange"),
-                      InstanceMethod<&TensorObject::reshape>("reshape"), InstanceMethod<&TensorObject::read>("read"),
-                      InstanceMethod<&TensorObject::read_sync>("readSync"),
-                      InstanceMethod<&TensorObject::write>("write"),
-                      InstanceMethod<&TensorObject::dispose>("dispose")});
+  return DefineClass(
+      env, "Tensor",
+      {InstanceMethod<&TensorObject::slice>("slice"), InstanceMethod<&TensorObject::row_range>("rowRange"),
+       InstanceMethod<&TensorObject::reshape>("reshape"), InstanceMethod<&TensorObject::read>("read"),
+       InstanceMethod<&TensorObject::read_sync>("readSync"), InstanceMethod<&TensorObject::write>("write"),
+       InstanceMethod<&TensorObject::dispose>("dispose")});
 }
 
 Napi::Object TensorObject::make(Napi::Env env, Device& device, Tensor tensor) {
@@ -78,8 +78,7 @@ Napi::Value TensorObject::row_range(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value TensorObject::reshape(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(),
-                 [&] { return make(info.Env(), *device_, alive().reshape(Args(info).shape(0, "shape"))); });
+  return guarded(info.Env(), [&] { return make(info.Env(), *device_, alive().reshape(Args(info).shape(0, "shape"))); });
 }
 
 // The queue copies to memory of our own, the JavaScript thread from there into the caller's array: nothing but the
@@ -97,7 +96,8 @@ Napi::Value TensorObject::read(const Napi::CallbackInfo& info) {
     auto target = std::make_shared<Napi::ObjectReference>(Napi::Persistent(info[0].As<Napi::Object>()));
     return Module::of(info.Env()).submit(info.Env(), *device_, work, [staging, target](Napi::Env env) {
       const Bytes bytes = to_bytes(target->Value(), "target");
-      if (bytes.size != staging->size()) fail(ErrorCode::InvalidArgument, "The target was detached or resized meanwhile");
+      if (bytes.size != staging->size())
+        fail(ErrorCode::InvalidArgument, "The target was detached or resized meanwhile");
       if (!staging->empty()) std::memcpy(bytes.data, staging->data(), staging->size());
       return env.Undefined();
     });

@@ -20,8 +20,7 @@ inline Real activate(Activation activation, Real x) {
     case Activation::Gelu:
       return Real(0.5) * x * (Real(1) + std::erf(x * Real(0.70710678118654752440)));
     case Activation::GeluTanh:
-      return Real(0.5) * x *
-             (Real(1) + std::tanh(Real(0.79788456080286535588) * (x + Real(0.044715) * x * x * x)));
+      return Real(0.5) * x * (Real(1) + std::tanh(Real(0.79788456080286535588) * (x + Real(0.044715) * x * x * x)));
     case Activation::Relu2:
       return x > Real(0) ? x * x : Real(0);
   }

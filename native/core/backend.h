@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/cancellation.h"
+#include "core/decoder.h"
 #include "core/expert_layer.h"
 #include "core/routing.h"
 #include "core/tensor.h"
@@ -59,7 +60,8 @@ class Backend {
 
   virtual DeviceInfo info() const = 0;
   virtual MemoryUsage memory_usage() const = 0;
-  virtual void trim() = 0;  // gives the workspaces back
+  virtual void trim() = 0;       // gives the workspaces back
+  virtual void synchronize() {}  // waits for what was queued, and throws what only then shows (devices of their own)
 
   // Memory. May be called from any thread, unlike everything else. Throws OutOfMemory.
   virtual std::shared_ptr<Buffer> allocate(size_t bytes) = 0;
@@ -98,6 +100,9 @@ class Backend {
   // Mixture of experts.
   virtual void route(const Tensor& logits, const RouterSpec& spec, const Routing& routing) = 0;
   virtual std::unique_ptr<LayerForward> prepare(ExpertLayer layer) = 0;
+
+  // What whole models need beside that; null where the backend cannot run them.
+  virtual Decoder* decoder() { return nullptr; }
 };
 
 // A new, uninitialized tensor.

@@ -22,7 +22,8 @@ void check_matrix(const Tensor& tensor, const char* name, const Backend* owner) 
     }
   }
   if (!is_float(tensor.dtype())) {
-    fail(ErrorCode::DTypeMismatch, "Expected a floating dtype for ", name, " but received ", dtype_name(tensor.dtype()));
+    fail(ErrorCode::DTypeMismatch, "Expected a floating dtype for ", name, " but received ",
+         dtype_name(tensor.dtype()));
   }
 }
 
@@ -144,9 +145,8 @@ void check_forward(const ExpertLayer& layer, const Tensor& x, const Routing& rou
          dtype_name(routing.ids.dtype()), " and ", dtype_name(routing.weights.dtype()));
   }
   if (routing.ids.rank() != 2 || routing.ids.rows() != x.rows() || routing.weights.shape() != routing.ids.shape()) {
-    fail(ErrorCode::ShapeMismatch, "Expected ids and weights of shape [", x.rows(),
-         ", topK] for routing but received ", shape_name(routing.ids.shape()), " and ",
-         shape_name(routing.weights.shape()));
+    fail(ErrorCode::ShapeMismatch, "Expected ids and weights of shape [", x.rows(), ", topK] for routing but received ",
+         shape_name(routing.ids.shape()), " and ", shape_name(routing.weights.shape()));
   }
 }
 

@@ -33,7 +33,8 @@ class LayerCheck {
   void op(const ExpertOperator& op, const char* name, int64_t out, int64_t in, bool shares_output) const {
     const auto experts = static_cast<int64_t>(op.per_expert.size());
     if (experts != layer_.num_experts()) {
-      fail(ErrorCode::ShapeMismatch, "Expected ", layer_.num_experts(), " experts for ", name, " but received ", experts);
+      fail(ErrorCode::ShapeMismatch, "Expected ", layer_.num_experts(), " experts for ", name, " but received ",
+           experts);
     }
     if (!op.latent()) {
       for (int64_t i = 0; i < experts; ++i) matrix(op.per_expert[i], expert_name(name, "", i), out, in);
@@ -107,8 +108,8 @@ void check_layer(ExpertLayer& layer, const Backend* owner) {
   const LayerCheck check(layer, owner);
   if (layer.any_latent()) check.groups();
   layer.intermediate_size = side(layer.gate.per_expert[0], "gate", true);
-  layer.hidden_size = layer.gate.latent() ? side(layer.gate.shared[0], "gate.b", false)
-                                          : side(layer.gate.per_expert[0], "gate", false);
+  layer.hidden_size =
+      layer.gate.latent() ? side(layer.gate.shared[0], "gate.b", false) : side(layer.gate.per_expert[0], "gate", false);
   const int64_t n = layer.hidden_size;
   const int64_t m = layer.intermediate_size;
   if (n < 1 || m < 1) fail(ErrorCode::ShapeMismatch, "Experts of size ", m, " x ", n, " are empty");

@@ -33,8 +33,8 @@ Scoring parse_scoring(std::string_view name) {
   fail(ErrorCode::InvalidArgument, "Expected softmax for scoring but received \"", name, "\"");
 }
 
-void SortedRouting::sort(std::span<const int32_t> ids, int64_t tokens, int64_t top_k,
-                         std::span<const int32_t> group_of, int64_t num_groups) {
+void SortedRouting::sort(std::span<const int32_t> ids, int64_t tokens, int64_t top_k, std::span<const int32_t> group_of,
+                         int64_t num_groups) {
   const auto num_experts = static_cast<int64_t>(group_of.size());
   check_ids(ids, tokens, top_k, num_experts);
   const int64_t pairs = tokens * top_k;

@@ -39,12 +39,12 @@ class SortedRouting {
   void sort(std::span<const int32_t> ids, int64_t tokens, int64_t top_k, std::span<const int32_t> group_of,
             int64_t num_groups);
 
-  std::vector<int64_t> expert_begin;     // [N + 1] rows of expert i: expert_begin[i] .. expert_begin[i + 1]
-  std::vector<int32_t> row_token;        // [T K] token of a row
-  std::vector<int32_t> row_latent;       // [T K] latent row of a row, within its group
-  std::vector<int64_t> row_of_slot;      // [T K] row of the pair (token, slot)
-  std::vector<int64_t> group_begin;      // [G + 1] latent rows of group g
-  std::vector<int32_t> latent_token;     // [distinct] token of a latent row
+  std::vector<int64_t> expert_begin;  // [N + 1] rows of expert i: expert_begin[i] .. expert_begin[i + 1]
+  std::vector<int32_t> row_token;     // [T K] token of a row
+  std::vector<int32_t> row_latent;    // [T K] latent row of a row, within its group
+  std::vector<int64_t> row_of_slot;   // [T K] row of the pair (token, slot)
+  std::vector<int64_t> group_begin;   // [G + 1] latent rows of group g
+  std::vector<int32_t> latent_token;  // [distinct] token of a latent row
 
  private:
   std::vector<int64_t> expert_fill_;

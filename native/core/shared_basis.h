@@ -17,10 +17,10 @@ Solver parse_solver(std::string_view name);
 
 // What the spectrum of the stacked experts says about a latent space of a given size.
 struct BasisReport {
-  double squared_norm = 0;            // sum of ||W_i||_F^2
-  double optimal_relative_error = 0;  // Eckart-Young: sqrt(tail of the spectrum / its sum)
-  int64_t joint_dimension = 0;        // numerical dimension of the joint row (down: column) space
-  double tolerance = 0;               // singular values below tolerance * the largest one count as zero
+  double squared_norm = 0;                       // sum of ||W_i||_F^2
+  double optimal_relative_error = 0;             // Eckart-Young: sqrt(tail of the spectrum / its sum)
+  int64_t joint_dimension = 0;                   // numerical dimension of the joint row (down: column) space
+  double tolerance = 0;                          // singular values below tolerance * the largest one count as zero
   std::optional<double> control_relative_error;  // the optimum for signed-permuted experts
 };
 
@@ -34,7 +34,7 @@ class SharedBasis {
  public:
   struct Options {
     SharedSide side = SharedSide::Input;
-    int64_t shared_size = 0;               // n
+    int64_t shared_size = 0;  // n
     Solver solver = Solver::Gram;
     int64_t rank_reduction = 0;            // truncate each expert to this rank first; 0: off
     std::optional<uint64_t> control_seed;  // also find the optimum of randomly signed-permuted experts

@@ -32,8 +32,8 @@ class Buffer {
 
 using Shape = std::vector<int64_t>;
 
-std::string shape_name(const Shape& shape);    // "[3, 4]"
-size_t element_count(const Shape& shape);      // throws InvalidArgument for negative sizes and overflow
+std::string shape_name(const Shape& shape);  // "[3, 4]"
+size_t element_count(const Shape& shape);    // throws InvalidArgument for negative sizes and overflow
 
 // A dense, row-major view of a buffer.
 class Tensor {
@@ -59,9 +59,9 @@ class Tensor {
     return static_cast<T*>(data());
   }
 
-  Tensor slice(int64_t index) const;                        // [a, b, c] -> [b, c] at `index`
-  Tensor row_range(int64_t begin, int64_t end) const;       // [a, ...] -> [end - begin, ...]
-  Tensor reshape(Shape shape) const;                        // same elements, same memory
+  Tensor slice(int64_t index) const;                   // [a, b, c] -> [b, c] at `index`
+  Tensor row_range(int64_t begin, int64_t end) const;  // [a, ...] -> [end - begin, ...]
+  Tensor reshape(Shape shape) const;                   // same elements, same memory
 
  private:
   std::shared_ptr<Buffer> buffer_;

@@ -9,19 +9,17 @@
 
 // The LAPACK routines we use, by their Fortran symbols: OpenBLAS as Debian packages it has no LAPACKE.
 extern "C" {
-#define MOLAE_DECLARE_LAPACK(p, Real)                                                                             \
-  void p##gesdd_(const char* jobz, const int* m, const int* n, Real* a, const int* lda, Real* s, Real* u,         \
-                 const int* ldu, Real* vt, const int* ldvt, Real* work, const int* lwork, int* iwork, int* info); \
-  void p##sytrd_(const char* uplo, const int* n, Real* a, const int* lda, Real* d, Real* e, Real* tau,            \
-                 Real* work, const int* lwork, int* info);                                                        \
-  void p##sterf_(const int* n, Real* d, Real* e, int* info);                                                      \
-  void p##stemr_(const char* jobz, const char* range, const int* n, Real* d, Real* e, const Real* vl,             \
-                 const Real* vu, const int* il, const int* iu, int* m, Real* w, Real* z, const int* ldz,          \
-                 const int* nzc, int* isuppz, int* tryrac, Real* work, const int* lwork, int* iwork,              \
-                 const int* liwork, int* info);                                                                   \
-  void p##ormtr_(const char* side, const char* uplo, const char* trans, const int* m, const int* n,               \
-                 const Real* a, const int* lda, const Real* tau, Real* c, const int* ldc, Real* work,             \
-                 const int* lwork, int* info);                                                                    \
+#define MOLAE_DECLARE_LAPACK(p, Real)                                                                                 \
+  void p##gesdd_(const char* jobz, const int* m, const int* n, Real* a, const int* lda, Real* s, Real* u,             \
+                 const int* ldu, Real* vt, const int* ldvt, Real* work, const int* lwork, int* iwork, int* info);     \
+  void p##sytrd_(const char* uplo, const int* n, Real* a, const int* lda, Real* d, Real* e, Real* tau, Real* work,    \
+                 const int* lwork, int* info);                                                                        \
+  void p##sterf_(const int* n, Real* d, Real* e, int* info);                                                          \
+  void p##stemr_(const char* jobz, const char* range, const int* n, Real* d, Real* e, const Real* vl, const Real* vu, \
+                 const int* il, const int* iu, int* m, Real* w, Real* z, const int* ldz, const int* nzc, int* isuppz, \
+                 int* tryrac, Real* work, const int* lwork, int* iwork, const int* liwork, int* info);                \
+  void p##ormtr_(const char* side, const char* uplo, const char* trans, const int* m, const int* n, const Real* a,    \
+                 const int* lda, const Real* tau, Real* c, const int* ldc, Real* work, const int* lwork, int* info);  \
   void p##potrf_(const char* uplo, const int* n, Real* a, const int* lda, int* info);
 MOLAE_DECLARE_LAPACK(s, float)
 MOLAE_DECLARE_LAPACK(d, double)

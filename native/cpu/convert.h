@@ -10,7 +10,6 @@ namespace molae {
 // Vectorized conversions between floating dtypes: the same bits as core/half.h gives.
 void convert_elements(DType from_dtype, const void* from, DType to_dtype, void* to, size_t count);
 
-
 // Any floating dtype to float or double.
 template <class Real>
 void widen_elements(DType from_dtype, const void* from, Real* to, size_t count);

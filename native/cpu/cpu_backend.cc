@@ -6,6 +6,7 @@
 #include "cpu/blas.h"
 #include "cpu/compute_pool.h"
 #include "cpu/convert.h"
+#include "cpu/cpu_decoder.h"
 #include "cpu/experts_forward.h"
 #include "cpu/linalg.h"
 #include "cpu/memory.h"
@@ -26,7 +27,12 @@ class CpuBackend final : public Backend {
   }
 
   DeviceInfo info() const override {
-    return {"cpu", 0, cpu::processor_name(), openblas_get_config(), cpu::processor_features(), threads_,
+    return {"cpu",
+            0,
+            cpu::processor_name(),
+            openblas_get_config(),
+            cpu::processor_features(),
+            threads_,
             cpu::memory_bytes()};
   }
   MemoryUsage memory_usage() const override { return account_->usage(); }
@@ -79,6 +85,7 @@ class CpuBackend final : public Backend {
     check_layer(layer, this);
     return cpu::make_layer_forward(context(), std::move(layer));
   }
+  Decoder* decoder() override { return decoder_.get(); }
 
  private:
   cpu::Context context() { return {threads_, workspace_}; }
@@ -86,6 +93,7 @@ class CpuBackend final : public Backend {
   int threads_;
   std::shared_ptr<MemoryAccount> account_;
   Workspace workspace_;
+  std::unique_ptr<Decoder> decoder_ = cpu::make_decoder(context());
 };
 
 }  // namespace

@@ -15,15 +15,15 @@ namespace {
 template <class Real>
 struct Lapack;
 
-#define MOLAE_LAPACK(Real, p)                  \
-  template <>                                  \
-  struct Lapack<Real> {                        \
-    static constexpr auto gesdd = p##gesdd_;   \
-    static constexpr auto sytrd = p##sytrd_;   \
-    static constexpr auto sterf = p##sterf_;   \
-    static constexpr auto stemr = p##stemr_;   \
-    static constexpr auto ormtr = p##ormtr_;   \
-    static constexpr auto potrf = p##potrf_;   \
+#define MOLAE_LAPACK(Real, p)                \
+  template <>                                \
+  struct Lapack<Real> {                      \
+    static constexpr auto gesdd = p##gesdd_; \
+    static constexpr auto sytrd = p##sytrd_; \
+    static constexpr auto sterf = p##sterf_; \
+    static constexpr auto stemr = p##stemr_; \
+    static constexpr auto ormtr = p##ormtr_; \
+    static constexpr auto potrf = p##potrf_; \
   };
 MOLAE_LAPACK(float, s)
 MOLAE_LAPACK(double, d)
@@ -84,8 +84,7 @@ void eigh_in(Context context, const Tensor& a, Real* values, Real* vectors, int 
   const int query = -1;
   Lapack<Real>::sytrd(uplo, &n, a.as<Real>(), &n, d, e, tau, &optimal[0], &query, &info);
   check_info(info, "sytrd");
-  Lapack<Real>::ormtr("L", uplo, "N", &n, &top, a.as<Real>(), &n, tau, vectors, &n, &optimal[1], &query,
-                      &info);
+  Lapack<Real>::ormtr("L", uplo, "N", &n, &top, a.as<Real>(), &n, tau, vectors, &n, &optimal[1], &query, &info);
   check_info(info, "ormtr");
   const int lwork =
       std::max({static_cast<int>(optimal[0]) + 64, static_cast<int>(optimal[1]) + 64, blas::to_int(18 * (int64_t)n)});
@@ -107,8 +106,8 @@ void eigh_in(Context context, const Tensor& a, Real* values, Real* vectors, int 
   int precise = 1;
   const int liwork = blas::to_int(10 * static_cast<int64_t>(n));
   int* isuppz = context.workspace.get<int>(kIntegers, 2 * static_cast<size_t>(top) + liwork);
-  Lapack<Real>::stemr("V", "I", &n, d + n, e + n, &unused, &unused, &first, &n, &found, w, vectors, &n, &top,
-                      isuppz, &precise, work, &lwork, isuppz + 2 * static_cast<size_t>(top), &liwork, &info);
+  Lapack<Real>::stemr("V", "I", &n, d + n, e + n, &unused, &unused, &first, &n, &found, w, vectors, &n, &top, isuppz,
+                      &precise, work, &lwork, isuppz + 2 * static_cast<size_t>(top), &liwork, &info);
   check_info(info, "stemr");
   if (found != top) fail(ErrorCode::NoConvergence, "stemr found ", found, " of ", top, " eigenvectors");
   Lapack<Real>::ormtr("L", uplo, "N", &n, &top, a.as<Real>(), &n, tau, vectors, &n, work, &lwork, &info);
@@ -124,8 +123,8 @@ void eigh_any_size(Context context, const Tensor& a, const Tensor& values, const
   const int top = blas::to_int(vectors.rows());
   if (n == 0) return;
   if (n == 2 && top == 1) {
-    // LAPACK 3.9's stemr takes the eigenvalue of larger magnitude for the larger one in its shortcut for n = 2, and gives
-    // the wrong vector when one of two is asked for.
+    // LAPACK 3.9's stemr takes the eigenvalue of larger magnitude for the larger one in its shortcut for n = 2, and
+    // gives the wrong vector when one of two is asked for.
     Real both[4];
     eigh_in(context, a, values.as<Real>(), both, n, 2);
     std::copy(both, both + 2, vectors.as<Real>());

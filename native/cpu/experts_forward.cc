@@ -178,10 +178,9 @@ class CpuLayerForward final : public LayerForward {
   void expert_input_tile(const ExpertOperator& op, const Latent& latent, const Tile& tile, int64_t row, Real* out,
                          int64_t out_stride, Real* scratch) {
     const Tensor& weight = op.per_expert[tile.problem];
-    const Rows<Real> rows =
-        op.latent() ? Rows<Real>{latent.data + latent.begin[group_of_[tile.problem]], weight.cols(),
-                                 sorted_.row_latent.data() + row}
-                    : Rows<Real>{x_, layer_.hidden_size, sorted_.row_token.data() + row};
+    const Rows<Real> rows = op.latent() ? Rows<Real>{latent.data + latent.begin[group_of_[tile.problem]], weight.cols(),
+                                                     sorted_.row_latent.data() + row}
+                                        : Rows<Real>{x_, layer_.hidden_size, sorted_.row_token.data() + row};
     linear_tile<Real>(rows, tile.rows, weight, tile.col, tile.cols, out, out_stride, scratch);
   }
 
@@ -275,7 +274,8 @@ class CpuLayerForward final : public LayerForward {
     linear_tile<Real>({latent_out_ + latent_out_begin_[g] + (first - begin) * b.cols(), b.cols()}, last - first, b,
                       tile.col, tile.cols, product, tile.cols, scratch);
     for (auto token = first; token != last; ++token) {
-      add_scaled(y_ + *token * layer_.hidden_size + tile.col, product + (token - first) * tile.cols, tile.cols, Real(1));
+      add_scaled(y_ + *token * layer_.hidden_size + tile.col, product + (token - first) * tile.cols, tile.cols,
+                 Real(1));
     }
   }
 

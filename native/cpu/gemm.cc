@@ -64,10 +64,18 @@ void run(int threads, const std::vector<Product<Real>>& products) {
 
 template <class Real>
 Product<Real> product_of(const Gemm& g, const Real* a, const Real* b, Real* c) {
-  return {a,          b,          c,
-          g.c.rows(), g.c.cols(), g.a.dim(g.transpose_a ? 0 : 1),
-          std::max<int64_t>(g.a.cols(), 1), std::max<int64_t>(g.b.cols(), 1), g.transpose_a,
-          g.transpose_b, static_cast<Real>(g.alpha), static_cast<Real>(g.beta)};
+  return {a,
+          b,
+          c,
+          g.c.rows(),
+          g.c.cols(),
+          g.a.dim(g.transpose_a ? 0 : 1),
+          std::max<int64_t>(g.a.cols(), 1),
+          std::max<int64_t>(g.b.cols(), 1),
+          g.transpose_a,
+          g.transpose_b,
+          static_cast<Real>(g.alpha),
+          static_cast<Real>(g.beta)};
 }
 
 // Halves are widened to f32 operand by operand: products and sums are f32, and C is rounded once.

@@ -29,9 +29,8 @@ void route_token(int64_t token, const float* logits, int64_t experts, const Rout
     fail(ErrorCode::NonFinite, "The router logits of token ", token, " have NaN or infinity");
   }
   std::iota(order, order + experts, 0);
-  std::partial_sort(order, order + spec.top_k, order + experts, [&](int32_t a, int32_t b) {
-    return scores[a] > scores[b] || (scores[a] == scores[b] && a < b);
-  });
+  std::partial_sort(order, order + spec.top_k, order + experts,
+                    [&](int32_t a, int32_t b) { return scores[a] > scores[b] || (scores[a] == scores[b] && a < b); });
   float sum = 0;
   for (int64_t k = 0; k < spec.top_k; ++k) {
     ids[k] = order[k];

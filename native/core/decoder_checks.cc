@@ -1,0 +1,143 @@
+#include "core/checks.h"
+#include "core/decoder.h"
+#include "core/error.h"
+
+namespace molae {
+namespace {
+
+// A size that does not matter.
+constexpr int64_t kAny = -1;
+
+bool fits(const Shape& shape, const Shape& wanted) {
+  if (shape.size() != wanted.size()) return false;
+  for (size_t i = 0; i < shape.size(); ++i) {
+    if (wanted[i] != kAny && shape[i] != wanted[i]) return false;
+  }
+  return true;
+}
+
+void check_shape(const Tensor& tensor, const char* name, const Shape& wanted, const Backend* owner) {
+  check_owner(tensor, name, owner);
+  if (!fits(tensor.shape(), wanted)) {
+    fail(ErrorCode::ShapeMismatch, "Expected shape ", shape_name(wanted), " (-1: any) for ", name, " but received ",
+         shape_name(tensor.shape()));
+  }
+}
+
+void check(const Tensor& tensor, const char* name, DType dtype, const Shape& wanted, const Backend* owner) {
+  check_shape(tensor, name, wanted, owner);
+  if (tensor.dtype() != dtype) {
+    fail(ErrorCode::DTypeMismatch, "Expected ", dtype_name(dtype), " for ", name, " but received ",
+         dtype_name(tensor.dtype()));
+  }
+}
+
+void check_weight(const Tensor& tensor, const char* name, const Shape& wanted, const Backend* owner) {
+  check_shape(tensor, name, wanted, owner);
+  if (!is_float(tensor.dtype()) || tensor.dtype() == DType::F64) {
+    fail(ErrorCode::DTypeMismatch, "Expected f32, f16 or bf16 for ", name, " but received ",
+         dtype_name(tensor.dtype()));
+  }
+}
+
+void check_positive(int64_t value, const char* name) {
+  if (value < 1 || value > (int64_t{1} << 31)) {
+    fail(ErrorCode::InvalidArgument, "Expected a positive integer for ", name, " but received ", value);
+  }
+}
+
+void check_range(int64_t begin, int64_t end, int64_t size, const char* name) {
+  if (begin < 0 || end < begin || end > size) {
+    fail(ErrorCode::InvalidArgument, "Rows ", begin, " to ", end, " of ", name, " are outside of its ", size);
+  }
+}
+
+}  // namespace
+
+void check_gather_rows(const Tensor& table, const Tensor& ids, const Tensor& out, const Backend* owner) {
+  check_weight(table, "table", {kAny, kAny}, owner);
+  check(ids, "ids", DType::I32, {kAny}, owner);
+  check(out, "out", DType::F32, {ids.dim(0), table.cols()}, owner);
+}
+
+void check_linear(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& out, const Backend* owner) {
+  check_weight(weight, "weight", {kAny, kAny}, owner);
+  check(x, "x", DType::F32, {kAny, weight.cols()}, owner);
+  if (bias) check_weight(bias, "bias", {weight.rows()}, owner);
+  check(out, "out", DType::F32, {x.rows(), weight.rows()}, owner);
+  if (out.buffer() == x.buffer() && out.data() == x.data()) {
+    fail(ErrorCode::InvalidArgument, "out shares memory with x");
+  }
+}
+
+void check_rms_norm(const Tensor& x, const Tensor& weight, const Tensor& out, const Backend* owner) {
+  check_weight(weight, "weight", {kAny}, owner);
+  check(x, "x", DType::F32, {kAny, kAny}, owner);
+  check(out, "out", DType::F32, x.shape(), owner);
+  if (weight.dim(0) < 1 || x.cols() % weight.dim(0) != 0) {
+    fail(ErrorCode::ShapeMismatch, "Rows of ", x.cols(), " cannot be normalized in groups of ", weight.dim(0));
+  }
+}
+
+void check_rotary(const Tensor& x, const Tensor& positions, const Tensor& frequencies, const RotarySpec& spec,
+                  const Backend* owner) {
+  check_positive(spec.heads, "heads");
+  check_positive(spec.head_size, "headSize");
+  check(frequencies, "frequencies", DType::F32, {kAny}, owner);
+  check(positions, "positions", DType::I32, {kAny}, owner);
+  check(x, "x", DType::F32, {positions.dim(0), spec.heads * spec.head_size}, owner);
+  if (spec.offset < 0 || spec.offset > spec.head_size || 2 * frequencies.dim(0) > spec.head_size - spec.offset) {
+    fail(ErrorCode::InvalidArgument, 2 * frequencies.dim(0), " rotated elements from ", spec.offset,
+         " on do not fit a head of ", spec.head_size);
+  }
+}
+
+void check_attention(const Tensor& q, const Tensor& keys, const Tensor& values, const std::vector<Sequence>& sequences,
+                     const AttentionSpec& spec, const Tensor& out, const Backend* owner) {
+  check_positive(spec.heads, "heads");
+  check_positive(spec.kv_heads, "kvHeads");
+  check_positive(spec.head_size, "headSize");
+  check_positive(spec.value_size, "valueSize");
+  if (spec.heads % spec.kv_heads != 0) {
+    fail(ErrorCode::InvalidArgument, spec.heads, " heads cannot share ", spec.kv_heads, " key/value heads evenly");
+  }
+  if (spec.window < 0) fail(ErrorCode::InvalidArgument, "Expected a non-negative window but received ", spec.window);
+  check(q, "q", DType::F32, {kAny, spec.heads * spec.head_size}, owner);
+  check(keys, "keys", DType::F32, {kAny, spec.kv_heads * spec.head_size}, owner);
+  check(values, "values", DType::F32, {keys.rows(), spec.kv_heads * spec.value_size}, owner);
+  check(out, "out", DType::F32, {q.rows(), spec.heads * spec.value_size}, owner);
+  int64_t covered = 0;
+  for (const Sequence& s : sequences) {
+    check_range(s.query_begin, s.query_end, q.rows(), "q");
+    check_range(s.key_begin, s.key_end, keys.rows(), "keys");
+    if (s.query_begin != covered) fail(ErrorCode::InvalidArgument, "The sequences must cover q in order");
+    if (s.key_end - s.key_begin < s.query_end - s.query_begin) {
+      fail(ErrorCode::InvalidArgument, "A sequence has more queries than keys");
+    }
+    covered = s.query_end;
+  }
+  if (covered != q.rows())
+    fail(ErrorCode::InvalidArgument, "The sequences cover ", covered, " of ", q.rows(), " queries");
+}
+
+void check_add(const Tensor& from, const Tensor& to, const Backend* owner) {
+  check_owner(from, "from", owner);
+  check(from, "from", DType::F32, from.shape(), owner);
+  check(to, "to", DType::F32, from.shape(), owner);
+}
+
+void check_cross_entropy(const Tensor& logits, const Tensor& targets, const Tensor& losses, const Backend* owner) {
+  check(logits, "logits", DType::F32, {kAny, kAny}, owner);
+  check(targets, "targets", DType::I32, {logits.rows()}, owner);
+  check(losses, "losses", DType::F64, {logits.rows()}, owner);
+}
+
+void check_compare_distributions(const Tensor& p, const Tensor& q, const Tensor& divergences, const Tensor& agreements,
+                                 const Backend* owner) {
+  check(p, "p", DType::F32, {kAny, kAny}, owner);
+  check(q, "q", DType::F32, p.shape(), owner);
+  check(divergences, "divergences", DType::F64, {p.rows()}, owner);
+  check(agreements, "agreements", DType::I32, {p.rows()}, owner);
+}
+
+}  // namespace molae
