@@ -90,6 +90,41 @@ export interface NativeBasisReport {
   readonly controlRelativeError?: number;
 }
 
+/** [queryBegin, queryEnd, keyBegin, keyEnd]: rows of q and of keys and values; queries are the last of the keys. */
+export type NativeSequence = readonly [number, number, number, number];
+
+export interface NativeAttentionSpec {
+  readonly heads: number;
+  readonly kvHeads: number;
+  readonly headSize: number;
+  readonly valueSize: number;
+  readonly scale: number;
+  /** 0: all keys before the query. */
+  readonly window: number;
+}
+
+export interface NativeRotarySpec {
+  readonly heads: number;
+  readonly headSize: number;
+  readonly offset: number;
+  /** Rotates neighbouring elements together instead of the halves of a head. */
+  readonly neighbours: boolean;
+  readonly magnitude: number;
+}
+
+/** `numGroups` 0: no group limit. */
+export interface NativeRouterSpec {
+  readonly scoring: string;
+  readonly topK: number;
+  readonly renormalize: boolean;
+  readonly scalingFactor: number;
+  readonly numGroups: number;
+  readonly chosenGroups: number;
+  readonly groupScore: string;
+  readonly jitter: number;
+  readonly correctionBias?: NativeTensor | undefined;
+}
+
 export interface NativeDevice {
   info(): NativeDeviceInfo;
   memoryUsage(): NativeMemoryUsage;
@@ -102,14 +137,42 @@ export interface NativeDevice {
   eigh(a: NativeTensor, values: NativeTensor, vectors: NativeTensor): Promise<void>;
   route(
     logits: NativeTensor,
-    scoring: string,
-    topK: number,
-    renormalize: boolean,
+    spec: NativeRouterSpec,
     ids: NativeTensor,
     weights: NativeTensor,
   ): Promise<void>;
   findNonFinite(tensor: NativeTensor): Promise<number>;
   synchronize(): Promise<void>;
+  gatherRows(table: NativeTensor, ids: NativeTensor, out: NativeTensor): Promise<void>;
+  linear(
+    x: NativeTensor,
+    weight: NativeTensor,
+    bias: NativeTensor | undefined,
+    out: NativeTensor,
+  ): Promise<void>;
+  rmsNorm(x: NativeTensor, weight: NativeTensor, eps: number, out: NativeTensor): Promise<void>;
+  rotary(
+    x: NativeTensor,
+    positions: NativeTensor,
+    frequencies: NativeTensor,
+    spec: NativeRotarySpec,
+  ): Promise<void>;
+  attention(
+    q: NativeTensor,
+    keys: NativeTensor,
+    values: NativeTensor,
+    sequences: readonly NativeSequence[],
+    spec: NativeAttentionSpec,
+    out: NativeTensor,
+  ): Promise<void>;
+  add(from: NativeTensor, to: NativeTensor): Promise<void>;
+  crossEntropy(logits: NativeTensor, targets: NativeTensor, losses: NativeTensor): Promise<void>;
+  compareDistributions(
+    p: NativeTensor,
+    q: NativeTensor,
+    divergences: NativeTensor,
+    agreements: NativeTensor,
+  ): Promise<void>;
   prepareLayer(description: NativeLayerDescription): NativeLayer;
   sharedBasis(options: NativeBasisOptions): NativeBasis;
   dispose(): void;

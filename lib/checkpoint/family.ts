@@ -1,6 +1,7 @@
 import type { Activation, Operator } from '../experts.ts';
 import type { RouterSpec } from '../routing.ts';
 import type { ModelConfig } from './config.ts';
+import type { DecoderSpec } from './decoder-spec.ts';
 import { badCheckpoint, quote, unsupportedCheckpoint } from './problems.ts';
 
 /** The sizes of the MoE layers of a model; all of them alike. */
@@ -59,6 +60,12 @@ export interface Family {
   expertSlice?(spec: MoeSpec, expert: number, operator: Operator): ExpertSlice;
   /** The router's weight [N, n]. */
   routerTensor(layer: number): string;
+  /**
+   * What is needed to run the whole model; absent for families that molae converts but cannot run.
+   *
+   * @throws BAD_CHECKPOINT, UNSUPPORTED_CHECKPOINT as `describe` does.
+   */
+  decoder?(config: ModelConfig): DecoderSpec;
   /** Present exactly where the spec has a shared expert. */
   sharedExpertTensors?(layer: number): SharedExpertTensors;
 }

@@ -62,6 +62,15 @@ export async function loadMoeBlock(
   }
 }
 
+/** Any floating tensor of a checkpoint on a device, in its own dtype. */
+export async function loadTensor(
+  checkpoint: Checkpoint,
+  name: string,
+  device: Device,
+): Promise<Tensor<WeightDType>> {
+  return new Loader(checkpoint, { device }).named(name);
+}
+
 /** Loads tensors and keeps count of them, to hand them over together or let go of them together. */
 class Loader {
   readonly #checkpoint: Checkpoint;

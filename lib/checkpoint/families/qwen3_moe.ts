@@ -1,3 +1,4 @@
+import { readDecoder } from '../decoder-spec.ts';
 import type { Family } from '../family.ts';
 import { describeQwenMoe, qwenMoeTensors } from './qwen_moe.ts';
 
@@ -6,4 +7,5 @@ export const qwen3Moe: Family = {
   modelType: 'qwen3_moe',
   ...qwenMoeTensors,
   describe: describeQwenMoe,
+  decoder: (config) => readDecoder(config, { queryKeyNorm: 'head' }),
 };

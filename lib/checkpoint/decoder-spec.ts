@@ -1,0 +1,160 @@
+import type { ModelConfig } from './config.ts';
+import { isJsonObject, type JsonObject } from './json.ts';
+import { badCheckpoint, quote, unsupportedCheckpoint } from './problems.ts';
+
+/** What a family's config says of everything beside the experts: enough to run the whole model. */
+export interface DecoderSpec {
+  readonly hiddenSize: number;
+  readonly numLayers: number;
+  readonly vocabSize: number;
+  /** Positions the model was made for. */
+  readonly contextLength: number;
+  readonly rmsNormEps: number;
+  /** The output projection is the embedding table. */
+  readonly tiedEmbeddings: boolean;
+  readonly attention: GroupedQueryAttention;
+  readonly rotary: Rotary;
+}
+
+/** Grouped-query attention: `heads` query heads share `kvHeads` heads of keys and values. */
+export interface GroupedQueryAttention {
+  readonly heads: number;
+  readonly kvHeads: number;
+  readonly headSize: number;
+  /** RMS norm of queries and keys before rotation: of each head, or of all heads together. */
+  readonly queryKeyNorm: 'none' | 'head' | 'all';
+  /** Keys that a query of this layer sees at most; 0: all before it. */
+  window(layer: number): number;
+}
+
+/** Rotary position embeddings. */
+export interface Rotary {
+  readonly theta: number;
+  /** Elements of a head that are rotated. */
+  readonly size: number;
+  readonly scaling: RotaryScaling;
+}
+
+/** How rotary frequencies were stretched to longer contexts, by the names of Hugging Face's configs. */
+export type RotaryScaling =
+  | { readonly type: 'default' }
+  | { readonly type: 'linear'; readonly factor: number }
+  | {
+      readonly type: 'llama3';
+      readonly factor: number;
+      readonly lowFrequencyFactor: number;
+      readonly highFrequencyFactor: number;
+      readonly originalContextLength: number;
+    }
+  | {
+      readonly type: 'yarn';
+      readonly factor: number;
+      readonly betaFast: number;
+      readonly betaSlow: number;
+      readonly originalContextLength: number;
+      /** Of cosine and sine; by default 0.1·ln(factor) + 1. */
+      readonly attentionFactor: number;
+    };
+
+/** Reads what Llama-like families have in common; a family adds what differs. */
+export function readDecoder(
+  config: ModelConfig,
+  differences: Partial<Pick<GroupedQueryAttention, 'queryKeyNorm' | 'window'>> = {},
+): DecoderSpec {
+  const hiddenSize = config.positiveInteger('hidden_size');
+  const heads = config.positiveInteger('num_attention_heads');
+  const kvHeads = config.optionalPositiveInteger('num_key_value_heads') ?? heads;
+  const headSize = config.optionalPositiveInteger('head_dim') ?? hiddenSize / heads;
+  if (!Number.isInteger(headSize) || heads % kvHeads !== 0) {
+    throw badCheckpoint(
+      config.file,
+      `${heads} heads, ${kvHeads} of keys, do not divide hidden_size ${hiddenSize}`,
+    );
+  }
+  return {
+    hiddenSize,
+    numLayers: config.positiveInteger('num_hidden_layers'),
+    vocabSize: config.positiveInteger('vocab_size'),
+    contextLength: config.positiveInteger('max_position_embeddings'),
+    rmsNormEps: config.number('rms_norm_eps', 1e-6),
+    tiedEmbeddings: config.boolean('tie_word_embeddings', false),
+    attention: { heads, kvHeads, headSize, queryKeyNorm: 'none', window: readWindow(config), ...differences },
+    rotary: readRotary(config, headSize),
+  };
+}
+
+/** `sliding_window`, for all layers, unless `use_sliding_window` turns it off. */
+function readWindow(config: ModelConfig): (layer: number) => number {
+  const window = config.boolean('use_sliding_window', true)
+    ? (config.optionalPositiveInteger('sliding_window') ?? 0)
+    : 0;
+  return () => window;
+}
+
+/** Rotary settings, where older configs (`rope_theta`, `rope_scaling`) or newer ones (`rope_parameters`) have them. */
+export function readRotary(config: ModelConfig, headSize: number): Rotary {
+  const parameters = config.optionalObject('rope_parameters') ?? config.optionalObject('rope_scaling') ?? {};
+  const theta = numberIn(parameters, 'rope_theta') ?? config.number('rope_theta', 10_000);
+  const size = headSize * config.number('partial_rotary_factor', 1);
+  if (!Number.isInteger(size) || size % 2 !== 0 || size < 2 || theta <= 0) {
+    throw badCheckpoint(
+      config.file,
+      `rotary embeddings of ${size} elements with rope_theta ${theta} make no sense`,
+    );
+  }
+  return { theta, size, scaling: readScaling(config, parameters) };
+}
+
+function readScaling(config: ModelConfig, parameters: JsonObject): RotaryScaling {
+  const type = parameters.rope_type ?? parameters.type ?? 'default';
+  const required = (field: string): number => {
+    const value = numberIn(parameters, field);
+    if (value === undefined || value <= 0)
+      throw badCheckpoint(
+        config.file,
+        `rope scaling: ${field} is ${quote(parameters[field])}, not a positive number`,
+      );
+    return value;
+  };
+  const original = () =>
+    numberIn(parameters, 'original_max_position_embeddings') ??
+    config.positiveInteger('max_position_embeddings');
+  switch (type) {
+    case 'default':
+      return { type: 'default' };
+    case 'linear':
+      return { type: 'linear', factor: required('factor') };
+    // Within the context it was trained for, dynamic scaling does nothing; molae does not go beyond.
+    case 'dynamic':
+      return { type: 'default' };
+    case 'llama3':
+      return {
+        type: 'llama3',
+        factor: required('factor'),
+        lowFrequencyFactor: required('low_freq_factor'),
+        highFrequencyFactor: required('high_freq_factor'),
+        originalContextLength: original(),
+      };
+    case 'yarn': {
+      const factor = required('factor');
+      return {
+        type: 'yarn',
+        factor,
+        betaFast: numberIn(parameters, 'beta_fast') ?? 32,
+        betaSlow: numberIn(parameters, 'beta_slow') ?? 1,
+        originalContextLength: original(),
+        attentionFactor: numberIn(parameters, 'attention_factor') ?? 0.1 * Math.log(factor) + 1,
+      };
+    }
+    default:
+      throw unsupportedCheckpoint(
+        config.file,
+        `rope scaling of type ${quote(type)}; supported are default, linear, dynamic, llama3, yarn`,
+      );
+  }
+}
+
+function numberIn(object: unknown, field: string): number | undefined {
+  const value = isJsonObject(object) ? object[field] : undefined;
+  return typeof value === 'number' && Number.isFinite(value) ? value : undefined;
+}
