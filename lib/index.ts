@@ -62,6 +62,20 @@ export {
   svd,
   transpose,
 } from './linalg.ts';
+export {
+  type CalibrationLayer,
+  type CalibrationOptions,
+  calibrate,
+  groupProbabilities,
+  type RoutingStatistics,
+  routingStatistics,
+} from './model/calibration.ts';
+export { compareModels, type ModelComparison } from './model/compare.ts';
+export { type GenerateOptions, generate } from './model/generate.ts';
+export { Model, type ModelOptions } from './model/model.ts';
+export { type Perplexity, type PerplexityOptions, perplexity } from './model/perplexity.ts';
+export type { SamplingOptions } from './model/sampling.ts';
+export { type ChatMessage, Tokenizer } from './model/tokenizer.ts';
 export { MoeBlock, type MoeBlockInit } from './moe-block.ts';
-export { type RouterSpec, type Routing, route } from './routing.ts';
+export { type GroupLimit, type RouteOptions, type RouterSpec, type Routing, route } from './routing.ts';
 export { type Shape, Tensor } from './tensor.ts';

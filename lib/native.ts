@@ -14,6 +14,16 @@ export interface NativeAddon {
   readonly version: string;
   readonly Cancellation: new () => NativeCancellation;
   openDevice(kind: string, index: number, threads: number): NativeDevice;
+  /** In place: the second half of `bytes` holds E4M3 codes of whole rows, all of it becomes their bf16 values. */
+  expandE4m3(
+    bytes: Uint8Array,
+    firstRow: number,
+    rows: number,
+    cols: number,
+    scales: Float32Array,
+    blockRows: number,
+    blockCols: number,
+  ): void;
   measureCeilings(threads: number): Promise<NativeCeilings>;
 }
 

@@ -43,6 +43,19 @@ export class Arguments {
     return value;
   }
 
+  /** A number from `least` to `most`. */
+  number(name: string, least: number, most: number): number | undefined {
+    const text = this.string(name);
+    if (text === undefined) return undefined;
+    const value = /^(\d+(\.\d*)?|\.\d+)$/.test(text) ? Number(text) : Number.NaN;
+    if (!(value >= least && value <= most)) {
+      const range =
+        most === Number.MAX_VALUE ? `a number from ${least} on` : `a number from ${least} to ${most}`;
+      throw this.wrong(name, range, text);
+    }
+    return value;
+  }
+
   oneOf<Value extends string>(name: string, values: readonly Value[]): Value | undefined {
     const text = this.string(name);
     if (text === undefined) return undefined;

@@ -1,8 +1,10 @@
 import type { CommandDefinition } from './command.ts';
 import { convert } from './convert.ts';
 import { doctor } from './doctor.ts';
+import { evaluate } from './eval.ts';
+import { generate } from './generate.ts';
 import { inspect } from './inspect.ts';
 import { plan } from './plan.ts';
 
 /** The sub-commands, in the order in which the help lists them. */
-export const COMMANDS: readonly CommandDefinition[] = [inspect, plan, convert, doctor];
+export const COMMANDS: readonly CommandDefinition[] = [inspect, plan, convert, evaluate, generate, doctor];

@@ -1,0 +1,77 @@
+import { gemm } from '../lib/linalg.ts';
+import { type Context, goal, type Question } from './support/context.ts';
+import { tensor } from './support/data.ts';
+import {
+  checkLayer,
+  denseLayer,
+  type LayerCell,
+  latentLayer,
+  makeBatch,
+  makeRoute,
+} from './support/layers.ts';
+import { type Call, timeEachCall } from './support/timing.ts';
+
+const cell: LayerCell = { model: 'tiny', n: 64, m: 32, N: 8, K: 2, k: 4, r: 16, fullN: 8 };
+
+/** Benchmark.js for the figure; single calls, timed one by one, for the quantiles of latency. */
+async function measure(
+  context: Context,
+  name: string,
+  shape: string,
+  tokens: number | null,
+  call: Call,
+  limits?: { readonly must: number; readonly aim: number },
+): Promise<void> {
+  const stats = await context.timeCalls(call, { seconds: context.quick ? 1 : 3, minSamples: 30 });
+  const each = await timeEachCall(call, context.quick ? 5_000 : 20_000);
+  const us = (ms: number) => Math.round(1e5 * ms) / 100;
+  context.add({
+    name,
+    shape,
+    tokens,
+    dtype: 'f32',
+    stats,
+    data: { callP50Us: us(each.medianMs), callP99Us: us(each.p99Ms) },
+    goals: () => (limits ? [goal('µs a call', us(stats.medianMs), limits.must, limits.aim, true)] : []),
+  });
+}
+
+export const question: Question = {
+  name: 'call-overhead',
+  asks: 'What does a call from JavaScript cost, without any work?',
+  async run(context) {
+    const { device } = context;
+    for (const kind of ['dense', 'latent'] as const) {
+      using layer = (kind === 'dense' ? denseLayer : latentLayer)(device, cell, 'f32');
+      for (const tokens of [0, 1]) {
+        const batch = makeBatch(device, cell, tokens, makeRoute(tokens, cell, 1));
+        const { x, routing, out } = batch;
+        if (tokens > 0) await checkLayer(layer, cell, 'f32', batch);
+        const limits = (must: number) => (tokens === 0 ? { must, aim: must } : undefined);
+        const shape = `${kind}, T = ${tokens}`;
+        await measure(
+          context,
+          'forwardSync',
+          shape,
+          tokens,
+          () => layer.forwardSync(x, routing, { out }),
+          limits(5),
+        );
+        await measure(
+          context,
+          'forward',
+          shape,
+          tokens,
+          () => layer.forward(x, routing, { out }),
+          limits(40),
+        );
+        batch.dispose();
+      }
+    }
+    using a = tensor(device, 'f32', [1, 1], 1);
+    using out = device.empty('f32', [1, 1]);
+    await measure(context, 'gemm', '1x1 · 1x1', null, () => gemm(a, a, { out }));
+    const numbers = new Float32Array(16);
+    await measure(context, 'tensor + dispose', '16', null, () => device.tensor('f32', numbers).dispose());
+  },
+};

@@ -1,0 +1,166 @@
+import { join } from 'node:path';
+import { openCheckpoint } from '../lib/checkpoint/checkpoint.ts';
+import { loadExperts } from '../lib/checkpoint/load-experts.ts';
+import { DenseExperts } from '../lib/experts.ts';
+import { factorizeExperts, type Solver } from '../lib/factorize.ts';
+import { svd } from '../lib/linalg.ts';
+import { WrongResult } from './support/check.ts';
+import { type Context, goal, type Question } from './support/context.ts';
+import { tensor, values, type WeightDType } from './support/data.ts';
+import { numpyLinalg, type PeerResult, ROOT } from './support/peers.ts';
+import type { Stats } from './support/timing.ts';
+
+/** Gate matrices of k random experts; up shares them, down only needs the shape. */
+function randomExperts(context: Context, n: number, m: number, k: number, dtype: WeightDType): DenseExperts {
+  const { device } = context;
+  const gate = Array.from({ length: k }, (_, i) => tensor(device, dtype, [m, n], i + 1, 1 / Math.sqrt(n)));
+  const down = gate.map((w) => w.reshape([n, m]));
+  return new DenseExperts({ gate, up: gate, down, owned: [...down, ...gate] });
+}
+
+/** The least excess over the optimum that the goal allows, and a bound for bf16 factors, which are rounded. */
+const EXCESS = 1e-6;
+
+async function factorizeGate(experts: DenseExperts, k: number, r: number, solver: Solver) {
+  const options = { groupSize: k, latentSize: r, operators: ['gate'], solver, dtype: 'f32' } as const;
+  const latent = await factorizeExperts(experts, options);
+  const { report } = latent;
+  latent.dispose();
+  return report;
+}
+
+async function checkedExcess(experts: DenseExperts, k: number, r: number, solver: Solver): Promise<number> {
+  const report = await factorizeGate(experts, k, r, solver);
+  const excess = Math.max(...report.map((group) => group.relativeError - group.optimalRelativeError));
+  if (!(excess <= 1e-4)) throw new WrongResult(`factorize ${solver}: ${excess} above the optimum`);
+  return excess;
+}
+
+/** One operator of one group: ours by both solvers, and plain gesdd of the stack, over r. */
+async function againstGesdd(
+  context: Context,
+  {
+    n,
+    m,
+    k,
+    ranks,
+    dtype,
+  }: { n: number; m: number; k: number; ranks: readonly number[]; dtype: 'f32' | 'bf16' },
+): Promise<void> {
+  const { device } = context;
+  const effort = { ...context.effort, minSamples: context.quick ? 2 : 3 };
+  using experts = randomExperts(context, n, m, k, dtype);
+  using stack = device.empty('f32', [k * m, n]);
+  for (let i = 0; i < k; i++) {
+    using rows = stack.rows(i * m, (i + 1) * m);
+    await rows.write(values('f32', i + 1, m * n, 1 / Math.sqrt(n)));
+  }
+  const gesdd = await context.time(async () => {
+    for (const factor of Object.values(await svd(stack))) factor.dispose();
+  }, effort);
+  const shape = `${k} × ${m}x${n}`;
+  const numpy: PeerResult = context.wantsPeers
+    ? await numpyLinalg('gesdd', k * m, n, 'f32', context.threads, effort)
+    : { absent: 'not asked for' };
+  context.add({
+    name: 'gesdd of the stack',
+    shape,
+    dtype: 'f32',
+    stats: gesdd,
+    peers: { numpy },
+    data: { n, m, k, experts: dtype, solver: 'gesdd' },
+  });
+  for (const [i, r] of ranks.entries()) {
+    const excess = await checkedExcess(experts, k, r, 'gram');
+    const solvers: Record<string, () => unknown> = { gram: () => factorizeGate(experts, k, r, 'gram') };
+    // The reference solver is slow and does not depend on r.
+    if (i === 0) solvers.svd = () => factorizeGate(experts, k, r, 'svd');
+    const stats: Record<string, Stats> = await context.timeTogether(solvers, effort);
+    for (const [solver, times] of Object.entries(stats)) {
+      context.add({
+        name: `factorize ${solver}`,
+        shape: `${shape}, r ${r}`,
+        dtype,
+        stats: times,
+        peers: { gesdd, numpy },
+        data: { n, m, k, r, experts: dtype, solver, excess },
+        goals: () =>
+          solver === 'gram'
+            ? [
+                goal('gesdd / ours', gesdd.medianMs / times.medianMs, 3, 4.5),
+                goal('excess error', excess, EXCESS, EXCESS / 10, true),
+              ]
+            : [],
+      });
+    }
+  }
+}
+
+/** Fig. 2-like: all operators of all experts in groups of k at one r, relative error and seconds against k. */
+async function overGroupSize(
+  context: Context,
+  name: string,
+  experts: DenseExperts,
+  r: number,
+  groupSizes: readonly number[],
+): Promise<void> {
+  const { hiddenSize: n, intermediateSize: m, numExperts: N } = experts;
+  const dtype = experts.gate[0]?.dtype as string;
+  for (const k of groupSizes) {
+    if (r > Math.min(n, k * m)) continue;
+    const options = { groupSize: k, latentSize: r, dtype: 'f32' } as const;
+    const latent = await factorizeExperts(experts, options);
+    const errors = latent.report.map((group) => group.relativeError);
+    const relativeError = Math.sqrt(errors.reduce((sum, e) => sum + e * e, 0) / errors.length);
+    const optimal = latent.report.map((group) => group.optimalRelativeError);
+    const excess = Math.max(...errors.map((e, i) => e - (optimal[i] as number)));
+    latent.dispose();
+    if (!(excess <= 1e-4)) throw new WrongResult(`factorize ${name}, k = ${k}: ${excess} above the optimum`);
+    const stats = await context.time(async () => (await factorizeExperts(experts, options)).dispose(), {
+      ...context.effort,
+      minSamples: 2,
+    });
+    const data = { source: name, n, m, N, k, r, relativeError, excess };
+    const shape = `n${n} m${m} N${N}, k ${k}, r ${r}: error ${relativeError.toFixed(4)}`;
+    context.add({ name: `sweep over k, ${name}`, shape, dtype, stats, data });
+  }
+}
+
+async function sweepOverGroupSize(context: Context): Promise<void> {
+  const [n, m, N] = context.quick ? [256, 96, 16] : [1024, 352, 16];
+  const { device } = context;
+  const weights = (operator: number, rows: number, cols: number) =>
+    Array.from({ length: N }, (_, i) =>
+      tensor(device, 'bf16', [rows, cols], 3 * i + operator, 1 / Math.sqrt(cols)),
+    );
+  const [gate, up, down] = [weights(0, m, n), weights(1, m, n), weights(2, n, m)];
+  using random = new DenseExperts({ gate, up, down, owned: [...gate, ...up, ...down] });
+  const sizes = [1, 2, 4, 8, 16];
+  await overGroupSize(context, 'random', random, m / 2, sizes);
+
+  const checkpoint = await openCheckpoint(join(ROOT, 'test', 'fixtures', 'tiny-qwen2-moe'));
+  try {
+    const layer = checkpoint.spec.layers[1] as number;
+    using trained = await loadExperts(checkpoint, layer, { device });
+    if (!(trained instanceof DenseExperts)) throw new Error('The fixture has latent experts');
+    await overGroupSize(context, 'trained (fixture)', trained, 48, sizes);
+  } finally {
+    await checkpoint.close();
+  }
+}
+
+export const question: Question = {
+  name: 'factorize',
+  asks: 'How much faster than an SVD of the stacked experts is the factorization, at the same error?',
+  async run(context) {
+    if (context.quick) {
+      await againstGesdd(context, { n: 512, m: 352, k: 8, ranks: [128, 256, 352], dtype: 'f32' });
+      await againstGesdd(context, { n: 512, m: 352, k: 8, ranks: [176], dtype: 'bf16' });
+    } else {
+      await againstGesdd(context, { n: 1024, m: 704, k: 8, ranks: [128, 256, 384, 512, 704], dtype: 'f32' });
+      await againstGesdd(context, { n: 2048, m: 1408, k: 4, ranks: [704], dtype: 'bf16' });
+      await againstGesdd(context, { n: 2048, m: 768, k: 16, ranks: [384], dtype: 'bf16' });
+    }
+    await sweepOverGroupSize(context);
+  },
+};

@@ -1,0 +1,90 @@
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { openDevice } from '../lib/device.ts';
+import { question as batchedGemm } from './batched-gemm.bench.ts';
+import { question as callOverhead } from './call-overhead.bench.ts';
+import { question as eigh } from './eigh.bench.ts';
+import { question as factorize } from './factorize.bench.ts';
+import { question as gemm } from './gemm.bench.ts';
+import { question as layerDecode } from './layer-decode.bench.ts';
+import { question as layerPrefill } from './layer-prefill.bench.ts';
+import { Context, type Question } from './support/context.ts';
+import { parseOptions, USAGE } from './support/options.ts';
+import { ROOT } from './support/peers.ts';
+import {
+  absentPeers,
+  compareResults,
+  describeCeilings,
+  formatTable,
+  machineSlug,
+  makeResults,
+  readResults,
+  writeResults,
+} from './support/report.ts';
+import { question as svd } from './svd.bench.ts';
+
+const questions: readonly Question[] = [
+  gemm,
+  batchedGemm,
+  svd,
+  eigh,
+  factorize,
+  layerPrefill,
+  layerDecode,
+  callOverhead,
+];
+
+async function main(args: readonly string[]): Promise<number> {
+  const options = parseOptions(args);
+  if (!options) {
+    process.stdout.write(
+      `${USAGE}\n\nQuestions:\n${questions.map((q) => `  ${q.name.padEnd(14)} ${q.asks}`).join('\n')}\n`,
+    );
+    return 0;
+  }
+  const unknown = options.only.filter((name) => !questions.some((q) => q.name.startsWith(name)));
+  if (unknown.length > 0)
+    throw new Error(
+      `No such question: ${unknown.join(', ')}. There are ${questions.map((q) => q.name).join(', ')}`,
+    );
+  const asked = questions.filter(
+    (q) => options.only.length === 0 || options.only.some((name) => q.name.startsWith(name)),
+  );
+
+  using device = await openDevice('cpu', { threads: options.threads });
+  const context = new Context(device, options.quick, options.peers);
+  let failed = false;
+  for (const question of asked) {
+    process.stderr.write(`${question.name}: ${question.asks}\n`);
+    context.begin(question.name);
+    const first = context.rows.length;
+    try {
+      await question.run(context);
+    } catch (error) {
+      failed = true;
+      process.stderr.write(`${question.name} failed: ${error instanceof Error ? error.stack : error}\n`);
+    }
+    process.stdout.write(`\n${question.name}: ${question.asks}\n${formatTable(context.rows.slice(first))}\n`);
+  }
+
+  if (context.rows.length === 0) return 1;
+  const { version } = JSON.parse(readFileSync(join(ROOT, 'package.json'), 'utf8')) as { version: string };
+  const results = makeResults(version, device.info, options.quick, context.measured, context.rows);
+  process.stdout.write(`\n${describeCeilings(results)}\n`);
+  for (const line of absentPeers(context.rows)) process.stdout.write(`absent: ${line}\n`);
+
+  const scratch = join(ROOT, 'build', 'bench', 'results');
+  const folder = options.out ?? (options.quick ? scratch : join(ROOT, 'bench', 'results'));
+  if (options.check) {
+    // Stored results stay what they are: a check would otherwise move its own mark.
+    const stored = readResults(join(folder, `${machineSlug(results)}.json`));
+    if (!stored) throw new Error(`No stored results of this machine in ${folder} to check against`);
+    const fallen = compareResults(stored, context.rows);
+    process.stdout.write(fallen.length === 0 ? 'No tracked ratio fell.\n' : `${fallen.join('\n')}\n`);
+    return failed || fallen.length > 0 ? 1 : 0;
+  }
+  for (const path of writeResults(folder, results)) process.stdout.write(`wrote ${path}\n`);
+  return failed ? 1 : 0;
+}
+
+process.exitCode = await main(process.argv.slice(2));

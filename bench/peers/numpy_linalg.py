@@ -1,0 +1,45 @@
+"""Times LAPACK through numpy: gesdd of a random matrix, or eigh of its Gram matrix. Prints statistics as JSON.
+
+Arguments: gesdd|eigh rows cols f32|f64 seconds least-samples
+"""
+
+import json
+import sys
+import time
+
+import numpy as np
+
+
+def blas():
+    """The BLAS library that numpy loaded."""
+    with open("/proc/self/maps", encoding="utf8") as maps:
+        paths = {line.split()[-1] for line in maps if "/" in line}
+    names = [path.rsplit("/", 1)[1] for path in paths]
+    found = [n for n in names if "openblas" in n or "mkl_rt" in n or "blis" in n] or [n for n in names if "blas" in n]
+    return found[0] if found else "unknown BLAS"
+
+
+what, rows, cols, dtype, seconds, least = sys.argv[1:]
+rows, cols, seconds, least = int(rows), int(cols), float(seconds), int(least)
+a = np.random.default_rng(1).standard_normal((rows, cols)).astype({"f32": np.float32, "f64": np.float64}[dtype])
+if what == "eigh":
+    gram = a.T @ a
+    run = lambda: np.linalg.eigh(gram)
+    values, vectors = run()
+    error = np.linalg.norm(gram @ vectors - vectors * values) / np.linalg.norm(gram)
+else:
+    run = lambda: np.linalg.svd(a, full_matrices=False)
+    u, s, vt = run()
+    error = np.linalg.norm((u * s) @ vt - a) / np.linalg.norm(a)
+if not error < 1e-4:
+    sys.exit(f"wrong result: relative error {error}")
+
+times = []
+end = time.perf_counter() + seconds
+while len(times) < least or time.perf_counter() < end:
+    begin = time.perf_counter()
+    run()
+    times.append(1e3 * (time.perf_counter() - begin))
+p10, p50, p90, p99 = (float(q) for q in np.quantile(times, [0.1, 0.5, 0.9, 0.99]))
+version = f"numpy {np.__version__}, {blas()}"
+print(json.dumps({"medianMs": p50, "p10Ms": p10, "p90Ms": p90, "p99Ms": p99, "samples": len(times), "version": version}))

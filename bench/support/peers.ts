@@ -1,0 +1,95 @@
+import { execFile } from 'node:child_process';
+import { existsSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import type { LayerCell, LayerDType } from './layers.ts';
+import type { Effort, Stats } from './timing.ts';
+
+export type PeerResult = (Stats & { readonly version?: string }) | { readonly absent: string };
+
+/** What a peer is asked for on one MoE layer: our data, our routing, our threads. */
+export interface LayerTask {
+  readonly cell: LayerCell;
+  readonly dtype: LayerDType;
+  readonly tokens: number;
+  readonly routeSeed: number;
+  readonly threads: number;
+  readonly effort: Effort;
+}
+
+/** The repository: sources of peers, and their packages, stay in bench/peers. */
+export const ROOT = findRoot(dirname(fileURLToPath(import.meta.url)));
+export const PEERS = join(ROOT, 'bench', 'peers');
+const COMPILED_PEERS = join(dirname(dirname(fileURLToPath(import.meta.url))), 'peers');
+
+const TIMEOUT_MS = 10 * 60_000;
+
+/**
+ * Runs a peer in a process of its own, one at a time: its threads, which often spin while they wait, and its memory are
+ * gone when it is our turn. It prints its Stats as JSON on the last line.
+ */
+export function runPeer(
+  command: string,
+  args: readonly string[],
+  env: NodeJS.ProcessEnv = {},
+): Promise<PeerResult> {
+  return new Promise((resolve) => {
+    const options = { timeout: TIMEOUT_MS, maxBuffer: 1 << 26, env: { ...process.env, ...env } };
+    execFile(command, [...args], options, (error, stdout, stderr) => {
+      const line = stdout.trim().split('\n').at(-1) ?? '';
+      try {
+        resolve(JSON.parse(line) as PeerResult);
+      } catch {
+        const reason = stderr.trim().split('\n').at(-1) || error?.message.split('\n')[0] || 'no result';
+        resolve({ absent: reason.slice(0, 200) });
+      }
+    });
+  });
+}
+
+/** com.microsoft.MoE of onnxruntime-node: dense experts in f32. */
+export async function onnxruntimeLayer(task: LayerTask): Promise<PeerResult> {
+  if (!existsSync(join(PEERS, 'node_modules', 'onnxruntime-node'))) return notInstalled('onnxruntime-node');
+  if (task.dtype !== 'f32') return { absent: 'its MoE operator takes f32 only on the CPU' };
+  return runPeer(process.execPath, [join(COMPILED_PEERS, 'onnxruntime.js'), JSON.stringify(task)]);
+}
+
+/** ggml_mul_mat_id of llama.cpp: dense experts in f32 and bf16. */
+export async function ggmlLayer(task: LayerTask): Promise<PeerResult> {
+  if (!existsSync(join(PEERS, 'node_modules', '@node-llama-cpp', 'linux-x64'))) {
+    return notInstalled('@node-llama-cpp/linux-x64');
+  }
+  return runPeer(process.execPath, [join(COMPILED_PEERS, 'ggml.js'), JSON.stringify(task)]);
+}
+
+/** LAPACK by way of numpy: 'gesdd' of a random [rows, cols] matrix, or 'eigh' of its Gram matrix. */
+export async function numpyLinalg(
+  what: 'gesdd' | 'eigh',
+  rows: number,
+  cols: number,
+  dtype: 'f32' | 'f64',
+  threads: number,
+  { seconds, minSamples }: Effort,
+): Promise<PeerResult> {
+  const script = join(PEERS, 'numpy_linalg.py');
+  const args = [script, what, String(rows), String(cols), dtype, String(seconds), String(minSamples)];
+  const env = {
+    OPENBLAS_NUM_THREADS: String(threads),
+    OMP_NUM_THREADS: String(threads),
+    MKL_NUM_THREADS: String(threads),
+  };
+  let result: PeerResult = { absent: 'no python' };
+  for (const python of process.env.PYTHON ? [process.env.PYTHON] : ['python3', '/usr/bin/python3']) {
+    result = await runPeer(python, args, env);
+    if (!('absent' in result)) break;
+  }
+  return result;
+}
+
+function notInstalled(name: string): PeerResult {
+  return { absent: `${name} is not installed: see bench/peers/README.md` };
+}
+
+function findRoot(folder: string): string {
+  return existsSync(join(folder, 'package.json')) ? folder : findRoot(dirname(folder));
+}

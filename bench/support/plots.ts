@@ -1,0 +1,207 @@
+import type { Ceilings } from '../../lib/ceilings.ts';
+import type { Row } from './context.ts';
+import { type Chart, renderChart, type Series } from './plot.ts';
+
+/** The charts of a run, by file name; those without data are left out. */
+export function makePlots(rows: readonly Row[], ceilings: Ceilings, machine: string): Map<string, string> {
+  const charts: Record<string, Chart | undefined> = {
+    roofline: roofline(rows, ceilings),
+    'tokens-per-second': tokensPerSecond(rows),
+    'factorization-time': factorizationTime(rows),
+    'error-over-group-size': errorOverGroupSize(rows),
+    gain: gains(rows),
+  };
+  return new Map(
+    Object.entries(charts).flatMap(([name, chart]) =>
+      chart ? [[name, renderChart({ ...chart, subtitle: chart.subtitle ?? machine })] as const] : [],
+    ),
+  );
+}
+
+function groupBy(rows: readonly Row[], key: (row: Row) => string): Map<string, Row[]> {
+  const groups = new Map<string, Row[]>();
+  for (const row of rows) groups.set(key(row), [...(groups.get(key(row)) ?? []), row]);
+  return groups;
+}
+
+function value(row: Row, name: string): number {
+  return Number(row.data[name]);
+}
+
+function roofline(rows: readonly Row[], { fmaGflops, sgemmGflops, readGBps }: Ceilings): Chart | undefined {
+  const points = rows.filter((row) => row.flops && row.bytes && row.gflops);
+  if (points.length === 0) return undefined;
+  const intensity = (row: Row) => (row.flops as number) / (row.bytes as number);
+  const lowest = Math.min(0.3, ...points.map(intensity)) / 1.5;
+  const highest = Math.max(100, ...points.map(intensity)) * 1.5;
+  const roof = (peak: number): [number, number][] => [
+    [lowest, Math.min(peak, lowest * readGBps)],
+    [peak / readGBps, peak],
+    [highest, peak],
+  ];
+  const kinds = groupBy(points, (row) => `${row.name}, ${row.dtype}`);
+  return {
+    title: 'Roofline',
+    x: { label: 'FLOPs a byte', log: true, range: [lowest, highest] },
+    y: { label: 'useful GFLOP/s', log: true },
+    series: [
+      {
+        label: `FMA peak ${fmaGflops.toFixed(0)} GFLOP/s`,
+        points: roof(fmaGflops),
+        color: 7,
+        marker: 'none',
+      },
+      {
+        label: `sgemm ${sgemmGflops.toFixed(0)}, read ${readGBps.toFixed(0)} GB/s`,
+        points: roof(sgemmGflops),
+        color: 7,
+        line: 'dashed',
+        marker: 'none',
+      },
+      ...[...kinds].map(
+        ([label, group], i): Series => ({
+          label,
+          points: group.map((row) => [intensity(row), row.gflops as number]),
+          color: i,
+          line: 'none',
+          marker: i < 7 ? 'circle' : 'square',
+        }),
+      ),
+    ],
+  };
+}
+
+function tokensPerSecond(rows: readonly Row[]): Chart | undefined {
+  const layers = rows.filter(
+    (row) => row.data.kind && row.data.distribution === 'uniform' && row.tokens && row.dtype === 'f32',
+  );
+  if (layers.length === 0) return undefined;
+  const models = [...groupBy(layers, (row) => String(row.data.model)).keys()];
+  const lines = groupBy(layers, (row) =>
+    row.data.kind === 'dense'
+      ? `${row.data.model} dense`
+      : `${row.data.model} k${scaledGroup(row)} r${row.data.r}`,
+  );
+  const series = [...lines].map(([label, group]): Series => {
+    const byTokens = new Map(group.map((row) => [row.tokens as number, row]));
+    const points = [...byTokens.values()].sort((a, b) => (a.tokens as number) - (b.tokens as number));
+    const first = points[0] as Row;
+    return {
+      label,
+      points: points.map((row) => [row.tokens as number, (1000 * (row.tokens as number)) / row.medianMs]),
+      color: models.indexOf(String(first.data.model)),
+      line: first.data.kind === 'dense' ? 'solid' : 'dashed',
+      marker: first.data.kind === 'dense' ? 'circle' : 'square',
+    };
+  });
+  return {
+    title: 'Tokens a second through one layer, f32: dense (solid) and latent (dashed)',
+    x: {
+      label: 'tokens in the batch (up to 4: cold caches)',
+      log: true,
+      ticks: [1, 4, 16, 64, 512, 4096, 16384],
+    },
+    y: { label: 'tokens / s', log: true },
+    series,
+  };
+}
+
+/** k, which is "N" for one group of all experts, however many there are. */
+function scaledGroup({ data }: Row): string {
+  return data.k === data.N ? '=N' : String(data.k);
+}
+
+function factorizationTime(rows: readonly Row[]): Chart | undefined {
+  const all = rows.filter((row) => row.question === 'factorize' && row.data.solver);
+  const swept = [
+    ...groupBy(
+      all.filter((row) => row.data.solver === 'gram'),
+      shapeOf,
+    ).entries(),
+  ].sort((a, b) => b[1].length - a[1].length)[0];
+  if (!swept) return undefined;
+  const [shape, gram] = swept;
+  const rank = (row: Row) => value(row, 'r');
+  const ends = [Math.min(...gram.map(rank)), Math.max(...gram.map(rank))];
+  const flat = (solver: string) => {
+    const row = all.find((one) => shapeOf(one) === shape && one.data.solver === solver);
+    return row ? ends.map((r) => [r, row.medianMs / 1000] as [number, number]) : [];
+  };
+  const sample = gram[0] as Row;
+  return {
+    title: `Factorization of ${sample.data.k} experts ${sample.data.m}x${sample.data.n} in ${sample.dtype}, one operator`,
+    x: { label: 'latent size r', range: [0, (ends[1] as number) * 1.05] },
+    y: { label: 'seconds' },
+    series: [
+      { label: 'ours, gram', points: gram.map((row) => [rank(row), row.medianMs / 1000]) },
+      { label: 'LAPACK gesdd of the stack', points: flat('gesdd'), line: 'dashed', marker: 'none' },
+      { label: "ours, solver: 'svd' (f64)", points: flat('svd'), line: 'dashed', marker: 'none' },
+    ],
+  };
+}
+
+/** What a sweep over r keeps. */
+function shapeOf({ data }: Row): string {
+  return `${data.k} ${data.m} ${data.n} ${data.experts}`;
+}
+
+function errorOverGroupSize(rows: readonly Row[]): Chart | undefined {
+  const sweep = rows.filter((row) => row.data.source);
+  if (sweep.length === 0) return undefined;
+  return {
+    title: 'Relative error of the factorization against the group size k',
+    x: { label: 'experts that share a latent space, k', log: true, ticks: [1, 2, 4, 8, 16, 32, 64] },
+    y: { label: 'relative error', range: [0, 1] },
+    series: [
+      ...groupBy(sweep, (row) => `${row.data.source}, n${row.data.n} m${row.data.m} r${row.data.r}`),
+    ].map(
+      ([label, group]): Series => ({
+        label,
+        points: group.map((row) => [value(row, 'k'), value(row, 'relativeError')]),
+      }),
+    ),
+  };
+}
+
+function gains(rows: readonly Row[]): Chart | undefined {
+  const latent = rows.filter((row) => row.data.kind === 'latent');
+  if (latent.length === 0) return undefined;
+  const predicted = latent.map((row) => value(row, 'predictedGain'));
+  const measured = latent.map((row) => value(row, 'gain'));
+  const top = 1.15 * Math.max(...predicted, ...measured);
+  return {
+    title: 'Latent against dense: predicted and measured speed-up',
+    x: { label: 'predicted: least time dense / least time latent', range: [0, top] },
+    y: { label: 'measured: dense time / latent time', range: [0, top] },
+    series: [
+      {
+        label: 'as predicted',
+        points: [
+          [0, 0],
+          [top, top],
+        ],
+        color: 7,
+        line: 'solid',
+        marker: 'none',
+      },
+      {
+        label: '80% of it',
+        points: [
+          [0, 0],
+          [top, 0.8 * top],
+        ],
+        color: 7,
+        line: 'dashed',
+        marker: 'none',
+      },
+      ...[...groupBy(latent, (row) => `${row.question}, ${row.dtype}`)].map(
+        ([label, group], i): Series => ({
+          label,
+          points: group.map((row) => [value(row, 'predictedGain'), value(row, 'gain')]),
+          color: i,
+          line: 'none',
+        }),
+      ),
+    ],
+  };
+}

@@ -1,0 +1,218 @@
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { cpus, totalmem } from 'node:os';
+import { join } from 'node:path';
+import type { Ceilings } from '../../lib/ceilings.ts';
+import type { DeviceInfo } from '../../lib/device.ts';
+import type { Row } from './context.ts';
+import { makePlots } from './plots.ts';
+
+export interface Results {
+  readonly version: string;
+  readonly date: string;
+  readonly quick: boolean;
+  readonly machine: {
+    readonly cpu: string;
+    readonly processors: number;
+    readonly features: readonly string[];
+    readonly memoryBytes: number;
+    readonly library: string;
+    readonly node: string;
+    readonly platform: string;
+  };
+  readonly threads: number;
+  /** The median of what was measured during the run; every row is held against those around it. */
+  readonly ceilings: Ceilings;
+  /** Lowest and highest: how much the machine was disturbed. */
+  readonly ceilingsSpread: Readonly<Record<keyof Ceilings, readonly [number, number]>>;
+  readonly results: readonly Row[];
+}
+
+export function makeResults(
+  version: string,
+  info: DeviceInfo,
+  quick: boolean,
+  measured: readonly Ceilings[],
+  rows: readonly Row[],
+): Results {
+  const sorted = (name: keyof Ceilings) => measured.map((c) => c[name]).sort((a, b) => a - b);
+  const each = <Value>(of: (values: readonly number[]) => Value) => ({
+    fmaGflops: of(sorted('fmaGflops')),
+    sgemmGflops: of(sorted('sgemmGflops')),
+    readGBps: of(sorted('readGBps')),
+  });
+  return {
+    version,
+    date: new Date().toISOString(),
+    quick,
+    machine: {
+      cpu: info.name,
+      processors: cpus().length,
+      features: info.features,
+      memoryBytes: totalmem(),
+      library: info.library,
+      node: process.version,
+      platform: `${process.platform}-${process.arch}`,
+    },
+    threads: info.threads,
+    ceilings: each((values) => values[values.length >> 1] as number),
+    ceilingsSpread: each((values) => [values[0] as number, values.at(-1) as number] as const),
+    results: rows,
+  };
+}
+
+/** "AMD EPYC-Milan Processor" with 2 threads is amd-epyc-milan-2t. */
+export function machineSlug({ machine, threads }: Pick<Results, 'machine' | 'threads'>): string {
+  const name = machine.cpu
+    .toLowerCase()
+    .replace(/\((r|tm|c)\)|@.*|\b(processor|cpu|\d+-core)\b/g, ' ')
+    .replace(/[^a-z0-9]+/g, '-')
+    .replace(/^-+|-+$/g, '');
+  return `${name}-${threads}t`;
+}
+
+/**
+ * Writes the results and their plots. Rows of questions that were not asked this time are kept from the file that is
+ * there: their ratios are from another run.
+ */
+export function writeResults(folder: string, results: Results): string[] {
+  mkdirSync(folder, { recursive: true });
+  const slug = machineSlug(results);
+  const path = join(folder, `${slug}.json`);
+  const asked = new Set(results.results.map((row) => row.question));
+  const kept = (readResults(path)?.results ?? []).filter((row) => !asked.has(row.question));
+  const merged = { ...results, results: [...results.results, ...kept] };
+  writeFileSync(path, `${JSON.stringify(merged, undefined, 1)}\n`);
+  const machine = `${results.machine.cpu}, ${results.threads} threads, ${results.date.slice(0, 10)}`;
+  const written = [path];
+  for (const [name, svg] of makePlots(merged.results, results.ceilings, machine)) {
+    const file = join(folder, `${slug}-${name}.svg`);
+    writeFileSync(file, svg);
+    written.push(file);
+  }
+  return written;
+}
+
+export function readResults(path: string): Results | undefined {
+  return existsSync(path) ? (JSON.parse(readFileSync(path, 'utf8')) as Results) : undefined;
+}
+
+/** Ratios that do not depend on how fast the machine is. */
+function trackedRatios(row: Row): Map<string, number> {
+  const ratios = new Map<string, number>();
+  if (row.ofCeiling !== null) ratios.set('of ceiling', row.ofCeiling);
+  for (const [name, peer] of Object.entries(row.peers)) {
+    if (!('absent' in peer)) ratios.set(`against ${name}`, peer.speedup);
+  }
+  return ratios;
+}
+
+const FALL = 0.85;
+
+/** One line for each tracked ratio that fell by more than 15%. */
+export function compareResults(before: Results, now: readonly Row[]): string[] {
+  const key = (row: Row) =>
+    [row.name, row.shape.replace(/: error.*/, ''), row.tokens, row.dtype, row.threads].join('|');
+  const known = new Map(before.results.map((row) => [key(row), row]));
+  return now.flatMap((row) => {
+    const old = known.get(key(row));
+    if (!old) return [];
+    const oldRatios = trackedRatios(old);
+    return [...trackedRatios(row)].flatMap(([name, ratio]) => {
+      const was = oldRatios.get(name);
+      if (was === undefined || ratio >= FALL * was) return [];
+      return [
+        `${row.name} ${row.shape} T=${row.tokens} ${row.dtype}: ${name} fell from ${was.toFixed(3)} to ${ratio.toFixed(3)}`,
+      ];
+    });
+  });
+}
+
+export function describeCeilings(results: Results): string {
+  const { fmaGflops, sgemmGflops, readGBps } = results.ceilings;
+  const spread = (name: keyof Ceilings) => results.ceilingsSpread[name].map((v) => v.toFixed(1)).join('–');
+  return [
+    `${results.machine.cpu}, ${results.threads} of ${results.machine.processors} processors, ${results.machine.features.join(' ')}`,
+    `FMA peak ${fmaGflops.toFixed(1)} GFLOP/s (${spread('fmaGflops')}), ` +
+      `sgemm 2048³ ${sgemmGflops.toFixed(1)} (${spread('sgemmGflops')}), ` +
+      `read ${readGBps.toFixed(1)} GB/s (${spread('readGBps')})`,
+  ].join('\n');
+}
+
+/** An aligned table of each question's rows. */
+export function formatTable(rows: readonly Row[]): string {
+  const header = [
+    'name',
+    'shape',
+    'T',
+    'dtype',
+    'median ms',
+    'p10–p90',
+    'p99',
+    'GFLOP/s',
+    'GB/s',
+    '%roof',
+    '%FMA',
+    '%sgemm',
+    '%read',
+    'against',
+    'goals (must)',
+  ];
+  const cells = rows.map((row) => [
+    row.name,
+    row.shape,
+    row.tokens === null ? '' : String(row.tokens),
+    row.dtype,
+    ms(row.medianMs),
+    `${ms(row.p10Ms)}–${ms(row.p90Ms)}`,
+    ms(row.p99Ms),
+    row.gflops === null ? '' : row.gflops.toFixed(1),
+    row.gbps === null ? '' : row.gbps.toFixed(1),
+    percent(row.ofCeiling),
+    percent(row.ofFma),
+    percent(row.ofSgemm),
+    percent(row.ofRead),
+    Object.entries(row.peers)
+      .map(([name, peer]) => ('absent' in peer ? `${name} absent` : `${peer.speedup.toFixed(2)}× ${name}`))
+      .join(', '),
+    row.goals
+      .map(
+        ({ what, value, must, met }) =>
+          `${met === 'no' ? '✗' : '✓'} ${what} ${figure(value)} (${figure(must)})`,
+      )
+      .join(', '),
+  ]);
+  const widths = header.map((title, i) =>
+    Math.max(title.length, ...cells.map((line) => (line[i] as string).length)),
+  );
+  const right = new Set([2, 4, 5, 6, 7, 8, 9, 10, 11, 12]);
+  const format = (line: readonly string[]) =>
+    line
+      .map((cell, i) =>
+        right.has(i) ? cell.padStart(widths[i] as number) : cell.padEnd(widths[i] as number),
+      )
+      .join('  ')
+      .trimEnd();
+  return [format(header), ...cells.map(format)].join('\n');
+}
+
+/** Why peers are missing, once each. */
+export function absentPeers(rows: readonly Row[]): string[] {
+  const reasons = rows.flatMap((row) =>
+    Object.entries(row.peers).flatMap(([name, peer]) =>
+      'absent' in peer ? [`${name}: ${peer.absent}`] : [],
+    ),
+  );
+  return [...new Set(reasons)];
+}
+
+function ms(value: number): string {
+  return value >= 100 ? value.toFixed(0) : value >= 0.1 ? value.toFixed(2) : value.toFixed(4);
+}
+
+function percent(share: number | null): string {
+  return share === null ? '' : (100 * share).toFixed(share < 0.1 ? 1 : 0);
+}
+
+function figure(value: number): string {
+  return value !== 0 && Math.abs(value) < 0.01 ? value.toExponential(0) : value.toFixed(2);
+}

@@ -1,0 +1,156 @@
+import { throwIfAborted } from '../errors.ts';
+import type { Experts } from '../experts.ts';
+import type { MoeBlock } from '../moe-block.ts';
+import type { Routing } from '../routing.ts';
+import type { Tensor } from '../tensor.ts';
+import { batchOfSequences } from './batch.ts';
+import type { DecoderLayer } from './layer.ts';
+import type { Model } from './model.ts';
+import { checkWindow, cutWindows } from './perplexity.ts';
+
+/** A MoE layer with everything that reaches it on the calibration text. */
+export interface CalibrationLayer {
+  /** The decoder layer's index. */
+  readonly layer: number;
+  readonly block: MoeBlock;
+  /** Inputs of the router and the experts [tokens, n]. Valid until the callback's promise settles, as is `routing`. */
+  readonly x: Tensor<'f32'>;
+  readonly routing: Routing;
+}
+
+export interface CalibrationOptions {
+  /** Tokens that attend to each other; by default 256. */
+  readonly window?: number | undefined;
+  readonly signal?: AbortSignal | undefined;
+  readonly onProgress?: ((progress: { readonly done: number; readonly total: number }) => void) | undefined;
+}
+
+/**
+ * Takes all calibration tokens through the model one layer at a time, and calls `visit` at each MoE layer. Experts that
+ * `visit` returns are used in place of the layer's own from there on (the caller disposes them).
+ *
+ * Memory: three matrices [tokens, n] in f32, whatever the number of layers; one layer's weights where the model streams.
+ */
+export async function calibrate(
+  model: Model,
+  ids: ArrayLike<number>,
+  visit: (layer: CalibrationLayer) => Promise<Experts | undefined>,
+  options: CalibrationOptions = {},
+): Promise<void> {
+  const { window = Math.min(256, model.spec.contextLength), signal, onProgress } = options;
+  checkWindow(model, window);
+  const windows = cutWindows(ids, window);
+  const spans = tokenSpans(windows);
+  using hidden = await model.embed(windows.flat());
+  using inputs = model.device.empty('f32', hidden.shape);
+  for (let index = 0; index < model.spec.numLayers; index++) {
+    throwIfAborted(signal);
+    await model.withLayer(index, async (layer) => {
+      for (const { begin, end, lengths } of spans) {
+        throwIfAborted(signal);
+        const batch = batchOfSequences(model.device, lengths);
+        using x = hidden.rows(begin, end);
+        using h = inputs.rows(begin, end);
+        layer.attend(model.context, x, batch);
+        layer.normalize(model.context, x, h);
+        await model.context.operations.settle();
+        batch.positions.dispose();
+      }
+      await applyLayer(model, layer, hidden, inputs, spans, visit);
+    });
+    onProgress?.({ done: index + 1, total: model.spec.numLayers });
+  }
+}
+
+interface Span {
+  readonly begin: number;
+  readonly end: number;
+  /** Of the windows in it. */
+  readonly lengths: readonly number[];
+}
+
+/** Tokens that go through a layer together. */
+const SPAN_TOKENS = 4096;
+
+function tokenSpans(windows: readonly number[][]): Span[] {
+  const perSpan = Math.max(1, Math.floor(SPAN_TOKENS / (windows[0]?.length ?? 1)));
+  const spans: Span[] = [];
+  let begin = 0;
+  for (let first = 0; first < windows.length; first += perSpan) {
+    const lengths = windows.slice(first, first + perSpan).map((ids) => ids.length);
+    const end = begin + lengths.reduce((sum, length) => sum + length, 0);
+    spans.push({ begin, end, lengths });
+    begin = end;
+  }
+  return spans;
+}
+
+async function applyLayer(
+  model: Model,
+  layer: DecoderLayer,
+  hidden: Tensor,
+  inputs: Tensor<'f32'>,
+  spans: readonly Span[],
+  visit: (layer: CalibrationLayer) => Promise<Experts | undefined>,
+): Promise<void> {
+  const routing = await layer.route(inputs);
+  try {
+    const replacement = layer.isMoe
+      ? await visit({ layer: layer.index, block: layer.weights.feedForward as MoeBlock, x: inputs, routing })
+      : undefined;
+    for (const { begin, end } of spans) {
+      using x = hidden.rows(begin, end);
+      using h = inputs.rows(begin, end);
+      using ids = routing.ids.rows(begin, end);
+      using weights = routing.weights.rows(begin, end);
+      layer.applyExperts(model.context, h, { ids, weights }, x, replacement);
+      await model.context.operations.settle();
+    }
+  } finally {
+    routing.ids.dispose();
+    routing.weights.dispose();
+  }
+}
+
+/** What calibration text says of the routing of a layer. */
+export interface RoutingStatistics {
+  readonly tokens: number;
+  /** How often each expert was chosen. */
+  readonly expertCounts: Float64Array;
+  /** [N, N]: how often two experts were chosen for the same token. */
+  readonly coActivation: Float64Array;
+}
+
+/** Counts choices and pairs of choices. */
+export async function routingStatistics({ ids }: Routing, numExperts: number): Promise<RoutingStatistics> {
+  const [tokens, topK] = ids.shape as [number, number];
+  const chosen = await ids.read();
+  const expertCounts = new Float64Array(numExperts);
+  const coActivation = new Float64Array(numExperts * numExperts);
+  for (let t = 0; t < tokens; t++) {
+    const experts = chosen.subarray(t * topK, (t + 1) * topK);
+    for (const a of experts) {
+      (expertCounts[a] as number) += 1;
+      for (const b of experts) if (a !== b) (coActivation[a * numExperts + b] as number) += 1;
+    }
+  }
+  return { tokens, expertCounts, coActivation };
+}
+
+/** The measured probability, for each group, that a token uses it: `groupProbabilities` of a plan. */
+export async function groupProbabilities(
+  { ids }: Routing,
+  groups: readonly (readonly number[])[],
+): Promise<number[]> {
+  const [tokens, topK] = ids.shape as [number, number];
+  const chosen = await ids.read();
+  const groupOf = new Map(groups.flatMap((group, g) => group.map((expert) => [expert, g] as const)));
+  const uses = new Float64Array(groups.length);
+  for (let t = 0; t < tokens; t++) {
+    const used = new Set(
+      Array.from(chosen.subarray(t * topK, (t + 1) * topK), (expert) => groupOf.get(expert)),
+    );
+    for (const g of used) if (g !== undefined) (uses[g] as number) += 1;
+  }
+  return Array.from(uses, (count) => (tokens > 0 ? count / tokens : 0));
+}

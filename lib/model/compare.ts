@@ -1,0 +1,81 @@
+import { MolaeError } from '../errors.ts';
+import { awaitNative } from '../native.ts';
+import type { Tensor } from '../tensor.ts';
+import type { Model } from './model.ts';
+import {
+  checkWindow,
+  cutWindows,
+  forEachBatch,
+  forEachLogits,
+  type PerplexityOptions,
+  predictions,
+} from './perplexity.ts';
+
+export interface ModelComparison {
+  /** Mean KL(reference ‖ other) of the next-token distributions, in nats. */
+  readonly klDivergence: number;
+  /** Share of predictions whose most likely token is the same. */
+  readonly topOneAgreement: number;
+  readonly tokens: number;
+}
+
+/**
+ * How far another model's next-token distributions are from a reference model's, on the windows of the perplexity
+ * protocol. Both models need the same vocabulary and device.
+ */
+export async function compareModels(
+  reference: Model,
+  other: Model,
+  ids: ArrayLike<number>,
+  options: PerplexityOptions = {},
+): Promise<ModelComparison> {
+  const { window = Math.min(256, reference.spec.contextLength), signal, onProgress } = options;
+  if (reference.spec.vocabSize !== other.spec.vocabSize) {
+    throw new MolaeError(
+      'SHAPE_MISMATCH',
+      `The models have ${reference.spec.vocabSize} and ${other.spec.vocabSize} tokens: their predictions cannot be compared`,
+    );
+  }
+  checkWindow(reference, window);
+  checkWindow(other, window);
+  const windows = cutWindows(ids, window);
+  const total = windows.reduce((sum, ids) => sum + ids.length, 0);
+  let [divergence, agreements, tokens, done] = [0, 0, 0, 0];
+  await forEachBatch(reference, windows, signal, async (batch, hidden) => {
+    await forEachBatch(other, batch, signal, async (part, otherHidden) => {
+      // Batches of both models are the same as long as both keep their layers; a streaming model has one large batch.
+      using own = hidden.rows(rowOf(batch, part), rowOf(batch, part) + (otherHidden.shape[0] as number));
+      const { scored } = predictions(part);
+      await forEachLogits(reference, own, async (logits, begin, end) => {
+        using copy = await logits.to('f32');
+        using rows = otherHidden.rows(begin, end);
+        const result = await compareLogits(reference, copy, await other.logits(rows));
+        for (let i = 0; i < end - begin; i++) {
+          if (!scored[begin + i]) continue;
+          divergence += result.divergences[i] as number;
+          agreements += result.agreements[i] as number;
+          tokens++;
+        }
+      });
+    });
+    done += batch.reduce((sum, ids) => sum + ids.length, 0);
+    onProgress?.({ done, total });
+  });
+  return { klDivergence: divergence / tokens, topOneAgreement: agreements / tokens, tokens };
+}
+
+/** The first row of `part`, whose windows are the very arrays of `batch`. */
+function rowOf(batch: readonly number[][], part: readonly number[][]): number {
+  const first = batch.indexOf(part[0] as number[]);
+  return batch.slice(0, first).reduce((sum, ids) => sum + ids.length, 0);
+}
+
+async function compareLogits(model: Model, p: Tensor, q: Tensor) {
+  const rows = p.shape[0] as number;
+  using divergences = model.device.empty('f64', [rows]);
+  using agreements = model.device.empty('i32', [rows]);
+  await awaitNative(() =>
+    model.device.native.compareDistributions(p.native, q.native, divergences.native, agreements.native),
+  );
+  return { divergences: await divergences.read(), agreements: await agreements.read() };
+}

@@ -1,0 +1,50 @@
+import { isJsonObject } from '../checkpoint/json.ts';
+import { expected } from '../errors.ts';
+import type { Model } from './model.ts';
+import { Sampler, type SamplingOptions } from './sampling.ts';
+
+export interface GenerateOptions extends SamplingOptions {
+  /** By default 128; fewer where the context ends or the model says it is done. */
+  readonly maxTokens?: number | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+
+/**
+ * Continues a prompt of token ids, token by token.
+ *
+ * @throws MolaeError `INVALID_ARGUMENT` for an empty prompt or one that fills the context; `NON_FINITE`; `ABORTED`.
+ */
+export async function* generate(
+  model: Model,
+  prompt: readonly number[],
+  options: GenerateOptions = {},
+): AsyncGenerator<number> {
+  const { maxTokens = 128, signal } = options;
+  const { contextLength } = model.spec;
+  if (!Number.isSafeInteger(maxTokens) || maxTokens < 1)
+    throw expected('a positive integer', 'maxTokens', maxTokens);
+  if (prompt.length === 0 || prompt.length >= contextLength) {
+    throw expected(
+      `1 to ${contextLength - 1} tokens (the model's context less one)`,
+      'prompt',
+      `${prompt.length} tokens`,
+    );
+  }
+  const sampler = new Sampler(options);
+  const ends = endTokens(model.checkpoint.config.eos_token_id);
+  using cache = model.newCache(Math.min(contextLength, prompt.length + maxTokens));
+  let logits = await model.extend(cache, prompt, signal);
+  for (let made = 1; ; made++) {
+    const token = sampler.next(logits);
+    if (ends.has(token)) return;
+    yield token;
+    if (made === maxTokens || prompt.length + made === contextLength) return;
+    logits = await model.extend(cache, [token], signal);
+  }
+}
+
+/** `eos_token_id`: a number, a list of them, or nothing. */
+function endTokens(value: unknown): ReadonlySet<number> {
+  const list: unknown[] = Array.isArray(value) ? value : isJsonObject(value) ? [] : [value];
+  return new Set(list.filter((id) => typeof id === 'number'));
+}

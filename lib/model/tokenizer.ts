@@ -1,0 +1,102 @@
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { Template } from '@huggingface/jinja';
+import { Tokenizer as HuggingFaceTokenizer } from '@huggingface/tokenizers';
+import { isFile, readSmallFile } from '../checkpoint/files.ts';
+import { isJsonObject, type JsonObject, parseStrictJson } from '../checkpoint/json.ts';
+import { MolaeError } from '../errors.ts';
+
+/** Tokenizers of large vocabularies have tens of megabytes. */
+const MAX_BYTES = 256 * 1024 ** 2;
+
+export interface ChatMessage {
+  readonly role: string;
+  readonly content: string;
+}
+
+/** Text to token ids and back, by a checkpoint's own tokenizer.json and chat template. */
+export class Tokenizer {
+  readonly #tokenizer: HuggingFaceTokenizer;
+  readonly #config: JsonObject;
+  readonly #template: string | undefined;
+
+  private constructor(tokenizer: HuggingFaceTokenizer, config: JsonObject, template: string | undefined) {
+    this.#tokenizer = tokenizer;
+    this.#config = config;
+    this.#template = template;
+  }
+
+  /**
+   * @throws MolaeError `BAD_CHECKPOINT` where tokenizer.json is missing or broken.
+   */
+  static async open(folder: string): Promise<Tokenizer> {
+    const path = join(folder, 'tokenizer.json');
+    if (!(await isFile(path))) {
+      throw new MolaeError(
+        'BAD_CHECKPOINT',
+        `${path}: there is no such file; without a tokenizer, text means nothing to the model`,
+      );
+    }
+    const definition = await readJson(path);
+    const configPath = join(folder, 'tokenizer_config.json');
+    const config = (await isFile(configPath)) ? await readJson(configPath) : {};
+    const templatePath = join(folder, 'chat_template.jinja');
+    const template = (await isFile(templatePath))
+      ? await readFile(templatePath, 'utf8')
+      : config.chat_template;
+    try {
+      const tokenizer = new HuggingFaceTokenizer(definition, config);
+      return new Tokenizer(tokenizer, config, typeof template === 'string' ? template : undefined);
+    } catch (cause) {
+      throw new MolaeError(
+        'UNSUPPORTED_CHECKPOINT',
+        `${path}: ${cause instanceof Error ? cause.message : cause}`,
+        { cause },
+      );
+    }
+  }
+
+  /** Token ids of a text, as it is: no special tokens around it. */
+  encode(text: string): number[] {
+    return this.#tokenizer.encode(text, { add_special_tokens: false }).ids;
+  }
+
+  /** Token ids of a prompt, with the special tokens that the model expects around it. */
+  encodePrompt(text: string): number[] {
+    return this.#tokenizer.encode(text).ids;
+  }
+
+  decode(ids: readonly number[]): string {
+    return ids.length === 0 ? '' : this.#tokenizer.decode([...ids], { skip_special_tokens: true });
+  }
+
+  /**
+   * A conversation as the text that the model was trained on.
+   *
+   * @throws MolaeError `UNSUPPORTED_CHECKPOINT` where the checkpoint has no chat template.
+   */
+  applyChatTemplate(messages: readonly ChatMessage[]): string {
+    if (this.#template === undefined) {
+      throw new MolaeError(
+        'UNSUPPORTED_CHECKPOINT',
+        'The checkpoint has no chat template: give it a plain prompt',
+      );
+    }
+    const special = (name: string) => {
+      const value = this.#config[name];
+      return typeof value === 'string' ? value : isJsonObject(value) ? value.content : undefined;
+    };
+    return new Template(this.#template).render({
+      messages: [...messages],
+      add_generation_prompt: true,
+      bos_token: special('bos_token'),
+      eos_token: special('eos_token'),
+    });
+  }
+}
+
+async function readJson(path: string): Promise<JsonObject> {
+  const value = parseStrictJson(await readSmallFile(path, MAX_BYTES), path);
+  if (!isJsonObject(value)) throw new MolaeError('BAD_CHECKPOINT', `${path}: is not a JSON object`);
+  return value;
+}

@@ -1,0 +1,74 @@
+import { readFile, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { describe, expect, it } from 'vitest';
+import { builtCli, TINY } from './support.ts';
+
+const cli = builtCli();
+const text = join(cli.scratch, 'text.txt');
+await writeFile(text, 'It was the best of times, it was the worst of times, it was the age of wisdom. '.repeat(30));
+
+describe('eval', () => {
+  it('reports perplexity, predictions, window and speed as one JSON object', async () => {
+    const { stdout, status } = await cli.run('eval', TINY, '--text', text, '--window', '64', '--json');
+    expect(status).toBe(0);
+    const result = JSON.parse(stdout);
+    expect(result).toMatchObject({ window: 64, parameters: expect.any(Number), tokensPerSecond: expect.any(Number) });
+    expect(result.perplexity).toBeGreaterThan(1);
+    expect(result.tokens).toBeGreaterThan(400);
+  });
+
+  it('puts two checkpoints side by side, with the divergence of their predictions', async () => {
+    const out = join(cli.scratch, 'latent');
+    expect((await cli.run('convert', TINY, out, '--group-size', '4', '--latent-size', '128')).status).toBe(0);
+    const { stdout } = await cli.run('eval', TINY, '--compare', out, '--text', text, '--max-tokens', '300', '--json');
+    const result = JSON.parse(stdout);
+    expect(result.compare.parameters).toBeLessThan(result.parameters);
+    expect(result.compare.perplexity).not.toBe(result.perplexity);
+    expect(result.compare.klDivergence).toBeGreaterThan(0);
+    expect(result.compare.topOneAgreement).toBeLessThanOrEqual(1);
+    const table = await cli.run('eval', TINY, '--compare', out, '--text', text, '--max-tokens', '300', '--stream');
+    for (const word of ['Perplexity', 'Parameters', 'ratio', 'KL divergence']) expect(table.stdout).toContain(word);
+  });
+
+  it.each<[string, string[], number, string]>([
+    ['no text', [], 2, '--text <file>'],
+    ['a text that is not there', ['--text', 'nowhere.txt'], 1, 'nowhere.txt'],
+    ['a window beyond the context', ['--text', text, '--window', '300'], 2, '2 to 256'],
+  ])('%s is told apart, with nothing on stdout', async (_, args, status, words) => {
+    const result = await cli.run('eval', TINY, ...args);
+    expect(result).toMatchObject({ status, stdout: '' });
+    expect(result.stderr).toContain(words);
+  });
+
+  it('a text that is not UTF-8 is refused', async () => {
+    const file = join(cli.scratch, 'latin1.txt');
+    await writeFile(file, Buffer.from([0x63, 0x61, 0x66, 0xe9]));
+    expect(await cli.run('eval', TINY, '--text', file)).toMatchObject({ status: 1, stderr: expect.stringContaining('not UTF-8') });
+  });
+});
+
+describe('generate', () => {
+  it('continues a prompt, the same way for the same seed', async () => {
+    const run = (seed: string) => cli.run('generate', TINY, '--prompt', 'The sea', '--max-tokens', '8', '--temperature', '1', '--seed', seed, '--json');
+    const [first, again, other] = [await run('1'), await run('1'), await run('2')];
+    const { text: continuation, tokens, tokensPerSecond } = JSON.parse(first.stdout);
+    expect(tokens).toBeLessThanOrEqual(8);
+    expect(tokensPerSecond).toBeGreaterThan(0);
+    expect(JSON.parse(again.stdout).text).toBe(continuation);
+    expect(JSON.parse(other.stdout).text).not.toBe(continuation);
+  });
+
+  it.each<[string, string[], number, string]>([
+    ['no prompt', [], 2, '--prompt <text>'],
+    ['a chat without a template', ['--prompt', 'hi', '--chat'], 1, 'no chat template'],
+    ['a share above 1', ['--prompt', 'hi', '--top-p', '2'], 2, 'from 0 to 1'],
+  ])('%s is told apart', async (_, args, status, words) => {
+    expect(await cli.run('generate', TINY, ...args)).toMatchObject({ status, stdout: '', stderr: expect.stringContaining(words) });
+  });
+});
+
+it('the README shows both commands', async () => {
+  const readme = await readFile(new URL('../../README.md', import.meta.url), 'utf8');
+  expect(readme).toContain('molae eval');
+  expect(readme).toContain('molae generate');
+});

@@ -1,0 +1,242 @@
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { afterAll, describe, expect, test } from 'vitest';
+import { convertCheckpoint } from '../../lib/checkpoint/conversion/convert.ts';
+import { SafetensorsFile } from '../../lib/checkpoint/safetensors/reader.ts';
+import { openDevice } from '../../lib/device.ts';
+import type { DenseExperts, Experts } from '../../lib/experts.ts';
+import { factorizeExperts } from '../../lib/factorize.ts';
+import { calibrate, groupProbabilities, routingStatistics } from '../../lib/model/calibration.ts';
+import { compareModels } from '../../lib/model/compare.ts';
+import { generate } from '../../lib/model/generate.ts';
+import { Model } from '../../lib/model/model.ts';
+import { cutWindows, perplexity } from '../../lib/model/perplexity.ts';
+import { Sampler } from '../../lib/model/sampling.ts';
+import { Tokenizer } from '../../lib/model/tokenizer.ts';
+import { relativeError } from '../support/reference.ts';
+
+const fixture = (name: string) => fileURLToPath(new URL(`../fixtures/${name}`, import.meta.url));
+const source = fixture('tiny-qwen2-moe');
+const device = await openDevice('cpu');
+const folder = await mkdtemp(join(tmpdir(), 'molae-model-'));
+const converted = join(folder, 'latent');
+await convertCheckpoint(source, converted, { groupSize: 4, latentSize: 160, device });
+const model = await Model.open(source, { device });
+const latent = await Model.open(converted, { device });
+const tokenizer = await Tokenizer.open(source);
+const golden = await SafetensorsFile.open(fixture('golden-tiny-qwen2-moe.safetensors'));
+const prose =
+  'Call me Ishmael. Some years ago, never mind how long precisely, having little or no money in my purse, I thought I would sail about a little and see the watery part of the world. '.repeat(
+    12,
+  );
+const ids = tokenizer.encode(prose);
+
+afterAll(async () => {
+  await Promise.all([model.close(), latent.close(), golden.close()]);
+  device.dispose();
+  await rm(folder, { recursive: true });
+});
+
+async function take(count: number, prompt: number[], options = {}, of = model): Promise<number[]> {
+  const tokens: number[] = [];
+  for await (const token of generate(of, prompt, { maxTokens: count, ...options })) tokens.push(token);
+  return tokens;
+}
+
+describe('a converted model', () => {
+  test('predicts a little worse than its source, and much better than chance', async () => {
+    const before = await perplexity(model, ids);
+    const after = await perplexity(latent, ids);
+    expect(after.tokens).toBe(before.tokens);
+    expect(after.perplexity / before.perplexity).toBeGreaterThan(0.9);
+    expect(after.perplexity / before.perplexity).toBeLessThan(1.5);
+  });
+
+  test('diverges from its source by a small positive amount, and a model from itself by nothing', async () => {
+    const apart = await compareModels(model, latent, ids.slice(0, 400), { window: 100 });
+    expect(apart.klDivergence).toBeGreaterThan(1e-5);
+    expect(apart.klDivergence).toBeLessThan(1);
+    expect(apart.topOneAgreement).toBeGreaterThan(0.5);
+    expect(apart.tokens).toBe(396);
+    expect(await compareModels(model, model, ids.slice(0, 300), { window: 100 })).toMatchObject({
+      klDivergence: 0,
+      topOneAgreement: 1,
+    });
+  });
+});
+
+describe('calibration', () => {
+  test('delivers the inputs that PyTorch saw at every MoE layer, and the routing of them', async () => {
+    const bytes = await golden.read('input_ids');
+    const tokens = [...new BigInt64Array(bytes.slice().buffer)].map(Number);
+    const seen: number[] = [];
+    await calibrate(model, tokens, async ({ layer, x, routing, block }) => {
+      seen.push(layer);
+      const wanted = new Float32Array((await golden.read(`layers.${layer}.moe_input`)).slice().buffer);
+      expect(relativeError(await x.read(), wanted)).toBeLessThan(1e-5);
+      const own = await block.route(x);
+      expect(await routing.ids.read()).toEqual(await own.ids.read());
+      return undefined;
+    });
+    expect(seen).toEqual([0, 1, 2, 3]);
+  });
+
+  test('goes on with the experts that the callback puts in place: exact ones change nothing, others all later layers', async () => {
+    const inputs = async (latentSize: number | undefined) => {
+      const replaced: Experts[] = [];
+      let last = new Float32Array();
+      await calibrate(model, ids.slice(0, 200), async ({ layer, x, block }) => {
+        if (layer === 3) last = (await x.read()) as Float32Array<ArrayBuffer>;
+        if (latentSize === undefined || layer > 0) return undefined;
+        const experts = await factorizeExperts(block.experts as DenseExperts, {
+          groupSize: 4,
+          latentSize,
+          dtype: 'f32',
+        });
+        replaced.push(experts);
+        return experts;
+      });
+      for (const experts of replaced) experts.dispose();
+      return last;
+    };
+    const plain = await inputs(undefined);
+    expect(relativeError(await inputs(256), plain)).toBeLessThan(1e-4);
+    expect(relativeError(await inputs(32), plain)).toBeGreaterThan(1e-2);
+  });
+
+  test('counts experts, pairs and groups as plain loops over the ids do', async () => {
+    await calibrate(model, ids.slice(0, 300), async ({ layer, routing }) => {
+      if (layer > 0) return undefined;
+      const chosen = await routing.ids.read();
+      const { expertCounts, coActivation, tokens } = await routingStatistics(routing, 16);
+      expect(tokens).toBe(300);
+      expect(expertCounts.reduce((a, b) => a + b)).toBe(300 * 4);
+      expect(expertCounts[5]).toBe(chosen.filter((id) => id === 5).length);
+      expect(coActivation.reduce((a, b) => a + b)).toBe(300 * 4 * 3);
+      expect(coActivation[3 * 16 + 7]).toBe(coActivation[7 * 16 + 3]);
+      const [first] = await groupProbabilities(routing, [
+        [0, 1, 2, 3],
+        Array.from({ length: 12 }, (_, i) => i + 4),
+      ]);
+      const users = Array.from({ length: 300 }, (_, t) =>
+        chosen.subarray(4 * t, 4 * t + 4).some((id) => id < 4),
+      ).filter(Boolean);
+      expect(first).toBeCloseTo(users.length / 300, 12);
+      return undefined;
+    });
+  });
+});
+
+describe('generation', () => {
+  const prompt = tokenizer.encode('The captain said');
+
+  test('greedy decoding takes the most likely token of the whole sequence each time', async () => {
+    const tokens = await take(6, prompt);
+    for (let i = 0; i < tokens.length; i++) {
+      using logits = await model.forward([...prompt, ...tokens.slice(0, i)]);
+      const values = (await logits.toFloat32()).subarray(-4096);
+      expect(tokens[i]).toBe(values.indexOf(Math.max(...values)));
+    }
+  });
+
+  test('the same seed gives the same text, another one another', async () => {
+    const sample = (seed: number) => take(20, prompt, { temperature: 1, topP: 0.95, seed });
+    expect(await sample(1)).toEqual(await sample(1));
+    expect(await sample(1)).not.toEqual(await sample(2));
+  });
+
+  test('ends where the context ends; longer prompts and empty ones are refused', async () => {
+    const long = ids.slice(0, 250);
+    expect(await take(100, long)).toHaveLength(6);
+    await expect(take(1, ids.slice(0, 256))).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' });
+    await expect(take(1, [])).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' });
+    await expect(take(1, [4096])).rejects.toThrow(/Token id 4096/);
+  });
+
+  test('stops when aborted', async () => {
+    const controller = new AbortController();
+    const tokens: number[] = [];
+    const run = (async () => {
+      for await (const token of generate(model, prompt, { signal: controller.signal })) {
+        tokens.push(token);
+        if (tokens.length === 3) controller.abort();
+      }
+    })();
+    await expect(run).rejects.toMatchObject({ code: 'ABORTED' });
+    expect(tokens).toHaveLength(3);
+  });
+});
+
+describe('sampling', () => {
+  const logits = Float32Array.from([1, 3, 2, 0].map(Math.log));
+
+  test('draws each token as often as its probability says', () => {
+    const sampler = new Sampler({ temperature: 1, seed: 3 });
+    const counts = [0, 0, 0, 0];
+    for (let i = 0; i < 6000; i++)
+      (counts[sampler.next(Float32Array.of(Math.log(1), Math.log(3), Math.log(2), -50))] as number)++;
+    expect((counts[1] as number) / 6000).toBeCloseTo(1 / 2, 1);
+    expect((counts[2] as number) / 6000).toBeCloseTo(1 / 3, 1);
+    expect(counts[3]).toBe(0);
+  });
+
+  test('topP keeps the fewest tokens that reach it', () => {
+    const sampler = new Sampler({ temperature: 1, topP: 0.8, seed: 4 });
+    const seen = new Set(
+      Array.from({ length: 500 }, () => sampler.next(Float32Array.of(0, Math.log(3), Math.log(2), -50))),
+    );
+    expect([...seen].sort()).toEqual([1, 2]);
+  });
+
+  test('logits that are not finite, and senseless options, are refused', () => {
+    expect(() => new Sampler().next(logits)).toThrow(expect.objectContaining({ code: 'NON_FINITE' }));
+    for (const options of [{ temperature: -1 }, { topP: 0 }, { topP: 1.1 }, { seed: 0.5 }]) {
+      expect(() => new Sampler(options)).toThrow(expect.objectContaining({ code: 'INVALID_ARGUMENT' }));
+    }
+  });
+});
+
+describe('text', () => {
+  test('any Unicode survives encoding and decoding', () => {
+    for (const text of [
+      'naïve café',
+      '日本語 😀',
+      'a\u0000b',
+      '\u202Eright to left',
+      '  spaces\n\n\ttabs ',
+    ]) {
+      expect(tokenizer.decode(tokenizer.encode(text))).toBe(text);
+    }
+  });
+
+  test('windows do not overlap; a last one of a single token does not count', () => {
+    expect(cutWindows([1, 2, 3, 4, 5], 2)).toEqual([
+      [1, 2],
+      [3, 4],
+    ]);
+    expect(cutWindows([1, 2, 3, 4, 5], 3)).toEqual([
+      [1, 2, 3],
+      [4, 5],
+    ]);
+    expect(cutWindows([1], 3)).toEqual([]);
+  });
+
+  test('a window longer than the context, or one token, is refused', async () => {
+    await expect(perplexity(model, ids, { window: 257 })).rejects.toThrow(
+      /2 to 256 \(the model's context\) for window/,
+    );
+    await expect(perplexity(model, [1])).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' });
+  });
+
+  test('a checkpoint without a tokenizer or a chat template says so', async () => {
+    await expect(Tokenizer.open(folder)).rejects.toMatchObject({
+      code: 'BAD_CHECKPOINT',
+      message: expect.stringContaining('tokenizer.json'),
+    });
+    expect(() => tokenizer.applyChatTemplate([{ role: 'user', content: 'hello' }])).toThrow(
+      /no chat template/,
+    );
+  });
+});
