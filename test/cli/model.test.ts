@@ -5,14 +5,21 @@ import { builtCli, TINY } from './support.ts';
 
 const cli = builtCli();
 const text = join(cli.scratch, 'text.txt');
-await writeFile(text, 'It was the best of times, it was the worst of times, it was the age of wisdom. '.repeat(30));
+await writeFile(
+  text,
+  'It was the best of times, it was the worst of times, it was the age of wisdom. '.repeat(30),
+);
 
 describe('eval', () => {
   it('reports perplexity, predictions, window and speed as one JSON object', async () => {
     const { stdout, status } = await cli.run('eval', TINY, '--text', text, '--window', '64', '--json');
     expect(status).toBe(0);
     const result = JSON.parse(stdout);
-    expect(result).toMatchObject({ window: 64, parameters: expect.any(Number), tokensPerSecond: expect.any(Number) });
+    expect(result).toMatchObject({
+      window: 64,
+      parameters: expect.any(Number),
+      tokensPerSecond: expect.any(Number),
+    });
     expect(result.perplexity).toBeGreaterThan(1);
     expect(result.tokens).toBeGreaterThan(400);
   });
@@ -20,14 +27,35 @@ describe('eval', () => {
   it('puts two checkpoints side by side, with the divergence of their predictions', async () => {
     const out = join(cli.scratch, 'latent');
     expect((await cli.run('convert', TINY, out, '--group-size', '4', '--latent-size', '128')).status).toBe(0);
-    const { stdout } = await cli.run('eval', TINY, '--compare', out, '--text', text, '--max-tokens', '300', '--json');
+    const { stdout } = await cli.run(
+      'eval',
+      TINY,
+      '--compare',
+      out,
+      '--text',
+      text,
+      '--max-tokens',
+      '300',
+      '--json',
+    );
     const result = JSON.parse(stdout);
     expect(result.compare.parameters).toBeLessThan(result.parameters);
     expect(result.compare.perplexity).not.toBe(result.perplexity);
     expect(result.compare.klDivergence).toBeGreaterThan(0);
     expect(result.compare.topOneAgreement).toBeLessThanOrEqual(1);
-    const table = await cli.run('eval', TINY, '--compare', out, '--text', text, '--max-tokens', '300', '--stream');
-    for (const word of ['Perplexity', 'Parameters', 'ratio', 'KL divergence']) expect(table.stdout).toContain(word);
+    const table = await cli.run(
+      'eval',
+      TINY,
+      '--compare',
+      out,
+      '--text',
+      text,
+      '--max-tokens',
+      '300',
+      '--stream',
+    );
+    for (const word of ['Perplexity', 'Parameters', 'ratio', 'KL divergence'])
+      expect(table.stdout).toContain(word);
   });
 
   it.each<[string, string[], number, string]>([
@@ -43,13 +71,29 @@ describe('eval', () => {
   it('a text that is not UTF-8 is refused', async () => {
     const file = join(cli.scratch, 'latin1.txt');
     await writeFile(file, Buffer.from([0x63, 0x61, 0x66, 0xe9]));
-    expect(await cli.run('eval', TINY, '--text', file)).toMatchObject({ status: 1, stderr: expect.stringContaining('not UTF-8') });
+    expect(await cli.run('eval', TINY, '--text', file)).toMatchObject({
+      status: 1,
+      stderr: expect.stringContaining('not UTF-8'),
+    });
   });
 });
 
 describe('generate', () => {
   it('continues a prompt, the same way for the same seed', async () => {
-    const run = (seed: string) => cli.run('generate', TINY, '--prompt', 'The sea', '--max-tokens', '8', '--temperature', '1', '--seed', seed, '--json');
+    const run = (seed: string) =>
+      cli.run(
+        'generate',
+        TINY,
+        '--prompt',
+        'The sea',
+        '--max-tokens',
+        '8',
+        '--temperature',
+        '1',
+        '--seed',
+        seed,
+        '--json',
+      );
     const [first, again, other] = [await run('1'), await run('1'), await run('2')];
     const { text: continuation, tokens, tokensPerSecond } = JSON.parse(first.stdout);
     expect(tokens).toBeLessThanOrEqual(8);
@@ -63,7 +107,11 @@ describe('generate', () => {
     ['a chat without a template', ['--prompt', 'hi', '--chat'], 1, 'no chat template'],
     ['a share above 1', ['--prompt', 'hi', '--top-p', '2'], 2, 'from 0 to 1'],
   ])('%s is told apart', async (_, args, status, words) => {
-    expect(await cli.run('generate', TINY, ...args)).toMatchObject({ status, stdout: '', stderr: expect.stringContaining(words) });
+    expect(await cli.run('generate', TINY, ...args)).toMatchObject({
+      status,
+      stdout: '',
+      stderr: expect.stringContaining(words),
+    });
   });
 });
 

@@ -45,14 +45,19 @@ it("README's library example compiles under strict and runs", { timeout: 120_000
   );
 });
 
+/** A command line as a shell would split it: at spaces, but not inside quotes. */
+function words(line: string): string[] {
+  return [...line.matchAll(/"([^"]*)"|\S+/g)].map(([word, quoted]) => quoted ?? word);
+}
+
 it("README's command lines, and those of the help, are right usage", () => {
   const lines = blocks('(?:sh)?')
     .flatMap((block) => block.split('\n'))
     .map((line) => line.replace(/^\$ /, ''))
     .filter((line) => line.startsWith('molae '))
-    .map((line) => line.replace(/ +#.*/, '').split(/ +/).slice(1));
+    .map((line) => words(line.replace(/ +#.*/, '')).slice(1));
   const examples = COMMANDS.flatMap((command) => command.examples).map(([line]) =>
-    line.replace(/ [|>].*/, '').split(' '),
+    words(line.replace(/ [|>].*/, '')),
   );
   expect(lines.length).toBeGreaterThan(5);
   for (const line of [...lines, ...examples]) {
