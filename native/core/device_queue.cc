@@ -24,7 +24,7 @@ void DeviceQueue::push(std::function<void()> job) {
 void DeviceQueue::run_inline(const std::function<void()>& job) {
   {
     std::unique_lock lock(mutex_);
-    changed_.wait(lock, [&] { return jobs_.empty() && !busy_; });
+    changed_.wait(lock, [&] { return jobs_.empty() && !busy_ && !closed_; });
     busy_ = true;
   }
   struct Release {
@@ -40,10 +40,16 @@ void DeviceQueue::run_inline(const std::function<void()>& job) {
   job();
 }
 
+void DeviceQueue::close() {
+  std::unique_lock lock(mutex_);
+  closed_ = true;
+  changed_.wait(lock, [&] { return !busy_; });
+}
+
 void DeviceQueue::work() {
   std::unique_lock lock(mutex_);
   while (true) {
-    changed_.wait(lock, [&] { return stopping_ || (!jobs_.empty() && !busy_); });
+    changed_.wait(lock, [&] { return stopping_ || (!jobs_.empty() && !busy_ && !closed_); });
     if (stopping_ && jobs_.empty()) return;
     if (busy_) continue;
     std::function<void()> job = std::move(jobs_.front());

@@ -22,6 +22,10 @@ class DeviceQueue {
   // Runs on the calling thread, once everything that was pushed before is done. May throw what `job` throws.
   void run_inline(const std::function<void()>& job);
 
+  // Starts nothing any more and waits for what is running: for the end of the process, when libraries are about to be
+  // torn down under our feet.
+  void close();
+
  private:
   void work();
 
@@ -30,6 +34,7 @@ class DeviceQueue {
   std::deque<std::function<void()>> jobs_;
   bool busy_ = false;
   bool stopping_ = false;
+  bool closed_ = false;
   std::thread worker_;
 };
 

@@ -1,0 +1,124 @@
+import { execFile } from 'node:child_process';
+import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
+import { describe, expect, test } from 'vitest';
+import { openDevice } from '../lib/device.ts';
+import { DenseExperts } from '../lib/experts.ts';
+import { Random, toTensor } from './support/random.ts';
+
+const library = JSON.stringify(fileURLToPath(new URL('../dist/index.js', import.meta.url)));
+
+/** Runs a module in a process of its own; a crash or a hang is an error with what it wrote. */
+function run(code: string): Promise<{ stdout: string }> {
+  return promisify(execFile)(process.execPath, ['--input-type=module', '-e', code], { timeout: 60_000 });
+}
+
+/** Starts many products and a decomposition, and waits for none of them. */
+const busy = `
+  const { openDevice, gemm, svd } = await import(${library});
+  const device = await openDevice('cpu');
+  const a = device.tensor('f32', new Float32Array(700 * 700).fill(0.5).map((v, i) => v + (i % 7)), [700, 700]);
+  const calls = Array.from({ length: 20 }, () => gemm(a, a));
+  calls.push(svd(a).catch(() => {}));
+`;
+
+describe('a process', () => {
+  test('that exits in mid-call neither crashes nor hangs', async () => {
+    for (const delay of [0, 5, 50, 200]) {
+      await run(`${busy} setTimeout(() => process.exit(0), ${delay});`);
+    }
+  });
+
+  test('ends by itself when its work is done, with a device still open', async () => {
+    const { stdout } = await run(`${busy} Promise.all(calls).then(() => console.log('done'));`);
+    expect(stdout).toBe('done\n');
+  });
+
+  test('may terminate worker threads in mid-call, again and again', async () => {
+    const { stdout } = await run(`
+      import { Worker } from 'node:worker_threads';
+      const code = ${JSON.stringify(`(async () => { ${busy} (await import('node:worker_threads')).parentPort.postMessage('busy'); })();`)};
+      for (let round = 0; round < 6; round++) {
+        const workers = Array.from({ length: 4 }, () => new Worker(code, { eval: true }));
+        await Promise.all(workers.map((worker) => new Promise((resolve) => worker.once('message', resolve))));
+        await Promise.all(workers.map((worker) => worker.terminate()));
+      }
+      ${busy}
+      await Promise.all(calls);
+      console.log('alive');`);
+    expect(stdout).toBe('alive\n');
+  });
+
+  test('works in the main thread and a worker at once, with the same results', async () => {
+    const { stdout } = await run(`
+      import { Worker } from 'node:worker_threads';
+      const sum = 'const y = await (await gemm(a, a)).read(); const total = y.reduce((s, v) => s + v, 0);';
+      const worker = new Worker('(async () => {' + ${JSON.stringify(busy)} + sum + '(await import("node:worker_threads")).parentPort.postMessage(total); })();', { eval: true });
+      const other = new Promise((resolve) => worker.once('message', resolve));
+      ${busy}
+      const y = await (await gemm(a, a)).read();
+      console.log((await other) === y.reduce((s, v) => s + v, 0));`);
+    expect(stdout).toBe('true\n');
+  });
+});
+
+describe('many calls', () => {
+  test('10,000 cycles of create, forward and dispose keep the memory flat', async () => {
+    const device = await openDevice('cpu');
+    const random = new Random(1);
+    const matrices = () => [
+      toTensor(device, 'f32', random.matrix(8, 8)),
+      toTensor(device, 'f32', random.matrix(8, 8)),
+    ];
+    const cycle = () => {
+      const [gate, up, down] = [matrices(), matrices(), matrices()];
+      const layer = new DenseExperts({ gate, up, down });
+      const x = device.tensor('f32', new Float32Array(8).fill(1), [1, 8]);
+      const routing = {
+        ids: device.tensor('i32', Int32Array.of(1), [1, 1]),
+        weights: device.tensor('f32', Float32Array.of(1), [1, 1]),
+      };
+      const y = layer.forwardSync(x, routing);
+      for (const item of [...gate, ...up, ...down, x, routing.ids, routing.weights, y, layer]) item.dispose();
+    };
+    for (let i = 0; i < 2000; i++) cycle();
+    const before = process.memoryUsage().rss;
+    const tensors = device.memoryUsage().tensors;
+    for (let i = 0; i < 10_000; i++) cycle();
+    expect(device.memoryUsage().tensors).toBe(tensors);
+    expect(process.memoryUsage().rss - before).toBeLessThan(64e6);
+    device.dispose();
+  });
+
+  test('1,000 aborted calls leave nothing behind, and the device works on', async () => {
+    const device = await openDevice('cpu');
+    const random = new Random(2);
+    const w = (rows: number, cols: number) => [toTensor(device, 'f32', random.matrix(rows, cols))];
+    using layer = new DenseExperts({ gate: w(64, 64), up: w(64, 64), down: w(64, 64) });
+    const x = device.tensor('f32', new Float32Array(256 * 64).fill(0.1), [256, 64]);
+    const routing = {
+      ids: device.tensor('i32', new Int32Array(256), [256, 1]),
+      weights: device.tensor('f32', new Float32Array(256).fill(1), [256, 1]),
+    };
+    const out = device.empty('f32', [256, 64]);
+    const tensors = device.memoryUsage().tensors;
+    const outcomes = new Set<string>();
+    for (let i = 0; i < 1000; i++) {
+      const controller = new AbortController();
+      const call = layer.forward(x, routing, { out, signal: controller.signal });
+      controller.abort();
+      outcomes.add(
+        await call.then(
+          () => 'done',
+          (error) => error.code,
+        ),
+      );
+    }
+    expect(outcomes.has('ABORTED')).toBe(true);
+    expect([...outcomes].filter((outcome) => outcome !== 'ABORTED' && outcome !== 'done')).toEqual([]);
+    expect(device.memoryUsage().tensors).toBe(tensors);
+    await layer.forward(x, routing, { out });
+    expect((await out.read()).every(Number.isFinite)).toBe(true);
+    device.dispose();
+  });
+});
