@@ -78,19 +78,30 @@ void Module::settle(Napi::Env env) {
   const Napi::HandleScope scope(env);
   for (uint64_t ticket : completions_->take()) {
     const auto found = pending_.find(ticket);
-    Pending pending = std::move(found->second);
+    const Pending pending = std::move(found->second);
     pending_.erase(found);
     if (pending_.empty()) napi_unref_threadsafe_function(env, wake_);
-    if (pending.work->error) {
-      pending.deferred.Reject(to_js(env, pending.work->error).Value());
-      continue;
-    }
     try {
-      pending.deferred.Resolve(guarded(env, [&] { return pending.finish(env); }));
-    } catch (const Napi::Error& error) {
-      pending.deferred.Reject(error.Value());
+      settle(env, pending);
+    } catch (const Napi::Error&) {
+      // The environment is being terminated: nothing can be made in it any more, and nobody is left to tell.
     }
   }
+}
+
+void Module::settle(Napi::Env env, const Pending& pending) {
+  if (pending.work->error) {
+    pending.deferred.Reject(to_js(env, pending.work->error).Value());
+    return;
+  }
+  Napi::Value result;
+  try {
+    result = guarded(env, [&] { return pending.finish(env); });
+  } catch (const Napi::Error& error) {
+    pending.deferred.Reject(error.Value());
+    return;
+  }
+  pending.deferred.Resolve(result);
 }
 
 void Module::on_cleanup(void* data) {

@@ -70,6 +70,7 @@ class Module {
   static void on_wake(napi_env env, napi_value callback, void* context, void* data);
   static void on_cleanup(void* module);
   void settle(Napi::Env env);
+  static void settle(Napi::Env env, const Pending& pending);
 
   std::shared_ptr<Completions> completions_ = std::make_shared<Completions>();
   napi_threadsafe_function wake_ = nullptr;
