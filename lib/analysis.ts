@@ -375,7 +375,7 @@ function chooseForRatio(spec: MoeSpec, request: Request, targetRatio: number): C
     latentSize,
     reason:
       `Chose group size ${groupSize}: of the ${candidates.length} divisors of ${spec.numExperts} that can remove ` +
-      `${percent(targetRatio)}, ${close.length} keep nearly as many dimensions as the best ` +
+      `${percent(targetRatio)}, ${close.length} ${close.length === 1 ? 'keeps' : 'keep'} about as many dimensions as the best ` +
       `(this one ${percent(retained)} of ${maxLatentSize(spec.hiddenSize, spec.intermediateSize, groupSize)}), and of those ` +
       `it computes least (${flops.ratio.toFixed(2)} times the dense FLOPs); ${ratioReason(latentSize, targetRatio)}.`,
   };

@@ -1,5 +1,5 @@
 #!/usr/bin/env node
-// `npm run demo`: builds what is missing, converts the small test model, and says what to try next. Run it as often as
+// `npm run demo`: builds what is missing, converts the small test model, shows what that saved and cost, and says what to try next. Run it as often as
 // you like.
 
 import { spawnSync } from 'node:child_process';
@@ -9,6 +9,7 @@ import { fileURLToPath } from 'node:url';
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)));
 const model = 'test/fixtures/tiny-qwen2-moe';
+const text = 'test/fixtures/moby-dick.txt';
 const out = 'out/demo';
 
 if (!existsSync(join(root, 'node_modules', 'typescript')))
@@ -19,6 +20,21 @@ if (!isCompiled())
 
 molae('plan', model, '--target-ratio', '0.25');
 molae('convert', model, out, '--target-ratio', '0.25', '--force');
+molae('eval', model, '--compare', out, '--text', text);
+for (const checkpoint of [model, out]) {
+  molae(
+    'generate',
+    checkpoint,
+    '--prompt',
+    'The old man looked at the sea and',
+    '--max-tokens',
+    '40',
+    '--temperature',
+    '0.6',
+    '--seed',
+    '3',
+  );
+}
 console.log(`
 What to try next:
   node dist/cli/main.js inspect ${out}
@@ -41,7 +57,7 @@ function isCompiled() {
 }
 
 function molae(...args) {
-  console.log(`\n$ molae ${args.join(' ')}`);
+  console.log(`\n$ molae ${args.map((arg) => (arg.includes(' ') ? `"${arg}"` : arg)).join(' ')}`);
   node('dist/cli/main.js', ...args);
 }
 
