@@ -135,6 +135,15 @@ export interface NativeRouterSpec {
   readonly correctionBias?: NativeTensor | undefined;
 }
 
+/** `width` columns of every head of `from` (or of its only one) to the heads of `to`. */
+export interface NativeHeadColumns {
+  readonly heads: number;
+  readonly fromHeads: number;
+  readonly fromOffset: number;
+  readonly toOffset: number;
+  readonly width: number;
+}
+
 export interface NativeDevice {
   info(): NativeDeviceInfo;
   memoryUsage(): NativeMemoryUsage;
@@ -175,6 +184,7 @@ export interface NativeDevice {
     spec: NativeAttentionSpec,
     out: NativeTensor,
   ): Promise<void>;
+  copyHeadColumns(from: NativeTensor, to: NativeTensor, columns: NativeHeadColumns): Promise<void>;
   add(from: NativeTensor, to: NativeTensor): Promise<void>;
   crossEntropy(logits: NativeTensor, targets: NativeTensor, losses: NativeTensor): Promise<void>;
   compareDistributions(

@@ -12,26 +12,50 @@ export interface DecoderSpec {
   readonly rmsNormEps: number;
   /** The output projection is the embedding table. */
   readonly tiedEmbeddings: boolean;
-  readonly attention: GroupedQueryAttention;
+  readonly attention: Attention;
   readonly rotary: Rotary;
 }
 
-/** Grouped-query attention: `heads` query heads share `kvHeads` heads of keys and values. */
-export interface GroupedQueryAttention {
+/** What every kind of attention tells: queries and keys of `headSize`, values of `valueSize`. */
+interface AttentionSizes {
   readonly heads: number;
+  /** Heads of keys and values: each serves `heads / kvHeads` heads of queries. */
   readonly kvHeads: number;
   readonly headSize: number;
-  /** RMS norm of queries and keys before rotation: of each head, or of all heads together. */
-  readonly queryKeyNorm: 'none' | 'head' | 'all';
+  readonly valueSize: number;
+  /** Of the scores. */
+  readonly scale: number;
   /** Keys that a query of this layer sees at most; 0: all before it. */
   window(layer: number): number;
 }
+
+/** Grouped-query attention: keys and values are projections of the input. */
+export interface GroupedQueryAttention extends AttentionSizes {
+  readonly kind: 'grouped-query';
+  /** RMS norm of queries and keys before rotation: of each head, or of all heads together. */
+  readonly queryKeyNorm: 'none' | 'head' | 'all';
+}
+
+/** Multi-head latent attention (DeepSeek): keys and values of all heads come from one small latent vector. */
+export interface LatentAttention extends AttentionSizes {
+  readonly kind: 'latent';
+  /** Width of the latent vector of keys and values. */
+  readonly kvLatentSize: number;
+  /** Width of the latent vector of queries; undefined where they are projected directly. */
+  readonly queryLatentSize: number | undefined;
+  /** Elements of a head that are not rotated; the rest, shared by all heads of keys, is. */
+  readonly plainSize: number;
+}
+
+export type Attention = GroupedQueryAttention | LatentAttention;
 
 /** Rotary position embeddings. */
 export interface Rotary {
   readonly theta: number;
   /** Elements of a head that are rotated. */
   readonly size: number;
+  /** Neighbouring elements are rotated together instead of the halves of a head. */
+  readonly neighbours: boolean;
   readonly scaling: RotaryScaling;
 }
 
@@ -72,14 +96,67 @@ export function readDecoder(
     );
   }
   return {
-    hiddenSize,
+    ...readFrame(config),
+    attention: {
+      kind: 'grouped-query',
+      heads,
+      kvHeads,
+      headSize,
+      valueSize: headSize,
+      scale: 1 / Math.sqrt(headSize),
+      queryKeyNorm: 'none',
+      window: readWindow(config),
+      ...differences,
+    },
+    rotary: readRotary(config, headSize * config.number('partial_rotary_factor', 1)),
+  };
+}
+
+/** Reads a decoder with multi-head latent attention. */
+export function readLatentAttentionDecoder(config: ModelConfig): DecoderSpec {
+  const heads = config.positiveInteger('num_attention_heads');
+  const plainSize = config.positiveInteger('qk_nope_head_dim');
+  const rotatedSize = config.positiveInteger('qk_rope_head_dim');
+  const headSize = plainSize + rotatedSize;
+  const rotary = { ...readRotary(config, rotatedSize), neighbours: true };
+  return {
+    ...readFrame(config),
+    attention: {
+      kind: 'latent',
+      heads,
+      kvHeads: heads,
+      headSize,
+      valueSize: config.positiveInteger('v_head_dim'),
+      scale: yarnScale(config, rotary) / Math.sqrt(headSize),
+      kvLatentSize: config.positiveInteger('kv_lora_rank'),
+      queryLatentSize: config.optionalPositiveInteger('q_lora_rank'),
+      plainSize,
+      window: () => 0,
+    },
+    rotary,
+  };
+}
+
+/** With YaRN and `mscale_all_dim` = a the scores are scaled by (0.1·a·ln(factor) + 1)² more. */
+function yarnScale(config: ModelConfig, { scaling }: Rotary): number {
+  const parameters = config.optionalObject('rope_parameters') ?? config.optionalObject('rope_scaling');
+  const all = numberIn(parameters, 'mscale_all_dim');
+  return scaling.type === 'yarn' && all !== undefined ? yarnMagnitude(scaling.factor, all) ** 2 : 1;
+}
+
+function yarnMagnitude(factor: number, weight: number): number {
+  return factor <= 1 ? 1 : 0.1 * weight * Math.log(factor) + 1;
+}
+
+/** Everything but attention and rotation. */
+function readFrame(config: ModelConfig): Omit<DecoderSpec, 'attention' | 'rotary'> {
+  return {
+    hiddenSize: config.positiveInteger('hidden_size'),
     numLayers: config.positiveInteger('num_hidden_layers'),
     vocabSize: config.positiveInteger('vocab_size'),
     contextLength: config.positiveInteger('max_position_embeddings'),
     rmsNormEps: config.number('rms_norm_eps', 1e-6),
     tiedEmbeddings: config.boolean('tie_word_embeddings', false),
-    attention: { heads, kvHeads, headSize, queryKeyNorm: 'none', window: readWindow(config), ...differences },
-    rotary: readRotary(config, headSize),
   };
 }
 
@@ -92,17 +169,16 @@ function readWindow(config: ModelConfig): (layer: number) => number {
 }
 
 /** Rotary settings, where older configs (`rope_theta`, `rope_scaling`) or newer ones (`rope_parameters`) have them. */
-export function readRotary(config: ModelConfig, headSize: number): Rotary {
+export function readRotary(config: ModelConfig, size: number): Rotary {
   const parameters = config.optionalObject('rope_parameters') ?? config.optionalObject('rope_scaling') ?? {};
   const theta = numberIn(parameters, 'rope_theta') ?? config.number('rope_theta', 10_000);
-  const size = headSize * config.number('partial_rotary_factor', 1);
   if (!Number.isInteger(size) || size % 2 !== 0 || size < 2 || theta <= 0) {
     throw badCheckpoint(
       config.file,
       `rotary embeddings of ${size} elements with rope_theta ${theta} make no sense`,
     );
   }
-  return { theta, size, scaling: readScaling(config, parameters) };
+  return { theta, size, neighbours: false, scaling: readScaling(config, parameters) };
 }
 
 function readScaling(config: ModelConfig, parameters: JsonObject): RotaryScaling {
@@ -143,7 +219,7 @@ function readScaling(config: ModelConfig, parameters: JsonObject): RotaryScaling
         betaFast: numberIn(parameters, 'beta_fast') ?? 32,
         betaSlow: numberIn(parameters, 'beta_slow') ?? 1,
         originalContextLength: original(),
-        attentionFactor: numberIn(parameters, 'attention_factor') ?? 0.1 * Math.log(factor) + 1,
+        attentionFactor: numberIn(parameters, 'attention_factor') ?? yarnAttentionFactor(parameters, factor),
       };
     }
     default:
@@ -152,6 +228,14 @@ function readScaling(config: ModelConfig, parameters: JsonObject): RotaryScaling
         `rope scaling of type ${quote(type)}; supported are default, linear, dynamic, llama3, yarn`,
       );
   }
+}
+
+/** As transformers: the ratio of two magnitudes where both weights are given, as DeepSeek does. */
+function yarnAttentionFactor(parameters: JsonObject, factor: number): number {
+  const weight = numberIn(parameters, 'mscale');
+  const all = numberIn(parameters, 'mscale_all_dim');
+  if (weight && all) return yarnMagnitude(factor, weight) / yarnMagnitude(factor, all);
+  return yarnMagnitude(factor, 1);
 }
 
 function numberIn(object: unknown, field: string): number | undefined {

@@ -9,9 +9,9 @@ export class LayerCache {
   readonly #values: Tensor;
   #length = 0;
 
-  constructor(device: Device, capacity: number, width: number) {
-    this.#keys = device.empty('f32', [capacity, width]);
-    this.#values = device.empty('f32', [capacity, width]);
+  constructor(device: Device, capacity: number, keyWidth: number, valueWidth: number) {
+    this.#keys = device.empty('f32', [capacity, keyWidth]);
+    this.#values = device.empty('f32', [capacity, valueWidth]);
   }
 
   /** Makes room for `tokens` more rows: views of the new rows, to be filled, and of all rows up to them. */
@@ -42,9 +42,12 @@ export class KeyValueCache {
   #length = 0;
 
   constructor(device: Device, spec: DecoderSpec, capacity: number) {
-    const width = spec.attention.kvHeads * spec.attention.headSize;
+    const { kvHeads, headSize, valueSize } = spec.attention;
     this.capacity = capacity;
-    this.layers = Array.from({ length: spec.numLayers }, () => new LayerCache(device, capacity, width));
+    this.layers = Array.from(
+      { length: spec.numLayers },
+      () => new LayerCache(device, capacity, kvHeads * headSize, kvHeads * valueSize),
+    );
   }
 
   /** Tokens in it. */

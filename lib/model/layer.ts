@@ -1,42 +1,20 @@
-import type { DecoderSpec } from '../checkpoint/decoder-spec.ts';
 import type { Experts } from '../experts.ts';
 import { MoeBlock } from '../moe-block.ts';
 import type { Routing } from '../routing.ts';
 import type { Tensor } from '../tensor.ts';
+import type { AttentionBlock, LayerContext } from './attention.ts';
 import type { Batch } from './batch.ts';
 import type { LayerCache } from './cache.ts';
-import type { Operations } from './operations.ts';
-import { rotaryMagnitude } from './rotary.ts';
-import type { Scratch } from './scratch.ts';
-
-/** A matrix [out, in] and perhaps a bias [out]. */
-export interface Projection {
-  readonly weight: Tensor;
-  readonly bias: Tensor | undefined;
-}
 
 /** The weights of a decoder layer. */
 export interface LayerWeights {
   readonly attentionNorm: Tensor;
-  readonly query: Projection;
-  readonly key: Projection;
-  readonly value: Projection;
-  readonly output: Projection;
-  readonly queryNorm: Tensor | undefined;
-  readonly keyNorm: Tensor | undefined;
+  readonly attention: AttentionBlock;
   readonly feedForwardNorm: Tensor;
   /** A MoE layer, or the one expert of a dense layer. */
   readonly feedForward: MoeBlock | Experts;
   /** Tensors that go with the layer. */
   readonly owned: readonly Tensor[];
-}
-
-/** What layers need to compute: shared by all layers of a model. */
-export interface LayerContext {
-  readonly spec: DecoderSpec;
-  readonly frequencies: Tensor<'f32'>;
-  readonly operations: Operations;
-  readonly scratch: Scratch;
 }
 
 /** One decoder layer: attention and feed-forward, each with its norm before and its residual around it. */
@@ -55,42 +33,12 @@ export class DecoderLayer {
 
   /** x [T, n] += attention(norm(x)). With a cache, its keys and values are appended and attended to as well. */
   attend(context: LayerContext, x: Tensor, batch: Batch, cache?: LayerCache): void {
-    const { operations, scratch, spec, frequencies } = context;
-    const { heads, kvHeads, headSize, window } = spec.attention;
-    const { weights } = this;
+    const { operations, scratch, spec } = context;
     const h = scratch.get('normed', x.shape);
-    const q = scratch.get('query', [batch.tokens, heads * headSize]);
-    const kvShape = [batch.tokens, kvHeads * headSize];
-    const place = cache?.append(batch.tokens);
-    const k = place?.newKeys ?? scratch.get('key', kvShape);
-    const v = place?.newValues ?? scratch.get('value', kvShape);
-    operations.rmsNorm(x, weights.attentionNorm, spec.rmsNormEps, h);
-    operations.linear(h, weights.query.weight, weights.query.bias, q);
-    operations.linear(h, weights.key.weight, weights.key.bias, k);
-    operations.linear(h, weights.value.weight, weights.value.bias, v);
-    if (weights.queryNorm) operations.rmsNorm(q, weights.queryNorm, spec.rmsNormEps, q);
-    if (weights.keyNorm) operations.rmsNorm(k, weights.keyNorm, spec.rmsNormEps, k);
-    const rotary = { headSize, offset: 0, neighbours: false, magnitude: rotaryMagnitude(spec.rotary) };
-    operations.rotary(q, batch.positions, frequencies, { ...rotary, heads });
-    operations.rotary(k, batch.positions, frequencies, { ...rotary, heads: kvHeads });
-    const attended = scratch.get('attended', q.shape);
-    operations.attention(
-      q,
-      place?.keys ?? k,
-      place?.values ?? v,
-      batch.sequences,
-      {
-        heads,
-        kvHeads,
-        headSize,
-        valueSize: headSize,
-        scale: 1 / Math.sqrt(headSize),
-        window: window(this.index),
-      },
-      attended,
-    );
-    operations.linear(attended, weights.output.weight, weights.output.bias, h);
-    operations.accumulate(h, x);
+    const out = scratch.get('attentionOutput', x.shape);
+    operations.rmsNorm(x, this.weights.attentionNorm, spec.rmsNormEps, h);
+    this.weights.attention.forward(context, this.index, h, batch, cache, out);
+    operations.accumulate(out, x);
   }
 
   /** out [T, n] = what the feed-forward part gets to see. */

@@ -1,10 +1,18 @@
 import type { Checkpoint } from '../checkpoint/checkpoint.ts';
-import type { DecoderSpec } from '../checkpoint/decoder-spec.ts';
+import type {
+  Attention,
+  DecoderSpec,
+  GroupedQueryAttention,
+  LatentAttention,
+} from '../checkpoint/decoder-spec.ts';
 import { loadMoeBlock, loadTensor } from '../checkpoint/load-experts.ts';
 import type { Device } from '../device.ts';
 import { DenseExperts } from '../experts.ts';
 import type { Tensor } from '../tensor.ts';
-import { DecoderLayer, type Projection } from './layer.ts';
+import { AttentionBlock, type Projection } from './attention.ts';
+import { GroupedQueryProjection } from './grouped-query-attention.ts';
+import { LatentProjection } from './latent-attention.ts';
+import { DecoderLayer } from './layer.ts';
 
 /** Loads a decoder layer in the checkpoint's dtype, by the tensor names that all supported families share. */
 export async function loadLayer(
@@ -15,16 +23,9 @@ export async function loadLayer(
 ): Promise<DecoderLayer> {
   const loader = new LayerLoader(checkpoint, device, `model.layers.${index}`);
   try {
-    const { queryKeyNorm } = spec.attention;
-    const normed = queryKeyNorm !== 'none';
     return new DecoderLayer(index, {
       attentionNorm: await loader.tensor('input_layernorm.weight'),
-      query: await loader.projection('self_attn.q_proj'),
-      key: await loader.projection('self_attn.k_proj'),
-      value: await loader.projection('self_attn.v_proj'),
-      output: await loader.projection('self_attn.o_proj'),
-      queryNorm: normed ? await loader.tensor('self_attn.q_norm.weight') : undefined,
-      keyNorm: normed ? await loader.tensor('self_attn.k_norm.weight') : undefined,
+      attention: await loader.attention(spec.attention),
       feedForwardNorm: await loader.tensor('post_attention_layernorm.weight'),
       feedForward: checkpoint.layers.has(index)
         ? await loadMoeBlock(checkpoint, index, { device })
@@ -61,6 +62,40 @@ class LayerLoader {
       weight: await this.tensor(`${name}.weight`),
       bias: hasBias ? await this.tensor(`${name}.bias`) : undefined,
     };
+  }
+
+  async attention(spec: Attention): Promise<AttentionBlock> {
+    const projection = spec.kind === 'latent' ? await this.#latent(spec) : await this.#groupedQuery(spec);
+    return new AttentionBlock(projection, await this.projection('self_attn.o_proj'));
+  }
+
+  async #groupedQuery({ queryKeyNorm }: GroupedQueryAttention): Promise<GroupedQueryProjection> {
+    const normed = queryKeyNorm !== 'none';
+    return new GroupedQueryProjection({
+      query: await this.projection('self_attn.q_proj'),
+      key: await this.projection('self_attn.k_proj'),
+      value: await this.projection('self_attn.v_proj'),
+      queryNorm: normed ? await this.tensor('self_attn.q_norm.weight') : undefined,
+      keyNorm: normed ? await this.tensor('self_attn.k_norm.weight') : undefined,
+    });
+  }
+
+  async #latent(spec: LatentAttention): Promise<LatentProjection> {
+    const query =
+      spec.queryLatentSize === undefined
+        ? await this.projection('self_attn.q_proj')
+        : {
+            down: await this.projection('self_attn.q_a_proj'),
+            norm: await this.tensor('self_attn.q_a_layernorm.weight'),
+            up: await this.projection('self_attn.q_b_proj'),
+          };
+    const weights = {
+      query,
+      keyValueDown: await this.projection('self_attn.kv_a_proj_with_mqa'),
+      keyValueNorm: await this.tensor('self_attn.kv_a_layernorm.weight'),
+      keyValueUp: await this.projection('self_attn.kv_b_proj'),
+    };
+    return new LatentProjection(weights, spec);
   }
 
   /** A dense feed-forward network is a layer of one expert. */

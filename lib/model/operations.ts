@@ -2,6 +2,7 @@ import type { Device } from '../device.ts';
 import {
   awaitNative,
   type NativeAttentionSpec,
+  type NativeHeadColumns,
   type NativeRotarySpec,
   type NativeSequence,
 } from '../native.ts';
@@ -58,6 +59,11 @@ export class Operations {
     this.add(() =>
       this.#device.native.attention(q.native, keys.native, values.native, sequences, spec, out.native),
     );
+  }
+
+  /** Copies columns of the heads of from [T, …] to the heads of to [T, …]. */
+  copyHeadColumns(from: Tensor, to: Tensor, columns: NativeHeadColumns): void {
+    this.add(() => this.#device.native.copyHeadColumns(from.native, to.native, columns));
   }
 
   /** to += from */

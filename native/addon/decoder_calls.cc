@@ -132,6 +132,18 @@ Napi::Value attention(const Napi::CallbackInfo& info, Device& device) {
   });
 }
 
+Napi::Value copy_head_columns(const Napi::CallbackInfo& info, Device& device) {
+  const Args args(info);
+  Decoder& decoder = decoder_of(device);
+  const Tensor from = args.tensor(0, "from");
+  const Tensor to = args.tensor(1, "to");
+  const Napi::Object object = args.object(2, "columns");
+  const HeadColumns columns{field(object, "heads", 1), field(object, "fromHeads", 1), field(object, "fromOffset", 0),
+                            field(object, "toOffset", 0), field(object, "width", 1)};
+  check_copy_head_columns(from, to, columns, &device.backend());
+  return submit(info.Env(), device, [&decoder, from, to, columns] { decoder.copy_head_columns(from, to, columns); });
+}
+
 Napi::Value add(const Napi::CallbackInfo& info, Device& device) {
   const Args args(info);
   Decoder& decoder = decoder_of(device);

@@ -34,6 +34,16 @@ struct RotarySpec {
   float magnitude = 1;  // of cosine and sine (YaRN)
 };
 
+// Columns of heads: `width` elements from `from_offset` of each head on go to `to_offset` of the same head. With one head
+// in `from`, all heads get that one.
+struct HeadColumns {
+  int64_t heads = 1;  // of to
+  int64_t from_heads = 1;
+  int64_t from_offset = 0;
+  int64_t to_offset = 0;
+  int64_t width = 1;
+};
+
 // What a decoder does beside its experts. Activations are f32, weights of any floating dtype but f64.
 class Decoder {
  public:
@@ -51,6 +61,8 @@ class Decoder {
   // [S, kv_heads * value_size].
   virtual void attention(const Tensor& q, const Tensor& keys, const Tensor& values,
                          const std::vector<Sequence>& sequences, const AttentionSpec& spec, const Tensor& out) = 0;
+  // Copies columns of heads of from [T, from_heads * a] to heads of to [T, heads * b].
+  virtual void copy_head_columns(const Tensor& from, const Tensor& to, const HeadColumns& columns) = 0;
   // to += from
   virtual void add(const Tensor& from, const Tensor& to) = 0;
   // losses [T] f64 = -log softmax(logits [T, V])[targets [T] i32], sums in f64. Throws NonFinite naming the row.
@@ -68,6 +80,7 @@ void check_rotary(const Tensor& x, const Tensor& positions, const Tensor& freque
                   const Backend* owner);
 void check_attention(const Tensor& q, const Tensor& keys, const Tensor& values, const std::vector<Sequence>& sequences,
                      const AttentionSpec& spec, const Tensor& out, const Backend* owner);
+void check_copy_head_columns(const Tensor& from, const Tensor& to, const HeadColumns& columns, const Backend* owner);
 void check_add(const Tensor& from, const Tensor& to, const Backend* owner);
 void check_cross_entropy(const Tensor& logits, const Tensor& targets, const Tensor& losses, const Backend* owner);
 void check_compare_distributions(const Tensor& p, const Tensor& q, const Tensor& divergences, const Tensor& agreements,

@@ -120,6 +120,24 @@ void check_attention(const Tensor& q, const Tensor& keys, const Tensor& values, 
     fail(ErrorCode::InvalidArgument, "The sequences cover ", covered, " of ", q.rows(), " queries");
 }
 
+void check_copy_head_columns(const Tensor& from, const Tensor& to, const HeadColumns& columns, const Backend* owner) {
+  check(from, "from", DType::F32, {kAny, kAny}, owner);
+  check(to, "to", DType::F32, {from.rows(), kAny}, owner);
+  check_positive(columns.heads, "heads");
+  check_positive(columns.width, "width");
+  if (columns.from_heads != 1 && columns.from_heads != columns.heads) {
+    fail(ErrorCode::InvalidArgument, columns.from_heads, " heads cannot be copied to ", columns.heads);
+  }
+  const auto fits_head = [&](const Tensor& tensor, int64_t heads, int64_t offset, const char* name) {
+    if (tensor.cols() % heads != 0 || offset < 0 || offset + columns.width > tensor.cols() / heads) {
+      fail(ErrorCode::InvalidArgument, columns.width, " columns from ", offset, " on are not in the ", heads,
+           " heads of ", name, " ", shape_name(tensor.shape()));
+    }
+  };
+  fits_head(from, columns.from_heads, columns.from_offset, "from");
+  fits_head(to, columns.heads, columns.to_offset, "to");
+}
+
 void check_add(const Tensor& from, const Tensor& to, const Backend* owner) {
   check_owner(from, "from", owner);
   check(from, "from", DType::F32, from.shape(), owner);

@@ -101,6 +101,19 @@ class CpuDecoder final : public Decoder {
     cpu::attention(context_, q, keys, values, sequences, spec, out);
   }
 
+  void copy_head_columns(const Tensor& from, const Tensor& to, const HeadColumns& columns) override {
+    const int64_t from_size = from.cols() / columns.from_heads;
+    const int64_t to_size = to.cols() / columns.heads;
+    for_rows(from.rows(), [&](int64_t t) {
+      const float* source = from.as<const float>() + t * from.cols() + columns.from_offset;
+      float* target = to.as<float>() + t * to.cols() + columns.to_offset;
+      for (int64_t head = 0; head < columns.heads; ++head) {
+        const int64_t from_head = columns.from_heads == 1 ? 0 : head;
+        std::copy_n(source + from_head * from_size, columns.width, target + head * to_size);
+      }
+    });
+  }
+
   void add(const Tensor& from, const Tensor& to) override {
     const float* source = from.as<const float>();
     float* target = to.as<float>();

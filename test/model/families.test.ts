@@ -1,0 +1,60 @@
+import { fileURLToPath } from 'node:url';
+import { afterAll, describe, expect, test } from 'vitest';
+import { SafetensorsFile } from '../../lib/checkpoint/safetensors/reader.ts';
+import { openDevice } from '../../lib/device.ts';
+import { Model } from '../../lib/model/model.ts';
+import { relativeError } from '../support/reference.ts';
+
+// Tiny random checkpoints and their logits by the real transformers: test/fixtures/make/families.py.
+const fixture = (name: string) => fileURLToPath(new URL(`../fixtures/families/${name}`, import.meta.url));
+const device = await openDevice('cpu');
+afterAll(() => device.dispose());
+
+async function goldenOf(name: string) {
+  const golden = await SafetensorsFile.open(`${fixture(name)}/golden.safetensors`);
+  const tokens = [...new Int32Array((await golden.read('tokens')).slice().buffer)];
+  const logits = new Float32Array((await golden.read('logits')).slice().buffer);
+  await golden.close();
+  return { tokens, logits };
+}
+
+describe.each([
+  'qwen2_moe',
+  'qwen3_moe',
+  'olmoe',
+  'mixtral',
+  'deepseek_v2',
+  'deepseek_v2_groups',
+  'deepseek_v3',
+  'deepseek_v3_one_group',
+])('%s', (name) => {
+  test('the logits match those of transformers within 1e-4', async () => {
+    const { tokens, logits } = await goldenOf(name);
+    await using model = await Model.open(fixture(name), { device });
+    using ours = await model.forward(tokens);
+    expect(relativeError(await ours.toFloat32(), logits)).toBeLessThan(1e-4);
+  });
+
+  test('decoding in pieces with a cache gives the same logits', async () => {
+    const { tokens, logits } = await goldenOf(name);
+    const vocabulary = logits.length / tokens.length;
+    await using model = await Model.open(fixture(name), { device });
+    using cache = model.newCache(tokens.length);
+    let done = 0;
+    for (const count of [5, 1, 1, 10, 7]) {
+      const last = await model.extend(cache, tokens.slice(done, done + count));
+      done += count;
+      expect(relativeError(last, logits.subarray((done - 1) * vocabulary, done * vocabulary))).toBeLessThan(
+        1e-4,
+      );
+    }
+    expect(done).toBe(tokens.length);
+  });
+});
+
+test('a family that molae converts but cannot run says so', async () => {
+  await expect(Model.open(fixture('phimoe'), { device })).rejects.toMatchObject({
+    code: 'UNSUPPORTED_CHECKPOINT',
+    message: expect.stringContaining('cannot run them yet'),
+  });
+});
