@@ -37,6 +37,10 @@ export const convert: CommandDefinition = {
       description:
         'latent (default), or dense: the approximated experts under their original names, for any engine',
     },
+    {
+      name: 'with-python',
+      description: 'add the modules with which transformers loads the latent format (trust_remote_code)',
+    },
     { name: 'force', description: 'replace an existing output' },
     DEVICE_OPTION,
   ],
@@ -98,6 +102,7 @@ function readOptions(args: Arguments) {
     solver: args.oneOf('solver', ['gram', 'svd']),
     control: args.has('control'),
     format: args.oneOf('format', ['latent', 'dense']) ?? 'latent',
+    withPython: args.has('with-python'),
     force: args.has('force'),
   };
 }

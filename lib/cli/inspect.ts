@@ -55,6 +55,7 @@ function describe(found: Inspection): string[] {
       ['Parameters', count(parameters)],
       ['Routed experts', `${count(expertParameters)} parameters${share}`],
     ]),
+    ...found.warnings.map((warning) => `Warning: ${warning}`),
     ...found.unsupported.map((reason) => `Not supported: ${reason}`),
   ];
 }

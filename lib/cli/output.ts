@@ -73,6 +73,7 @@ const HINTS: Partial<Record<MolaeErrorCode, string>> = {
     'A checkpoint is a folder with config.json and complete *.safetensors files; fetch what is missing or damaged.',
   UNSUPPORTED_CHECKPOINT: 'molae inspect tells more about this checkpoint.',
   OUTPUT_EXISTS: 'Or choose another folder.',
+  IO: 'Where a conversion wrote: what it finished is kept, and the same command goes on from there.',
   INTERNAL: 'This should not happen: please report it, with the output of MOLAE_DEBUG=1 and of molae doctor.',
 };
 
@@ -83,6 +84,7 @@ const OPTION_NAMES: readonly (readonly [RegExp, string])[] = [
   [/\btargetRatio\b/g, '--target-ratio'],
   [/\brankReduction\b/g, '--rank-reduction'],
   [/\bsharedGateUp\b/g, '--shared-gate-up'],
+  [/\bwithPython\b/g, '--with-python'],
   [/\bfor (operators|solver|device|format)\b/g, 'for --$1'],
 ];
 

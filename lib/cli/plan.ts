@@ -1,9 +1,11 @@
 import { basename, resolve } from 'node:path';
-import { type Comparison, type ConversionPlan, planConversion } from '../analysis.ts';
+import { type Comparison, type ConversionPlan, type PlanOptions, planConversion } from '../analysis.ts';
+import type { MoeSpec } from '../checkpoint/family.ts';
 import { DTYPE_BYTES } from '../checkpoint/safetensors/dtype.ts';
 import { type CommandDefinition, DEVICE_OPTION } from './command.ts';
 import { openDense } from './dense-checkpoint.ts';
 import { estimateTime, type TimeEstimate } from './estimate.ts';
+import { type MeasuredRouting, measureRouting } from './measured-routing.ts';
 import { readSizes, SIZE_OPTIONS } from './sizes.ts';
 import { bytes, count, duration, table, times, wrap } from './table.ts';
 
@@ -15,26 +17,44 @@ export const plan: CommandDefinition = {
     'Compares the routed experts before and after a conversion: what they store, compute, read and send. Costs are sums over all MoE layers; ratio is latent / dense, so above 1 the latent form is the worse one. With small groups it often computes more than it saves in storage.',
     'Without --latent-size and --target-ratio the latent size is the width of an expert, as in the paper. Nothing is written.',
   ],
-  options: [...SIZE_OPTIONS, DEVICE_OPTION],
+  options: [
+    ...SIZE_OPTIONS,
+    {
+      name: 'text',
+      value: 'file',
+      description: 'measure on this text which groups tokens use, instead of assuming uniform routing',
+    },
+    DEVICE_OPTION,
+  ],
   examples: [
     ['plan ./Qwen1.5-MoE-A2.7B --target-ratio 0.3', 'a third less; the planner chooses the group size'],
     ['plan ./Qwen1.5-MoE-A2.7B --group-size 15 --latent-size 704', 'these sizes'],
+    ['plan ./Qwen1.5-MoE-A2.7B --group-size 15 --text wiki.txt', 'with the routing of real text'],
   ],
   async run(args, output) {
     const sizes = readSizes(args);
     const device = args.device();
     await using checkpoint = await openDense(args.positional(0));
     const { dtypes } = checkpoint.layer(checkpoint.spec.layers[0] as number);
-    const planned = planConversion(checkpoint.spec, {
-      ...sizes,
+    const common = {
       bytesPerParameter: DTYPE_BYTES[dtypes.gate],
       otherParameters: checkpoint.parameters - checkpoint.expertParameters,
-    });
+    };
+    const uniform = planConversion(checkpoint.spec, { ...sizes, ...common });
+    const text = args.string('text');
+    const routing =
+      text === undefined ? undefined : await measureRouting(checkpoint.path, uniform, text, device);
+    const planned =
+      routing === undefined
+        ? uniform
+        : withRouting(checkpoint.spec, uniform, { ...sizes, ...common }, routing);
     const estimate = await estimateTime(checkpoint, planned, device);
     const { perLayer, weightBytesPerBatch: _, ...rest } = planned;
-    output.result({ checkpoint: checkpoint.path, ...rest, perLayer, estimate }, () => [
+    const measured = routing === undefined ? {} : { measuredRouting: routing };
+    output.result({ checkpoint: checkpoint.path, ...rest, perLayer, estimate, ...measured }, () => [
       `${basename(resolve(checkpoint.path))}: ${sizesInWords(planned)}`,
       ...wrap(planned.reason, output.width),
+      ...(routing === undefined ? [] : wrap(routingInWords(uniform, routing), output.width)),
       '',
       ...costTable(planned),
       '',
@@ -43,6 +63,26 @@ export const plan: CommandDefinition = {
     ]);
   },
 };
+
+/** The same sizes, with costs by measured routing. */
+function withRouting(
+  spec: MoeSpec,
+  uniform: ConversionPlan,
+  { targetRatio: _, ...options }: PlanOptions,
+  { groupProbabilities }: MeasuredRouting,
+): ConversionPlan {
+  const { groupSize, latentSize, reason, groupSizeChosen } = uniform;
+  const measured = planConversion(spec, { ...options, groupSize, latentSize, groupProbabilities });
+  return { ...measured, reason, groupSizeChosen };
+}
+
+function routingInWords(
+  { distinctGroups }: ConversionPlan,
+  { tokens, groupProbabilities }: MeasuredRouting,
+): string {
+  const measured = groupProbabilities.reduce((sum, probability) => sum + probability, 0);
+  return `Routing measured on ${tokens} tokens: ${measured.toFixed(2)} groups a token; uniform routing would use ${distinctGroups.toFixed(2)}.`;
+}
 
 function sizesInWords({ groupSize, numGroups, latentSize, moeLayers }: ConversionPlan): string {
   return `${moeLayers.length} MoE layers, ${numGroups} ${numGroups === 1 ? 'group' : 'groups'} of ${groupSize} experts, latent size ${latentSize}`;

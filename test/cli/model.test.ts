@@ -120,3 +120,20 @@ it('the README shows both commands', async () => {
   expect(readme).toContain('molae eval');
   expect(readme).toContain('molae generate');
 });
+
+describe('plan --text', () => {
+  it('takes the routing of a text for the costs of a token, and says how it differs from uniform', async () => {
+    const plan = async (...args: string[]) =>
+      JSON.parse(
+        (await cli.run('plan', TINY, '--group-size', '4', '--latent-size', '96', '--json', ...args)).stdout,
+      );
+    const [uniform, measured] = [await plan(), await plan('--text', text)];
+    const groups = measured.measuredRouting.groupProbabilities.reduce((a: number, b: number) => a + b, 0);
+    expect(groups).toBeGreaterThan(1);
+    expect(groups).toBeLessThan(4);
+    expect(measured.flopsPerToken.latent).not.toBe(uniform.flopsPerToken.latent);
+    expect(measured.expertParameters).toEqual(uniform.expertParameters);
+    // 6r(n·E + m·K) over 4 layers, with the measured E.
+    expect(measured.flopsPerToken.latent).toBeCloseTo(4 * 6 * 96 * (256 * groups + 96 * 4), 0);
+  });
+});
