@@ -31,6 +31,8 @@ export type MolaeErrorCode =
   | 'UNSUPPORTED_CHECKPOINT'
   /** The output folder exists and `force` was not given. */
   | 'OUTPUT_EXISTS'
+  /** Another conversion is writing the output folder. */
+  | 'OUTPUT_BUSY'
   /** A file could not be read or written. */
   | 'IO'
   /** A defect in molae. */

@@ -7,6 +7,8 @@ export interface MoeBlockInit {
   /** The router's weight [N, n]. */
   readonly router: Tensor<'f32'>;
   readonly spec: RouterSpec;
+  /** [N], added to the scores where experts are chosen; see {@link RouteOptions}. */
+  readonly correctionBias?: Tensor<'f32'> | undefined;
   readonly experts: Experts;
 }
 
@@ -14,11 +16,13 @@ export interface MoeBlockInit {
 export class MoeBlock {
   readonly router: Tensor<'f32'>;
   readonly spec: RouterSpec;
+  readonly correctionBias: Tensor<'f32'> | undefined;
   readonly experts: Experts;
 
-  constructor({ router, spec, experts }: MoeBlockInit) {
+  constructor({ router, spec, correctionBias, experts }: MoeBlockInit) {
     this.router = router;
     this.spec = spec;
+    this.correctionBias = correctionBias;
     this.experts = experts;
   }
 
@@ -35,7 +39,7 @@ export class MoeBlock {
   /** Which experts each token of x [tokens, n] goes to. */
   async route(x: Tensor): Promise<Routing> {
     using logits = await this.routerLogits(x);
-    return await route(logits, this.spec);
+    return await route(logits, this.spec, { correctionBias: this.correctionBias });
   }
 
   /** y [tokens, n] of x [tokens, n], in x's dtype. */
@@ -52,6 +56,7 @@ export class MoeBlock {
   /** Disposes router and experts. */
   dispose(): void {
     this.router.dispose();
+    this.correctionBias?.dispose();
     this.experts.dispose();
   }
 

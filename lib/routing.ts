@@ -4,12 +4,40 @@ import { checkTensor, type Tensor } from './tensor.ts';
 
 /** How router logits become expert ids and weights. */
 export interface RouterSpec {
-  /** Scores of all experts from their logits. */
-  readonly scoring: 'softmax';
+  /**
+   * Scores of all experts from their logits: `softmax` over all of them, the `sigmoid` of each, or `sparsemixer`
+   * (PhiMoE, arXiv 2409.12136): experts are chosen one after the other by their logits, and each one's score is its share
+   * in a softmax over those that come near it, see `jitter`.
+   */
+  readonly scoring: 'softmax' | 'sigmoid' | 'sparsemixer';
   /** Experts per token. */
   readonly topK: number;
   /** Divide the chosen scores by their sum. */
   readonly renormalize: boolean;
+  /** The last step: every weight times this. 1 by default. */
+  readonly scalingFactor?: number | undefined;
+  /** Choose groups of experts first; only their experts take part. */
+  readonly groupLimit?: GroupLimit | undefined;
+  /**
+   * Of `sparsemixer`: a logit l comes near the largest one left, M, where (M − l) / max(|l|, M) ≤ 2·jitter. 0 by default.
+   */
+  readonly jitter?: number | undefined;
+}
+
+/** The experts lie in `numGroups` runs of equal length; the `chosenGroups` best of them take part. */
+export interface GroupLimit {
+  readonly numGroups: number;
+  readonly chosenGroups: number;
+  /** What a group counts for: its best score (DeepSeek-V2), or the sum of its two best (DeepSeek-V3). */
+  readonly score: 'max' | 'top2';
+}
+
+export interface RouteOptions {
+  /**
+   * [experts] (f32), added to the scores wherever they are compared, not to those that become weights: DeepSeek-V3's
+   * `e_score_correction_bias`.
+   */
+  readonly correctionBias?: Tensor<'f32'> | undefined;
 }
 
 /** Which experts every token goes to, and with what weight. */
@@ -23,11 +51,17 @@ export interface Routing {
 /**
  * Routes tokens by their logits [tokens, experts] (f32): the topK best scores, the lower index on a tie, best first.
  *
- * @throws MolaeError `NON_FINITE` with the token whose logits have NaN or infinity.
+ * @throws MolaeError `NON_FINITE` with the token whose logits have NaN or infinity; `INVALID_ARGUMENT` for a spec that
+ * does not fit the number of experts or that the device cannot do.
  */
-export async function route(logits: Tensor, spec: RouterSpec): Promise<Routing> {
+export async function route(
+  logits: Tensor,
+  spec: RouterSpec,
+  { correctionBias }: RouteOptions = {},
+): Promise<Routing> {
   checkTensor(logits, 'logits');
-  const { scoring, topK, renormalize } = spec;
+  if (correctionBias !== undefined) checkTensor(correctionBias, 'correctionBias');
+  const { scoring, topK, renormalize, scalingFactor = 1, groupLimit, jitter = 0 } = spec;
   if (!Number.isSafeInteger(topK) || topK < 1) throw expected('a positive integer', 'topK', topK);
   if (typeof renormalize !== 'boolean') throw expected('a boolean', 'renormalize', renormalize);
   if (logits.shape.length !== 2) {
@@ -36,18 +70,25 @@ export async function route(logits: Tensor, spec: RouterSpec): Promise<Routing> 
       `Expected shape [tokens, experts] for logits but received [${logits.shape.join(', ')}]`,
     );
   }
+  if (groupLimit !== undefined && !(groupLimit.numGroups >= 1)) {
+    throw expected('a positive integer', 'groupLimit.numGroups', groupLimit.numGroups);
+  }
   const shape = [logits.shape[0] as number, topK];
   const { device } = logits;
   const routing: Routing = { ids: device.empty('i32', shape), weights: device.empty('f32', shape) };
+  const nativeSpec = {
+    scoring,
+    topK,
+    renormalize,
+    scalingFactor,
+    numGroups: groupLimit?.numGroups ?? 0,
+    chosenGroups: groupLimit?.chosenGroups ?? 0,
+    groupScore: groupLimit?.score ?? 'max',
+    jitter,
+    correctionBias: correctionBias?.native,
+  };
   await awaitNative(() =>
-    device.native.route(
-      logits.native,
-      scoring,
-      topK,
-      renormalize,
-      routing.ids.native,
-      routing.weights.native,
-    ),
+    device.native.route(logits.native, nativeSpec, routing.ids.native, routing.weights.native),
   );
   return routing;
 }

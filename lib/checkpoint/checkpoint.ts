@@ -4,6 +4,7 @@ import type { MoeBlock } from '../moe-block.ts';
 import { ModelConfig } from './config.ts';
 import { familyOf } from './families/index.ts';
 import { type Family, locateExpert, type MoeSpec, operatorShape } from './family.ts';
+import { storedLayout } from './fused-layout.ts';
 import type { JsonObject } from './json.ts';
 import {
   LATENT_MODEL_TYPE,
@@ -15,9 +16,11 @@ import {
 import { type MoeLayer, type VerifiedLayers, verifyLayers } from './layers.ts';
 import { type LoadOptions, loadExperts, loadMoeBlock } from './load-experts.ts';
 import { unsupportedCheckpoint } from './problems.ts';
+import { readQuantization } from './quantization.ts';
 import { DTYPE_BYTES } from './safetensors/dtype.ts';
 import { Shards } from './shards.ts';
 import { countBytes, countParameters } from './tally.ts';
+import { Weights } from './weights.ts';
 
 interface Parts {
   readonly path: string;
@@ -26,6 +29,7 @@ interface Parts {
   readonly spec: MoeSpec;
   readonly molae: MolaeBlock | undefined;
   readonly shards: Shards;
+  readonly weights: Weights;
   readonly verified: VerifiedLayers;
 }
 
@@ -42,11 +46,16 @@ export class Checkpoint {
   readonly format: 'dense' | 'latent';
   /** How a converted checkpoint was made; undefined for a dense one. */
   readonly molae: MolaeBlock | undefined;
+  /** The tensors as they are stored. */
   readonly shards: Shards;
+  /** The floating tensors as numbers: quantized ones expanded. */
+  readonly weights: Weights;
   /** The MoE layers by the decoder layer's index, ascending. */
   readonly layers: ReadonlyMap<number, MoeLayer>;
   /** The names of the tensors that hold the routed experts, dense or latent. */
   readonly expertTensors: ReadonlySet<string>;
+  /** The names of the tensors with the scales of quantized experts. */
+  readonly expertScales: ReadonlySet<string>;
   /** Elements of all tensors. */
   readonly parameters: number;
   /** Elements of the routed experts in all layers, as stored. */
@@ -55,7 +64,7 @@ export class Checkpoint {
   readonly byteLength: number;
 
   /** @internal Use {@link openCheckpoint}. */
-  constructor({ path, config, family, spec, molae, shards, verified }: Parts) {
+  constructor({ path, config, family, spec, molae, shards, weights, verified }: Parts) {
     this.path = path;
     this.config = config.raw;
     this.family = family;
@@ -63,8 +72,10 @@ export class Checkpoint {
     this.format = molae === undefined ? 'dense' : 'latent';
     this.molae = molae;
     this.shards = shards;
+    this.weights = weights;
     this.layers = verified.layers;
     this.expertTensors = verified.expertTensors;
+    this.expertScales = verified.expertScales;
     this.parameters = countParameters(shards.tensors.values());
     this.expertParameters = countParameters([...verified.expertTensors].map((name) => shards.tensor(name)));
     this.byteLength = countBytes(shards.tensors.values());
@@ -110,7 +121,7 @@ export class Checkpoint {
     const { name, elementOffset } = locateExpert(this.family, this.spec, layer, expert, operator);
     const [rows, columns] = operatorShape(this.spec, operator);
     const itemBytes = DTYPE_BYTES[dtypes[operator]];
-    return this.shards.readRange(name, elementOffset * itemBytes, rows * columns * itemBytes, into);
+    return this.weights.readRange(name, elementOffset * itemBytes, rows * columns * itemBytes, into);
   }
 
   /**
@@ -159,14 +170,17 @@ export class Checkpoint {
 export async function openCheckpoint(path: string): Promise<Checkpoint> {
   if (typeof path !== 'string') throw expected('the path of a folder', 'path', path);
   const config = await ModelConfig.read(path);
-  const family = familyOf(config);
-  const spec = family.describe(config);
-  refuseUnsupportedConfig(config, spec);
+  const published = familyOf(config);
+  const spec = published.describe(config);
+  refuseDenseModel(config, spec);
+  const quantization = readQuantization(config);
   const molae = readMolaeBlock(config, spec);
   const shards = await Shards.open(path);
   try {
-    const verified = verifyLayers(shards, family, spec, molae);
-    return new Checkpoint({ path, config, family, spec, molae, shards, verified });
+    const family = storedLayout(published, spec, shards);
+    const weights = new Weights(shards, quantization);
+    const verified = verifyLayers(shards, weights, family, spec, molae);
+    return new Checkpoint({ path, config, family, spec, molae, shards, weights, verified });
   } catch (error) {
     await shards.close();
     throw error;
@@ -178,16 +192,8 @@ export function readMolaeBlock(config: ModelConfig, spec: MoeSpec): MolaeBlock |
   return config.string('model_type') === LATENT_MODEL_TYPE ? parseMolaeBlock(config, spec) : undefined;
 }
 
-/** Refuses what would give wrong results without a word, in any family. */
-export function refuseUnsupportedConfig(config: ModelConfig, spec: MoeSpec): void {
-  const quantization = config.optionalObject('quantization_config');
-  if (quantization !== undefined) {
-    const method = quantization.quant_method;
-    throw unsupportedCheckpoint(
-      config.file,
-      `quantization_config${typeof method === 'string' ? ` (${method})` : ''}: quantized weights are not supported`,
-    );
-  }
+/** Refuses a model without experts: there is nothing to convert, and nothing would be said. */
+export function refuseDenseModel(config: ModelConfig, spec: MoeSpec): void {
   if (spec.layers.length === 0) {
     throw unsupportedCheckpoint(config.file, `none of the ${spec.numLayers} layers is a MoE layer`);
   }

@@ -60,6 +60,8 @@ export interface Family {
   expertSlice?(spec: MoeSpec, expert: number, operator: Operator): ExpertSlice;
   /** The router's weight [N, n]. */
   routerTensor(layer: number): string;
+  /** Of families whose router has one: the score-correction bias, [N] or [1, N]. */
+  correctionBiasTensor?(layer: number): string;
   /**
    * What is needed to run the whole model; absent for families that molae converts but cannot run.
    *
@@ -129,6 +131,11 @@ export function readTopK(config: ModelConfig, numExperts: number): number {
 }
 
 const MAX_LAYERS = 100_000;
+
+/** 0, 1, … up to the last decoder layer. */
+export function everyLayer(numLayers: number): number[] {
+  return Array.from({ length: numLayers }, (_, layer) => layer);
+}
 
 /** The number of decoder layers, bounded because lists of that length are built from it. */
 export function readNumLayers(config: ModelConfig): number {

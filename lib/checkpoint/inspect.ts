@@ -1,14 +1,18 @@
 import { expected, MolaeError } from '../errors.ts';
 import { OPERATORS, type Operator } from '../experts.ts';
-import { readMolaeBlock, refuseUnsupportedConfig } from './checkpoint.ts';
+import { readMolaeBlock, refuseDenseModel } from './checkpoint.ts';
 import { ModelConfig } from './config.ts';
 import { baseModelType, familyOf } from './families/index.ts';
 import type { MoeSpec } from './family.ts';
+import { storedLayout } from './fused-layout.ts';
 import { LATENT_MODEL_TYPE } from './latent-format.ts';
 import { type MoeLayer, type VerifiedLayers, verifyLayers } from './layers.ts';
+import { quote } from './problems.ts';
+import { readQuantization } from './quantization.ts';
 import type { SafetensorsDtype } from './safetensors/dtype.ts';
 import { Shards } from './shards.ts';
 import { countBytes, countParameters } from './tally.ts';
+import { Weights } from './weights.ts';
 
 /** What can be said of a checkpoint without reading a weight, also of one that molae cannot convert. */
 export interface Inspection {
@@ -19,6 +23,8 @@ export interface Inspection {
   readonly supported: boolean;
   /** Why not; empty when it is supported. */
   readonly unsupported: readonly string[];
+  /** What is odd but does no harm; empty where nothing is. */
+  readonly warnings: readonly string[];
   /** The sizes; where the family is unknown, as far as the usual field names give them, else null. */
   readonly hiddenSize: number | null;
   readonly intermediateSize: number | null;
@@ -76,6 +82,7 @@ export async function inspectCheckpoint(path: string): Promise<Inspection> {
       format: config.string('model_type') === LATENT_MODEL_TYPE ? 'latent' : 'dense',
       supported: unsupported.length === 0,
       unsupported,
+      warnings: leftoverWarnings(shards),
       ...(spec === undefined ? guessSizes(config) : sizesOf(spec)),
       moeLayers: spec?.layers ?? guessLayers(names),
       tensors: tensors.length,
@@ -99,8 +106,9 @@ function understand(config: ModelConfig, shards: Shards): Understanding {
     const spec = family.describe(config);
     result.spec = spec;
     const molae = readMolaeBlock(config, spec);
-    refuseUnsupportedConfig(config, spec);
-    const verified = verifyLayers(shards, family, spec, molae);
+    refuseDenseModel(config, spec);
+    const weights = new Weights(shards, readQuantization(config));
+    const verified = verifyLayers(shards, weights, storedLayout(family, spec, shards), spec, molae);
     result.verified = verified;
     if (molae !== undefined) {
       const { method, operators } = molae;
@@ -111,6 +119,15 @@ function understand(config: ModelConfig, shards: Shards): Understanding {
     result.unsupported.push(error.message);
   }
   return result;
+}
+
+/** Tensors that a shard holds but the index leaves out, a line for each shard. */
+function leftoverWarnings({ leftovers }: Shards): string[] {
+  return [...leftovers].map(([shard, names]) => {
+    const shown = names.slice(0, 3).map(quote).join(', ');
+    const more = names.length > 3 ? ` and ${names.length - 3} more` : '';
+    return `${shard} holds ${shown}${more}, which the index does not place there: ignored`;
+  });
 }
 
 function latentSizesOf(layers: readonly MoeLayer[]) {

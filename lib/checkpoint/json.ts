@@ -88,3 +88,57 @@ function unescapeKey(literal: string, file: string): string {
     throw badCheckpoint(file, `not valid JSON (the key ${quote(literal)})`, cause);
   }
 }
+
+/**
+ * An object as JSON in which every value that `text` (valid JSON of an object) has under the same key stays as it is written
+ * there. JavaScript has one kind of number: it would write `0.0` as `0`, and loaders with strict types refuse that.
+ */
+export function stringifyLike(text: string, value: JsonObject): string {
+  const before = isObjectText(text) ? (JSON.parse(text) as JsonObject) : {};
+  const literals = topLevelLiterals(text);
+  const lines = Object.entries(value).map(([key, member]) => {
+    const literal = literals.get(key);
+    const isSame = literal !== undefined && JSON.stringify(member) === JSON.stringify(before[key]);
+    // Nested lines are indented by one level more than JSON.stringify knows of.
+    const json = isSame ? literal : JSON.stringify(member, null, 2).replaceAll('\n', '\n  ');
+    return `  ${JSON.stringify(key)}: ${json}`;
+  });
+  return lines.length === 0 ? '{}\n' : `{\n${lines.join(',\n')}\n}\n`;
+}
+
+function isObjectText(text: string): boolean {
+  return text.trimStart().startsWith('{');
+}
+
+/** Key → its value as it is written, for the members of the outermost object. */
+function topLevelLiterals(text: string): Map<string, string> {
+  const literals = new Map<string, string>();
+  let depth = 0;
+  let key: string | undefined;
+  let begin = 0;
+  const endMember = (end: number) => {
+    if (key !== undefined) literals.set(key, text.slice(begin, end).trim());
+    key = undefined;
+  };
+  for (let i = 0; i < text.length; i++) {
+    const char = text.charCodeAt(i);
+    if (char === QUOTE) {
+      const end = endOfString(text, i);
+      if (depth === 1 && key === undefined) {
+        key = JSON.parse(text.slice(i, end)) as string;
+        begin = text.indexOf(':', end) + 1;
+        i = begin - 1;
+      } else {
+        i = end - 1;
+      }
+    } else if (char === 0x7b /* { */ || char === 0x5b /* [ */) {
+      depth++;
+    } else if (char === 0x7d /* } */ || char === 0x5d /* ] */) {
+      depth--;
+      if (depth === 0) endMember(i);
+    } else if (char === 0x2c /* , */ && depth === 1) {
+      endMember(i);
+    }
+  }
+  return literals;
+}

@@ -10,8 +10,9 @@ import {
   sharedFactor,
 } from './latent-format.ts';
 import { badCheckpoint, quote, unsupportedCheckpoint } from './problems.ts';
-import { type FloatDtype, isFloatDtype } from './safetensors/dtype.ts';
+import type { FloatDtype } from './safetensors/dtype.ts';
 import type { ShardedTensor, Shards } from './shards.ts';
+import type { Weights } from './weights.ts';
 
 /** A group of experts that share latent spaces, as found in a checkpoint. */
 export interface LatentGroup {
@@ -27,7 +28,7 @@ export interface LatentGroup {
 export interface MoeLayer {
   /** The decoder layer's index. */
   readonly layer: number;
-  /** The dtype of each operator, the same for all its experts and factors. */
+  /** The dtype that each operator is read in, the same for all its experts and factors. */
   readonly dtypes: Readonly<Record<Operator, FloatDtype>>;
   /** The operators that are stored as latent factors; none in a dense layer. */
   readonly latentOperators: readonly Operator[];
@@ -39,6 +40,8 @@ export interface VerifiedLayers {
   readonly layers: ReadonlyMap<number, MoeLayer>;
   /** The tensors that hold the routed experts, dense or latent. */
   readonly expertTensors: ReadonlySet<string>;
+  /** Those with the scales of quantized experts. */
+  readonly expertScales: ReadonlySet<string>;
 }
 
 /**
@@ -51,24 +54,29 @@ export interface VerifiedLayers {
  */
 export function verifyLayers(
   shards: Shards,
+  weights: Weights,
   family: Family,
   spec: MoeSpec,
   block: MolaeBlock | undefined,
 ): VerifiedLayers {
-  const verifier = new Verifier(shards, family, spec);
+  const verifier = new Verifier(shards, weights, family, spec);
   const layers = new Map(spec.layers.map((layer) => [layer, verifier.layer(layer, block)]));
   verifier.refuseUnknownTensors();
-  return { layers, expertTensors: verifier.expertTensors };
+  const { expertTensors, expertScales } = verifier;
+  return { layers, expertTensors, expertScales };
 }
 
 class Verifier {
   readonly expertTensors = new Set<string>();
+  readonly expertScales = new Set<string>();
   readonly #shards: Shards;
+  readonly #weights: Weights;
   readonly #family: Family;
   readonly #spec: MoeSpec;
 
-  constructor(shards: Shards, family: Family, spec: MoeSpec) {
+  constructor(shards: Shards, weights: Weights, family: Family, spec: MoeSpec) {
     this.#shards = shards;
+    this.#weights = weights;
     this.#family = family;
     this.#spec = spec;
   }
@@ -93,7 +101,8 @@ class Verifier {
     const prefixes = new Set(this.#spec.layers.map((layer) => this.#family.expertsPrefix(layer)));
     for (const name of this.#shards.tensors.keys()) {
       const end = name.search(/\.(latent_)?experts\./);
-      if (end < 0 || !prefixes.has(name.slice(0, end)) || this.expertTensors.has(name)) continue;
+      if (end < 0 || !prefixes.has(name.slice(0, end))) continue;
+      if (this.expertTensors.has(name) || this.expertScales.has(name)) continue;
       throw unsupportedCheckpoint(
         this.#shards.folder,
         `tensor ${quote(name)} is not among what config.json and ${this.#family.modelType} let expect of the experts`,
@@ -102,7 +111,12 @@ class Verifier {
   }
 
   #router(layer: number): void {
-    this.#floatTensor(this.#family.routerTensor(layer), [this.#spec.numExperts, this.#spec.hiddenSize]);
+    const { numExperts, hiddenSize } = this.#spec;
+    this.#floatTensor(this.#family.routerTensor(layer), [numExperts, hiddenSize]);
+    const bias = this.#family.correctionBiasTensor?.(layer);
+    if (bias === undefined) return;
+    const isRow = this.#tensor(bias).shape.length === 2;
+    this.#floatTensor(bias, isRow ? [1, numExperts] : [numExperts]);
   }
 
   #sharedExpert(layer: number): void {
@@ -119,6 +133,8 @@ class Verifier {
       const { name, shape } = locateExpert(this.#family, this.#spec, layer, expert, operator);
       dtypes.record(operator, name, this.#floatTensor(name, shape));
       this.expertTensors.add(name);
+      const scales = this.#weights.scalesOf(name);
+      if (scales !== undefined) this.expertScales.add(scales);
     }
   }
 
@@ -182,13 +198,7 @@ class Verifier {
         `tensor ${quote(name)} has shape ${quote(tensor.shape)}, but config.json asks for ${quote(shape)}`,
       );
     }
-    if (!isFloatDtype(tensor.dtype)) {
-      throw unsupportedCheckpoint(
-        this.#shards.folder,
-        `tensor ${quote(name)} has dtype ${tensor.dtype}; supported are F64, F32, F16, BF16`,
-      );
-    }
-    return tensor.dtype;
+    return this.#weights.dtype(name);
   }
 }
 

@@ -13,8 +13,7 @@ import type { Shape, Tensor } from '../tensor.ts';
 import type { Checkpoint } from './checkpoint.ts';
 import { operatorShape } from './family.ts';
 import { expertFactor, latentTensorName, sharedFactor } from './latent-format.ts';
-import { unsupportedCheckpoint } from './problems.ts';
-import { type FloatDtype, isFloatDtype } from './safetensors/dtype.ts';
+import type { FloatDtype } from './safetensors/dtype.ts';
 import { tensorFromBytes, type WeightDType } from './tensors.ts';
 
 export interface LoadOptions {
@@ -49,11 +48,12 @@ export async function loadMoeBlock(
 ): Promise<MoeBlock> {
   const loader = new Loader(checkpoint, options);
   try {
-    const stored = await loader.named(checkpoint.family.routerTensor(layer));
-    const router = stored.dtype === 'f32' ? stored : loader.keep(await stored.to('f32'));
+    const { family, spec } = checkpoint;
+    const bias = family.correctionBiasTensor?.(layer);
     return new MoeBlock({
-      router: router as Tensor<'f32'>,
-      spec: checkpoint.spec.router,
+      router: await loader.fullPrecision(family.routerTensor(layer)),
+      spec: spec.router,
+      correctionBias: bias === undefined ? undefined : await loader.fullPrecision(bias, [spec.numExperts]),
       experts: await loader.experts(layer),
     });
   } catch (error) {
@@ -126,10 +126,19 @@ class Loader {
 
   /** A tensor by its name. */
   async named(name: string): Promise<Tensor<WeightDType>> {
-    const { shards } = this.#checkpoint;
-    const { dtype, shape } = shards.tensor(name);
-    if (!isFloatDtype(dtype)) throw unsupportedCheckpoint(shards.folder, `tensor ${name} has dtype ${dtype}`);
-    return this.#place(dtype, await shards.read(name), shape);
+    const { shards, weights } = this.#checkpoint;
+    return this.#place(weights.dtype(name), await weights.read(name), shards.tensor(name).shape);
+  }
+
+  /** A small tensor in f32, whatever dtype was asked for: what routers decide must not depend on that. */
+  async fullPrecision(name: string, shape?: Shape): Promise<Tensor<'f32'>> {
+    const { shards, weights } = this.#checkpoint;
+    const bytes = await weights.read(name);
+    const own = shape ?? shards.tensor(name).shape;
+    const stored = tensorFromBytes(this.#device, weights.dtype(name), bytes, own);
+    if (stored.dtype === 'f32') return this.keep(stored as Tensor<'f32'>);
+    using narrow = stored;
+    return this.keep(await narrow.to('f32'));
   }
 
   async #expert(layer: number, expert: number, operator: Operator): Promise<Tensor> {

@@ -4,6 +4,7 @@ import { ioError, isFile, readSmallFile, systemCode } from './files.ts';
 import { isJsonObject, parseStrictJson } from './json.ts';
 import { badCheckpoint, quote } from './problems.ts';
 import type { SafetensorsDtype } from './safetensors/dtype.ts';
+import type { TensorEntry } from './safetensors/header.ts';
 import { FilePool } from './safetensors/pool.ts';
 
 export const INDEX_FILE = 'model.safetensors.index.json';
@@ -34,16 +35,14 @@ export class Shards {
   readonly tensors: ReadonlyMap<string, ShardedTensor>;
   /** The files' names, sorted. */
   readonly files: readonly string[];
+  /** Shard → tensors in it that the index does not place there; nothing reads them. */
+  readonly leftovers: ReadonlyMap<string, readonly string[]>;
   readonly #pool: FilePool;
 
-  private constructor(
-    folder: string,
-    tensors: ReadonlyMap<string, ShardedTensor>,
-    files: string[],
-    pool: FilePool,
-  ) {
+  private constructor(folder: string, { tensors, leftovers }: Contents, files: string[], pool: FilePool) {
     this.folder = folder;
     this.tensors = tensors;
+    this.leftovers = leftovers;
     this.files = files;
     this.#pool = pool;
   }
@@ -51,8 +50,9 @@ export class Shards {
   /**
    * Opens `model.safetensors`, or the shards that `model.safetensors.index.json` names, or the only
    * `*.safetensors` file of the folder (in this order, as transformers does), and holds the index against the shards.
+   * What a shard holds beyond the index is left alone, as transformers does: tools that edit an index forget the files.
    *
-   * @throws BAD_CHECKPOINT when a shard is missing or not sound, or index and shards differ; IO.
+   * @throws BAD_CHECKPOINT when a shard is missing or not sound, or lacks a tensor that the index places in it; IO.
    */
   static async open(folder: string, { maxOpenFiles = MAX_OPEN_FILES } = {}): Promise<Shards> {
     const weightMap = (await isFile(join(folder, SINGLE_FILE))) ? undefined : await readIndex(folder);
@@ -60,9 +60,8 @@ export class Shards {
       weightMap === undefined ? [await findSingleFile(folder)] : [...new Set(weightMap.values())].sort();
     const pool = new FilePool(maxOpenFiles);
     try {
-      const tensors = await readHeaders(folder, files, pool);
-      if (weightMap !== undefined) checkIndex(folder, weightMap, tensors);
-      return new Shards(folder, tensors.first, files, pool);
+      const headers = await readHeaders(folder, files, pool);
+      return new Shards(folder, holdAgainstIndex(folder, weightMap, headers), files, pool);
     } catch (error) {
       await pool.close();
       throw error;
@@ -175,52 +174,51 @@ async function findSingleFile(folder: string): Promise<string> {
   );
 }
 
-interface ShardContents {
-  /** The first occurrence of each tensor. */
-  readonly first: Map<string, ShardedTensor>;
-  /** Which names each shard has. */
-  readonly namesOf: ReadonlyMap<string, readonly string[]>;
-}
+/** Shard → its tensors, shards sorted by name. */
+type Headers = ReadonlyMap<string, ReadonlyMap<string, TensorEntry>>;
 
-async function readHeaders(folder: string, files: readonly string[], pool: FilePool): Promise<ShardContents> {
-  const first = new Map<string, ShardedTensor>();
-  const namesOf = new Map<string, readonly string[]>();
+async function readHeaders(folder: string, files: readonly string[], pool: FilePool): Promise<Headers> {
+  const headers = new Map<string, ReadonlyMap<string, TensorEntry>>();
   for (let start = 0; start < files.length; start += HEADERS_AT_A_TIME) {
     const batch = files.slice(start, start + HEADERS_AT_A_TIME);
-    const headers = await Promise.all(
-      batch.map((shard) => pool.use(join(folder, shard), async (file) => ({ shard, tensors: file.tensors }))),
+    const read = await Promise.all(
+      batch.map((shard) => pool.use(join(folder, shard), async (file) => file.tensors)),
     );
-    for (const { shard, tensors } of headers) {
-      namesOf.set(shard, [...tensors.keys()]);
-      for (const [name, { dtype, shape, byteLength }] of tensors) {
-        if (!first.has(name)) first.set(name, { dtype, shape, byteLength, shard });
-      }
-    }
+    batch.forEach((shard, i) => {
+      headers.set(shard, read[i] as ReadonlyMap<string, TensorEntry>);
+    });
   }
-  return { first, namesOf };
+  return headers;
 }
 
-function checkIndex(
+type Contents = Pick<Shards, 'tensors' | 'leftovers'>;
+
+/** `weightMap` undefined: one file without an index, which holds what it holds. */
+function holdAgainstIndex(
   folder: string,
-  weightMap: ReadonlyMap<string, string>,
-  { namesOf }: ShardContents,
-): void {
-  for (const [shard, names] of namesOf) {
-    for (const name of names) {
-      const indexed = weightMap.get(name);
-      if (indexed === shard) continue;
-      const where = indexed === undefined ? 'does not name it' : `says it is in ${indexed}`;
-      throw badCheckpoint(join(folder, shard), `holds tensor ${quote(name)}, but ${INDEX_FILE} ${where}`);
+  weightMap: ReadonlyMap<string, string> | undefined,
+  headers: Headers,
+): Contents {
+  const tensors = new Map<string, ShardedTensor>();
+  const leftovers = new Map<string, string[]>();
+  for (const [shard, entries] of headers) {
+    const left: string[] = [];
+    for (const [name, { dtype, shape, byteLength }] of entries) {
+      if (weightMap === undefined || weightMap.get(name) === shard) {
+        tensors.set(name, { dtype, shape, byteLength, shard });
+      } else {
+        left.push(name);
+      }
     }
+    if (left.length > 0) leftovers.set(shard, left);
   }
-  // Now every tensor found is in the right shard; what is still unaccounted for exists in the index alone.
-  const found = new Set([...namesOf.values()].flat());
-  for (const [name, shard] of weightMap) {
-    if (!found.has(name)) {
+  for (const [name, shard] of weightMap ?? []) {
+    if (!tensors.has(name)) {
       throw badCheckpoint(
         join(folder, shard),
         `lacks tensor ${quote(name)}, which ${INDEX_FILE} places in it`,
       );
     }
   }
+  return { tensors, leftovers };
 }

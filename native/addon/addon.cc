@@ -9,6 +9,7 @@
 #include "addon/module.h"
 #include "addon/node_api.h"
 #include "addon/tensor_object.h"
+#include "core/fp8.h"
 #include "cpu/ceilings.h"
 #include "cpu/cpu_backend.h"
 
@@ -35,6 +36,24 @@ Napi::Value measure_ceilings(const Napi::CallbackInfo& info) {
   });
 }
 
+// (bytes, firstRow, rows, cols, scales, blockRows, blockCols): see core/fp8.h. On the calling thread, for a few rows at
+// a time: the bytes belong to JavaScript, which must not get at them meanwhile.
+Napi::Value expand_e4m3(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    constexpr int64_t kMost = int64_t{1} << 30;
+    const Args args(info);
+    const Bytes bytes = to_bytes(info[0], "bytes");
+    const Bytes scales = to_bytes(info[4], "scales");
+    if (reinterpret_cast<uintptr_t>(scales.data) % alignof(float) != 0) unexpected("a Float32Array", "scales", info[4]);
+    expand_e4m3_rows({bytes.data, bytes.size}, args.integer(1, "firstRow", 0, kMost), args.integer(2, "rows", 0, kMost),
+                     args.integer(3, "cols", 0, kMost),
+                     {{reinterpret_cast<const float*>(scales.data), scales.size / sizeof(float)},
+                      args.integer(5, "blockRows", 1, kMost),
+                      args.integer(6, "blockCols", 1, kMost)});
+    return info.Env().Undefined();
+  });
+}
+
 // The native surface; lib/native.ts is its typed description.
 Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   Module::install(env);
@@ -46,6 +65,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   exports.Set("version", Napi::String::New(env, MOLAE_VERSION));
   exports.Set("Cancellation", CancellationObject::define(env));
   exports.Set("openDevice", Napi::Function::New(env, DeviceObject::open, "openDevice"));
+  exports.Set("expandE4m3", Napi::Function::New(env, expand_e4m3, "expandE4m3"));
   exports.Set("measureCeilings", Napi::Function::New(env, measure_ceilings, "measureCeilings"));
   return exports;
 }

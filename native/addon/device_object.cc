@@ -45,6 +45,34 @@ Gemm to_gemm(Napi::Value value, const Backend* owner) {
   return problem;
 }
 
+double to_number(const Napi::Object& object, const char* name) {
+  const Napi::Value value = object.Get(name);
+  if (!value.IsNumber()) unexpected("a number", name, value);
+  return value.ToNumber().DoubleValue();
+}
+
+std::string to_string(const Napi::Object& object, const char* name) {
+  const Napi::Value value = object.Get(name);
+  if (!value.IsString()) unexpected("a string", name, value);
+  return value.ToString().Utf8Value();
+}
+
+RouterSpec to_router_spec(const Napi::Object& object) {
+  constexpr int64_t kMost = int64_t{1} << 30;
+  RouterSpec spec;
+  spec.scoring = parse_scoring(to_string(object, "scoring"));
+  spec.top_k = to_integer(object.Get("topK"), "topK", 1, kMost);
+  spec.renormalize = object.Get("renormalize").ToBoolean();
+  spec.scaling = static_cast<float>(to_number(object, "scalingFactor"));
+  spec.num_groups = to_integer(object.Get("numGroups"), "numGroups", 0, kMost);
+  spec.chosen_groups = to_integer(object.Get("chosenGroups"), "chosenGroups", 0, kMost);
+  spec.group_score = parse_group_score(to_string(object, "groupScore"));
+  spec.jitter = static_cast<float>(to_number(object, "jitter"));
+  const Napi::Value bias = object.Get("correctionBias");
+  if (!bias.IsUndefined()) spec.correction_bias = to_tensor(bias, "correctionBias");
+  return spec;
+}
+
 void check_same_shape(const Tensor& from, const Shape& wanted, const char* name) {
   if (from.shape() != wanted) {
     fail(ErrorCode::ShapeMismatch, "Expected shape ", shape_name(wanted), " for ", name, " but received ",
@@ -82,7 +110,8 @@ Napi::Function DeviceObject::define(Napi::Env env) {
                       InstanceMethod<&DeviceObject::decode<decoder::rms_norm>>("rmsNorm"),
                       InstanceMethod<&DeviceObject::decode<decoder::rotary>>("rotary"),
                       InstanceMethod<&DeviceObject::decode<decoder::attention>>("attention"),
-                      InstanceMethod<&DeviceObject::decode<decoder::add>>("add"),
+                      InstanceMethod<&DeviceObject::decode<decoder::copy_head_columns>>("copyHeadColumns"),
+       InstanceMethod<&DeviceObject::decode<decoder::add>>("add"),
                       InstanceMethod<&DeviceObject::decode<decoder::cross_entropy>>("crossEntropy"),
                       InstanceMethod<&DeviceObject::decode<decoder::compare_distributions>>("compareDistributions"),
                       InstanceMethod<&DeviceObject::dispose>("dispose")});
@@ -232,10 +261,14 @@ Napi::Value DeviceObject::route(const Napi::CallbackInfo& info) {
     const Args args(info);
     Device& device = alive();
     const Tensor logits = args.tensor(0, "logits");
-    const RouterSpec spec{parse_scoring(args.string(1, "scoring")), args.integer(2, "topK", 1, 1 << 30),
-                          args.boolean(3, "renormalize")};
-    const Routing routing{args.tensor(4, "ids"), args.tensor(5, "weights")};
+    const RouterSpec spec = to_router_spec(args.object(1, "spec"));
+    const Routing routing{args.tensor(2, "ids"), args.tensor(3, "weights")};
     check_route(logits, spec, routing, &device.backend());
+    // The other backends read the plain fields only: better refused than silently wrong.
+    if (!spec.plain() && device.backend().info().kind != "cpu") {
+      fail(ErrorCode::InvalidArgument, "A device of kind ", device.backend().info().kind,
+           " routes by softmax and top-k only: route on the CPU and copy ids and weights");
+    }
     return submit(info.Env(), device,
                   [&device, logits, spec, routing] { device.backend().route(logits, spec, routing); });
   });

@@ -117,9 +117,8 @@ void check_route(const Tensor& logits, const RouterSpec& spec, const Routing& ro
   if (logits.dtype() != DType::F32) {
     fail(ErrorCode::DTypeMismatch, "Expected f32 for logits but received ", dtype_name(logits.dtype()));
   }
-  if (spec.top_k < 1 || spec.top_k > logits.cols()) {
-    fail(ErrorCode::InvalidArgument, "Expected 1 to ", logits.cols(), " for topK but received ", spec.top_k);
-  }
+  check_router(spec, logits.cols());
+  if (spec.correction_bias) check_owner(spec.correction_bias, "correctionBias", owner);
   check_result(routing.ids, "ids", DType::I32, {logits.rows(), spec.top_k}, owner);
   check_result(routing.weights, "weights", DType::F32, {logits.rows(), spec.top_k}, owner);
 }

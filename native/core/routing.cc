@@ -1,5 +1,7 @@
 #include "core/routing.h"
 
+#include <cmath>
+
 #include "core/error.h"
 
 namespace molae {
@@ -30,7 +32,56 @@ void prefix_sum(std::vector<int64_t>& counts) {
 
 Scoring parse_scoring(std::string_view name) {
   if (name == "softmax") return Scoring::Softmax;
-  fail(ErrorCode::InvalidArgument, "Expected softmax for scoring but received \"", name, "\"");
+  if (name == "sigmoid") return Scoring::Sigmoid;
+  if (name == "sparsemixer") return Scoring::SparseMixer;
+  fail(ErrorCode::InvalidArgument, "Expected softmax, sigmoid or sparsemixer for scoring but received \"", name, "\"");
+}
+
+GroupScore parse_group_score(std::string_view name) {
+  if (name == "max") return GroupScore::Max;
+  if (name == "top2") return GroupScore::TopTwo;
+  fail(ErrorCode::InvalidArgument, "Expected max or top2 for the score of a group but received \"", name, "\"");
+}
+
+void check_router(const RouterSpec& spec, int64_t num_experts) {
+  if (spec.top_k < 1 || spec.top_k > num_experts) {
+    fail(ErrorCode::InvalidArgument, "Expected 1 to ", num_experts, " for topK but received ", spec.top_k);
+  }
+  if (!std::isfinite(spec.scaling)) {
+    fail(ErrorCode::InvalidArgument, "Expected a finite number for scalingFactor but received ", spec.scaling);
+  }
+  if (!(spec.jitter >= 0)) {
+    fail(ErrorCode::InvalidArgument, "Expected a number from 0 on for jitter but received ", spec.jitter);
+  }
+  const bool sparse_mixer = spec.scoring == Scoring::SparseMixer;
+  if (sparse_mixer && (spec.num_groups != 0 || spec.correction_bias)) {
+    fail(ErrorCode::InvalidArgument, "The sparsemixer chooses by logits: it has neither groups nor a correction bias");
+  }
+  if (spec.num_groups != 0) {
+    if (spec.num_groups < 0 || num_experts % spec.num_groups != 0) {
+      fail(ErrorCode::InvalidArgument, "Expected a divisor of the ", num_experts,
+           " experts for numGroups but received ", spec.num_groups);
+    }
+    if (spec.chosen_groups < 1 || spec.chosen_groups > spec.num_groups) {
+      fail(ErrorCode::InvalidArgument, "Expected 1 to ", spec.num_groups, " for chosenGroups but received ",
+           spec.chosen_groups);
+    }
+    const int64_t eligible = spec.chosen_groups * (num_experts / spec.num_groups);
+    if (spec.top_k > eligible) {
+      fail(ErrorCode::InvalidArgument, "topK is ", spec.top_k, ", but the chosen groups have only ", eligible,
+           " experts");
+    }
+  }
+  if (spec.correction_bias) {
+    if (spec.correction_bias.dtype() != DType::F32) {
+      fail(ErrorCode::DTypeMismatch, "Expected f32 for correctionBias but received ",
+           dtype_name(spec.correction_bias.dtype()));
+    }
+    if (spec.correction_bias.shape() != Shape{num_experts}) {
+      fail(ErrorCode::ShapeMismatch, "Expected shape [", num_experts, "] for correctionBias but received ",
+           shape_name(spec.correction_bias.shape()));
+    }
+  }
 }
 
 void SortedRouting::sort(std::span<const int32_t> ids, int64_t tokens, int64_t top_k, std::span<const int32_t> group_of,

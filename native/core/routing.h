@@ -15,17 +15,41 @@ struct Routing {
   Tensor weights;  // f32 [T, K]
 };
 
-enum class Scoring : uint8_t { Softmax };
+// How logits become scores: softmax over all experts, the sigmoid of each, or SparseMixer (PhiMoE, arXiv 2409.12136):
+// experts are chosen one after the other by their logits, and each one's score is its share in a softmax over those
+// that come near it, the ones chosen before left out.
+enum class Scoring : uint8_t { Softmax, Sigmoid, SparseMixer };
+
+// What a group of experts counts for where whole groups are chosen before experts: its best score (DeepSeek-V2) or the
+// sum of its two best (DeepSeek-V3).
+enum class GroupScore : uint8_t { Max, TopTwo };
 
 Scoring parse_scoring(std::string_view name);
+GroupScore parse_group_score(std::string_view name);
 
-// How router logits become ids and weights: score all experts, take the topK best (the lower index on ties),
-// and, if asked, divide their scores by their sum.
+// How router logits become ids and weights: score all experts, take the topK best (the lower index on ties), best
+// first, and weigh each by its score.
 struct RouterSpec {
   Scoring scoring = Scoring::Softmax;
   int64_t top_k = 1;
-  bool renormalize = false;
+  bool renormalize = false;  // divide the chosen scores by their sum (plus 1e-20, as DeepSeek-V3 does)
+  float scaling = 1;         // the last step: every weight times this
+  // Group-limited routing: the experts lie in num_groups runs of equal length, and only those of the chosen_groups best
+  // runs take part. 0 groups: no such limit. (Nothing to do with the groups that share a latent space.)
+  int64_t num_groups = 0;
+  int64_t chosen_groups = 0;
+  GroupScore group_score = GroupScore::Max;
+  // SparseMixer: a logit comes near the largest one left, M, where (M - logit) / max(|logit|, M) <= 2 jitter.
+  float jitter = 0;
+  // f32 [N], or none: added to the scores wherever they are compared, not to those that become weights.
+  Tensor correction_bias;
+
+  // Softmax, top-k, renormalization: what there was before the other fields.
+  bool plain() const { return scoring == Scoring::Softmax && scaling == 1 && num_groups == 0 && !correction_bias; }
 };
+
+// Throws InvalidArgument, ShapeMismatch or DTypeMismatch for fields that make no sense with this number of experts.
+void check_router(const RouterSpec& spec, int64_t num_experts);
 
 // The (token, slot) pairs of a routing in the order in which grouped kernels want them.
 //

@@ -14,6 +14,7 @@ import {
 import { verifyLayers } from '../../lib/checkpoint/layers.ts';
 import type { TensorDeclaration } from '../../lib/checkpoint/safetensors/writer.ts';
 import { Shards } from '../../lib/checkpoint/shards.ts';
+import { Weights } from '../../lib/checkpoint/weights.ts';
 import { molaeError, TINY, temporaryFolder, writeCounting } from './support.ts';
 
 type Json = Record<string, unknown>;
@@ -133,6 +134,7 @@ describe('the trained fixture', () => {
       format: 'dense',
       supported: true,
       unsupported: [],
+      warnings: [],
       hiddenSize: 256,
       intermediateSize: 96,
       numExperts: 16,
@@ -234,9 +236,11 @@ describe('families', () => {
     const path = await write(CONFIG, tensors);
     const shards = await Shards.open(path);
     const spec = describeConfig(CONFIG) as MoeSpec;
-    const verified = verifyLayers(shards, stacked, spec, undefined);
+    const weights = new Weights(shards, undefined);
+    const verified = verifyLayers(shards, weights, stacked, spec, undefined);
     const config = new ModelConfig(CONFIG);
-    const model = new Checkpoint({ path, config, family: stacked, spec, molae: undefined, shards, verified });
+    const parts = { path, config, family: stacked, spec, molae: undefined, shards, weights, verified };
+    const model = new Checkpoint(parts);
     expect(model.expertParameters).toBe(2 * N * 3 * m * n);
     const data = await shards.read(`${PREFIXES[0]}.experts.gate_up_proj`);
     const matrixBytes = 2 * m * n;

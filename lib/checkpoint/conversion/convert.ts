@@ -16,13 +16,16 @@ import {
 } from '../../factorize.ts';
 import { type Checkpoint, openCheckpoint } from '../checkpoint.ts';
 import { locateExpert } from '../family.ts';
+import type { JsonObject } from '../json.ts';
 import { buildLatentConfig, LATENT_FORMAT_VERSION } from '../latent-format.ts';
 import { SafetensorsWriter, type TensorDeclaration } from '../safetensors/writer.ts';
 import { countBytes, countParameters } from '../tally.ts';
 import { tensorDType } from '../tensors.ts';
+import type { Weights } from '../weights.ts';
 import { ExpertReader, ReadBuffers } from './expert-reader.ts';
-import { layOutShards, type OutputShard, shardFileName } from './layout.ts';
+import { layOutShards, type OutputShard, replacedTensors, shardFileName } from './layout.ts';
 import { OutputFolder } from './output-folder.ts';
+import { copyPythonFiles, withAutoMap } from './python-files.ts';
 import { copySideFiles, writeConfig, writeIndex } from './side-files.ts';
 import { DenseSink, type FactorSink, LatentSink } from './sinks.ts';
 
@@ -39,6 +42,11 @@ export interface ConvertOptions extends Omit<FactorizationSpec, 'latentSize'> {
   readonly device?: Device | undefined;
   /** `latent` (the default) stores the factors, `dense` A·B under the original names. */
   readonly format?: 'latent' | 'dense' | undefined;
+  /**
+   * Write `modeling_molae.py` and `configuration_molae.py` beside the latent checkpoint, and name them in its config, so that
+   * transformers (5 or later) loads it with `trust_remote_code`. Not for sources with quantized weights.
+   */
+  readonly withPython?: boolean | undefined;
   /** Replace an existing checkpoint at the output. */
   readonly force?: boolean | undefined;
   readonly signal?: AbortSignal | undefined;
@@ -95,7 +103,7 @@ export interface ConversionReport {
  * The output appears under its name when it is complete. A run that was stopped goes on where it was when it is called
  * again with the same source and options.
  *
- * @throws MolaeError `INVALID_ARGUMENT`, `BAD_CHECKPOINT`, `UNSUPPORTED_CHECKPOINT`, `OUTPUT_EXISTS`, `NON_FINITE` naming
+ * @throws MolaeError `INVALID_ARGUMENT`, `BAD_CHECKPOINT`, `UNSUPPORTED_CHECKPOINT`, `OUTPUT_EXISTS`, `OUTPUT_BUSY`, `NON_FINITE` naming
  * tensor and position, `ABORTED`, `IO`.
  */
 export async function convertCheckpoint(
@@ -163,6 +171,27 @@ function chooseSizes({ spec: model }: Checkpoint, options: ConvertOptions): Size
   };
 }
 
+/** Refuses what transformers could not load. */
+function checkPython({ config }: Checkpoint, format: 'latent' | 'dense'): void {
+  if (format === 'dense') {
+    throw new MolaeError(
+      'INVALID_ARGUMENT',
+      'withPython is for the latent format: transformers loads a dense one as it is',
+    );
+  }
+  if (config.quantization_config !== undefined && config.quantization_config !== null) {
+    throw new MolaeError(
+      'INVALID_ARGUMENT',
+      'withPython is not for sources with quantized weights: what is not converted stays quantized',
+    );
+  }
+}
+
+/** The source's config for an output in which nothing is quantized any more. */
+function expandedConfig({ quantization_config: _, ...rest }: JsonObject): JsonObject {
+  return rest;
+}
+
 /** Copied tensors go through memory in pieces of this size. */
 const COPY_BYTES = 16 * 1024 ** 2;
 
@@ -181,6 +210,7 @@ class Conversion {
   constructor(checkpoint: Checkpoint, output: string, device: Device, options: ConvertOptions) {
     const { format = 'latent' } = options;
     if (format !== 'latent' && format !== 'dense') throw expected('latent or dense', 'format', format);
+    if (options.withPython) checkPython(checkpoint, format);
     this.#checkpoint = checkpoint;
     this.#output = output;
     this.#device = device;
@@ -213,6 +243,8 @@ class Conversion {
       const resumable = error instanceof MolaeError && (error.code === 'ABORTED' || error.code === 'IO');
       if (!resumable) await folder.discard();
       throw error;
+    } finally {
+      await folder.close();
     }
   }
 
@@ -268,12 +300,19 @@ class Conversion {
   }
 
   async #copy(writer: SafetensorsWriter, tensors: readonly TensorDeclaration[]): Promise<LayerReport[]> {
-    const { shards } = this.#checkpoint;
+    const { shards, weights } = this.#checkpoint;
     const buffer = new Uint8Array(
-      Math.min(COPY_BYTES, Math.max(0, ...tensors.map(({ name }) => shards.tensor(name).byteLength))),
+      Math.min(
+        COPY_BYTES,
+        tensors.reduce((most, { name }) => Math.max(most, shards.tensor(name).byteLength), 0),
+      ),
     );
-    for (const { name } of tensors) {
-      const { byteLength } = shards.tensor(name);
+    for (const { name, dtype } of tensors) {
+      const { byteLength, dtype: stored } = shards.tensor(name);
+      if (dtype !== stored) {
+        await this.#copyExpanded(writer, name, weights);
+        continue;
+      }
       for (let begin = 0; begin < byteLength; begin += COPY_BYTES) {
         throwIfAborted(this.#options.signal);
         const length = Math.min(COPY_BYTES, byteLength - begin);
@@ -281,6 +320,13 @@ class Conversion {
       }
     }
     return [];
+  }
+
+  async #copyExpanded(writer: SafetensorsWriter, name: string, weights: Weights): Promise<void> {
+    for await (const { bytes, byteOffset } of weights.pieces(name, COPY_BYTES)) {
+      throwIfAborted(this.#options.signal);
+      await writer.write(name, bytes, byteOffset);
+    }
   }
 
   async #convertLayer(writer: SafetensorsWriter, layer: number): Promise<LayerReport[]> {
@@ -350,10 +396,10 @@ class Conversion {
     const { config, path } = this.#checkpoint;
     const count = this.#shards.length;
     await copySideFiles(path, folder.partial);
-    await writeConfig(
-      folder.partial,
-      this.#format === 'dense' ? config : buildLatentConfig(config, this.#molaeBlock()),
-    );
+    const latent = buildLatentConfig(config, this.#molaeBlock());
+    if (this.#options.withPython) await copyPythonFiles(folder.partial);
+    const written = this.#options.withPython ? withAutoMap(latent) : latent;
+    await writeConfig(path, folder.partial, this.#format === 'dense' ? expandedConfig(config) : written);
     if (count === 1) return;
     const weightMap = new Map(
       this.#shards.flatMap((shard, index) =>
@@ -397,7 +443,7 @@ class Conversion {
       ),
       ...(reason !== undefined && { reason }),
       expertParameters: { before, after },
-      parameters: { before: parameters, after: parameters - before + after },
+      parameters: { before: parameters, after: parameters - this.#countScales() - before + after },
       bytes: { before: byteLength, after: countBytes(this.#tensors()) },
       seconds,
       peakBytes: process.resourceUsage().maxRSS * 1024,
@@ -408,9 +454,20 @@ class Conversion {
 
   /** Elements of the routed experts in latent form, whichever format is written. */
   #latentExpertParameters(): number {
+    const { shards, expertTensors } = this.#checkpoint;
     const latent = layOutShards(this.#checkpoint, { ...this.#sizes, format: 'latent' });
-    const all = countParameters(latent.flatMap((shard) => shard.tensors));
-    return all - (this.#checkpoint.parameters - this.#checkpoint.expertParameters);
+    const factors = latent.flatMap((shard) => (shard.kind === 'layer' ? shard.tensors : []));
+    const replaced = replacedTensors(this.#checkpoint, this.#sizes.spec.operators);
+    const kept = [...expertTensors].filter((name) => !replaced.has(name));
+    return countParameters(factors) + countParameters(kept.map((name) => shards.tensor(name)));
+  }
+
+  /** Elements of the scales that go with converted experts. */
+  #countScales(): number {
+    const { shards, expertScales } = this.#checkpoint;
+    const replaced = replacedTensors(this.#checkpoint, this.#sizes.spec.operators);
+    const gone = [...expertScales].filter((name) => replaced.has(name));
+    return countParameters(gone.map((name) => shards.tensor(name)));
   }
 
   #step(layer: number, operator: Operator, group: number): void {

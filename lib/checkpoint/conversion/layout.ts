@@ -16,7 +16,7 @@ export type OutputShard =
 export interface LayoutOptions {
   readonly spec: CheckedSpec;
   readonly groups: readonly (readonly number[])[];
-  /** `dense` writes A·B back under the original names. */
+  /** `dense` writes A·B back under the original names, and everything that is quantized expanded. */
   readonly format: 'latent' | 'dense';
 }
 
@@ -27,7 +27,7 @@ const MAX_COPY_BYTES = 4 * 1024 ** 3;
 export function layOutShards(checkpoint: Checkpoint, options: LayoutOptions): OutputShard[] {
   const replaced = replacedTensors(checkpoint, options.spec.operators);
   return [
-    ...copyShards(checkpoint, replaced),
+    ...copyShards(checkpoint, replaced, options.format),
     ...checkpoint.spec.layers.map((layer) => ({
       kind: 'layer' as const,
       layer,
@@ -45,8 +45,8 @@ export function shardFileName(index: number, count: number): string {
   return count === 1 ? 'model.safetensors' : `model-${pad(index + 1)}-of-${pad(count)}.safetensors`;
 }
 
-/** The source tensors that hold converted operators, and nothing else. */
-function replacedTensors(checkpoint: Checkpoint, operators: readonly Operator[]): Set<string> {
+/** The source tensors that hold converted operators, and nothing else, with their scales. */
+export function replacedTensors(checkpoint: Checkpoint, operators: readonly Operator[]): Set<string> {
   const { family, spec } = checkpoint;
   const holders = (chosen: readonly Operator[]) =>
     new Set(
@@ -65,10 +65,20 @@ function replacedTensors(checkpoint: Checkpoint, operators: readonly Operator[])
       );
     }
   }
-  return replaced;
+  const scales = [...replaced].flatMap((name) => checkpoint.weights.scalesOf(name) ?? []);
+  return new Set([...replaced, ...scales]);
 }
 
-function copyShards(checkpoint: Checkpoint, replaced: ReadonlySet<string>): OutputShard[] {
+function copyShards(
+  checkpoint: Checkpoint,
+  replaced: ReadonlySet<string>,
+  format: LayoutOptions['format'],
+): OutputShard[] {
+  const { shards: source, weights } = checkpoint;
+  const names = [...source.tensors.keys()].filter((name) => !replaced.has(name));
+  // No loader expects an expanded tensor to have scales, and none reads the rest without them.
+  const expanded = new Map(format === 'dense' ? names.map((name) => [name, weights.scalesOf(name)]) : []);
+  const scales = new Set(expanded.values());
   const shards: OutputShard[] = [];
   let tensors: TensorDeclaration[] = [];
   let bytes = 0;
@@ -77,8 +87,12 @@ function copyShards(checkpoint: Checkpoint, replaced: ReadonlySet<string>): Outp
     tensors = [];
     bytes = 0;
   };
-  for (const [name, { dtype, shape, byteLength }] of checkpoint.shards.tensors) {
-    if (replaced.has(name)) continue;
+  for (const name of names) {
+    if (scales.has(name)) continue;
+    const { shape, dtype: stored } = source.tensor(name);
+    const isExpanded = expanded.get(name) !== undefined;
+    const dtype = isExpanded ? weights.dtype(name) : stored;
+    const byteLength = isExpanded ? weights.byteLength(name) : source.tensor(name).byteLength;
     if (bytes + byteLength > MAX_COPY_BYTES) flush();
     tensors.push({ name, dtype, shape });
     bytes += byteLength;
@@ -88,7 +102,7 @@ function copyShards(checkpoint: Checkpoint, replaced: ReadonlySet<string>): Outp
 }
 
 function denseTensors(checkpoint: Checkpoint, layer: number, spec: CheckedSpec): TensorDeclaration[] {
-  const { family, spec: sizes, shards } = checkpoint;
+  const { family, spec: sizes, shards, weights } = checkpoint;
   const names = new Set(
     spec.operators.flatMap((operator) =>
       Array.from(
@@ -98,8 +112,7 @@ function denseTensors(checkpoint: Checkpoint, layer: number, spec: CheckedSpec):
     ),
   );
   return [...names].map((name) => {
-    const { dtype, shape } = shards.tensor(name);
-    return { name, dtype, shape };
+    return { name, dtype: weights.dtype(name), shape: shards.tensor(name).shape };
   });
 }
 

@@ -2,6 +2,7 @@ import { lstat, mkdir, readdir, readFile, realpath, rename, rm, writeFile } from
 import { basename, dirname, join, resolve } from 'node:path';
 import { MolaeError } from '../../errors.ts';
 import { ioError, systemCode } from '../files.ts';
+import { OutputLock } from './output-lock.ts';
 
 /** What a stopped run was doing; another run goes on from it only if it wants exactly the same. */
 const PLAN_FILE = 'molae-conversion.json';
@@ -15,22 +16,33 @@ export class OutputFolder {
   readonly path: string;
   /** Where it is being made. */
   readonly partial: string;
+  readonly #lock: OutputLock;
 
-  private constructor(path: string) {
+  private constructor(path: string, lock: OutputLock) {
     this.path = path;
     this.partial = join(dirname(path), `.${basename(path)}.molae-partial`);
+    this.#lock = lock;
   }
 
   /**
    * @param plan identifies source and options; a partial folder of another plan is thrown away.
-   * @throws OUTPUT_EXISTS, INVALID_ARGUMENT when the output is the source or no checkpoint; IO.
+   * @throws OUTPUT_EXISTS, OUTPUT_BUSY, INVALID_ARGUMENT when the output is the source or no checkpoint; IO.
    */
   static async open(input: string, output: string, plan: unknown, force: boolean): Promise<OutputFolder> {
-    const folder = new OutputFolder(resolve(output));
-    await refuseOverlap(input, folder.path);
-    await refuseExisting(folder.path, force);
-    await folder.#resumeOrStart(JSON.stringify(plan));
-    return folder;
+    const path = resolve(output);
+    await refuseOverlap(input, path);
+    await refuseExisting(path, force);
+    await attempt('create', dirname(path), () => makeFolder(dirname(path)));
+    const lock = await OutputLock.acquire(join(dirname(path), `.${basename(path)}.molae-lock`), path);
+    try {
+      await refuseExisting(path, force); // a rival may have finished meanwhile
+      const folder = new OutputFolder(path, lock);
+      await folder.#resumeOrStart(JSON.stringify(plan));
+      return folder;
+    } catch (error) {
+      await lock.release();
+      throw error;
+    }
   }
 
   /** What was recorded with a finished file, undefined where it is still to be made. */
@@ -68,6 +80,11 @@ export class OutputFolder {
   /** Throws away everything made so far. */
   async discard(): Promise<void> {
     await rm(this.partial, { recursive: true, force: true }).catch(() => {});
+  }
+
+  /** Lets another run have the output. */
+  close(): Promise<void> {
+    return this.#lock.release();
   }
 
   async #resumeOrStart(plan: string): Promise<void> {

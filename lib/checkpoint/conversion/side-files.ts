@@ -1,6 +1,8 @@
-import { copyFile, readdir, stat, writeFile } from 'node:fs/promises';
+import { copyFile, readdir, readFile, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { CONFIG_FILE } from '../config.ts';
 import { ioError } from '../files.ts';
+import { type JsonObject, stringifyLike } from '../json.ts';
 import { INDEX_FILE } from '../shards.ts';
 
 /** Tokenizer, generation settings, licence: what belongs to a checkpoint beside config and weights. */
@@ -10,7 +12,7 @@ const MAX_BYTES = 256 * 1024 ** 2;
 /** Copies the tokenizer's and other small files of a checkpoint. The model card stays: it describes the source. */
 export async function copySideFiles(from: string, to: string): Promise<void> {
   for (const name of await readdir(from)) {
-    if (!SIDE_FILES.test(name) || name === 'config.json' || name.endsWith('.index.json')) continue;
+    if (!SIDE_FILES.test(name) || name === CONFIG_FILE || name.endsWith('.index.json')) continue;
     const path = join(from, name);
     try {
       const stats = await stat(path);
@@ -21,9 +23,16 @@ export async function copySideFiles(from: string, to: string): Promise<void> {
   }
 }
 
-/** Writes config.json. */
-export async function writeConfig(folder: string, config: unknown): Promise<void> {
-  await writeJson(join(folder, 'config.json'), config);
+/** Writes config.json; what it has in common with the source's stays as it is written there, to the digit. */
+export async function writeConfig(source: string, folder: string, config: JsonObject): Promise<void> {
+  const from = join(source, CONFIG_FILE);
+  let text: string;
+  try {
+    text = await readFile(from, 'utf8');
+  } catch (cause) {
+    throw ioError('read', from, cause);
+  }
+  await writeText(join(folder, CONFIG_FILE), stringifyLike(text, config));
 }
 
 /** Writes the index of a sharded checkpoint. */
@@ -40,8 +49,12 @@ export async function writeIndex(
 }
 
 async function writeJson(path: string, value: unknown): Promise<void> {
+  await writeText(path, `${JSON.stringify(value, null, 2)}\n`);
+}
+
+async function writeText(path: string, text: string): Promise<void> {
   try {
-    await writeFile(path, `${JSON.stringify(value, null, 2)}\n`);
+    await writeFile(path, text);
   } catch (cause) {
     throw ioError('write', path, cause);
   }

@@ -3,13 +3,38 @@ import type { Family, MoeSpec } from '../family.ts';
 import type { JsonObject } from '../json.ts';
 import { LATENT_MODEL_TYPE } from '../latent-format.ts';
 import { badCheckpoint, quote, unsupportedCheckpoint } from '../problems.ts';
+import { deepseekV2 } from './deepseek_v2.ts';
+import { deepseekV3 } from './deepseek_v3.ts';
+import { ernie45Moe } from './ernie4_5_moe.ts';
+import { dots1, glm4Moe } from './glm4_moe.ts';
+import { graniteMoe } from './granitemoe.ts';
+import { minimaxM2 } from './minimax_m2.ts';
+import { mixtral } from './mixtral.ts';
+import { flexOlmo, olmoe } from './olmoe.ts';
+import { phimoe } from './phimoe.ts';
 import { qwen2Moe } from './qwen2_moe.ts';
 import { qwen3Moe } from './qwen3_moe.ts';
+import { qwen3Next } from './qwen3_next.ts';
 
-/** The model families that molae converts and runs, by `model_type`. */
-export const FAMILIES: ReadonlyMap<string, Family> = new Map(
-  [qwen2Moe, qwen3Moe].map((family) => [family.modelType, family]),
-);
+const ALL: readonly Family[] = [
+  qwen2Moe,
+  qwen3Moe,
+  qwen3Next,
+  olmoe,
+  flexOlmo,
+  mixtral,
+  phimoe,
+  graniteMoe,
+  minimaxM2,
+  deepseekV2,
+  deepseekV3,
+  glm4Moe,
+  dots1,
+  ernie45Moe,
+];
+
+/** The model families that molae converts, by `model_type`; those with a `decoder` it also runs. */
+export const FAMILIES: ReadonlyMap<string, Family> = new Map(ALL.map((family) => [family.modelType, family]));
 
 /** The `model_type` of a config or, for one that molae converted, of its source. */
 export function baseModelType(config: ModelConfig): string {

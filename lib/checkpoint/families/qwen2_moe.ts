@@ -1,6 +1,6 @@
 import { readDecoder } from '../decoder-spec.ts';
 import type { Family } from '../family.ts';
-import { describeQwenMoe, qwenMoeTensors } from './qwen_moe.ts';
+import { describeQwenMoe, qwenMoeTensors, qwenSharedExpertTensors } from './qwen_moe.ts';
 
 /** Qwen1.5-MoE and Qwen2-MoE: `Qwen2MoeForCausalLM` of transformers. */
 export const qwen2Moe: Family = {
@@ -19,13 +19,5 @@ export const qwen2Moe: Family = {
     return readDecoder(config, { window: (layer) => (layer >= firstSliding ? window : 0) });
   },
 
-  sharedExpertTensors(layer) {
-    const prefix = `model.layers.${layer}.mlp`;
-    return {
-      gate: `${prefix}.shared_expert.gate_proj.weight`,
-      up: `${prefix}.shared_expert.up_proj.weight`,
-      down: `${prefix}.shared_expert.down_proj.weight`,
-      router: `${prefix}.shared_expert_gate.weight`,
-    };
-  },
+  sharedExpertTensors: qwenSharedExpertTensors,
 };
