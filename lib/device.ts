@@ -94,8 +94,10 @@ export class Device {
 }
 
 /**
- * Opens a device: `'cpu'`, `'cuda'` (the first GPU), `'cuda:1'`, or `'auto'` (a GPU where there is a usable one,
- * else the CPU).
+ * Opens a device: `'cpu'`, `'cuda'` (the first GPU), `'cuda:1'`, or `'auto'`.
+ *
+ * `'auto'` is the CPU for now: the CUDA backend builds and its logic is tested on the host, but it has not been run on a
+ * GPU yet, and nobody should get it without having asked.
  *
  * @throws MolaeError `DEVICE_UNAVAILABLE` with the reason; `'cuda'` never falls back to the CPU.
  */

@@ -121,6 +121,7 @@ function checkContents() {
   const required = ['package.json', 'README.md', 'LICENSE', 'CMakeLists.txt', 'scripts/build-native.mjs'];
   required.push('dist/index.js', 'dist/index.d.ts', 'dist/cli/main.js', addonPath());
   required.push('licenses/OpenBLAS.txt', 'licenses/LAPACK.txt', 'licenses/node-addon-api.txt');
+  required.push('python/modeling_molae.py', 'python/configuration_molae.py');
   for (const name of required) expect(files.includes(name), `the package has ${name}`);
 
   const fitting = [
@@ -130,6 +131,7 @@ function checkContents() {
     /^native\/.+\.(cc|h|cu|cuh)$/,
     /^cmake\/.+\.(cmake|cc|map)$/,
     /^licenses\/.+\.(txt|md)$/,
+    /^python\/.+\.py$/,
     /^prebuilds\/[a-z0-9]+-[a-z0-9]+\/[^/]+\.(node|so)$/,
   ];
   const junk = files.filter((name) => !fitting.some((pattern) => pattern.test(name)));

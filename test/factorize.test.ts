@@ -1,6 +1,5 @@
 import fc from 'fast-check';
 import { afterAll, describe, expect, test } from 'vitest';
-import { openDevice } from '../lib/device.ts';
 import {
   DenseExperts,
   type LatentExperts,
@@ -10,10 +9,11 @@ import {
 } from '../lib/experts.ts';
 import { type FactorizeOptions, factorizeExperts } from '../lib/factorize.ts';
 import { svd } from '../lib/linalg.ts';
+import { openTestDevice } from './support/device.ts';
 import { Random, toTensor } from './support/random.ts';
 import { type Matrix, matrix, multiply, relativeError, transposed } from './support/reference.ts';
 
-const device = await openDevice('cpu');
+const device = await openTestDevice();
 afterAll(() => device.dispose());
 
 type Weights = Record<Operator, Matrix[]>;

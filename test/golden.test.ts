@@ -2,16 +2,16 @@ import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { type Checkpoint, openCheckpoint } from '../lib/checkpoint/checkpoint.ts';
 import { SafetensorsFile } from '../lib/checkpoint/safetensors/reader.ts';
-import { openDevice } from '../lib/device.ts';
 import type { DenseExperts } from '../lib/experts.ts';
 import { factorizeExperts } from '../lib/factorize.ts';
 import { MoeBlock } from '../lib/moe-block.ts';
+import { openTestDevice } from './support/device.ts';
 import { relativeError } from './support/reference.ts';
 
 // Golden values by PyTorch in f32 on the bf16 weights: see test/fixtures/README.md.
 const fixture = (name: string) => fileURLToPath(new URL(`./fixtures/${name}`, import.meta.url));
 
-const device = await openDevice('cpu');
+const device = await openTestDevice();
 let checkpoint: Checkpoint;
 let golden: SafetensorsFile;
 

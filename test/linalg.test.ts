@@ -1,12 +1,12 @@
 import fc from 'fast-check';
 import { afterAll, describe, expect, test } from 'vitest';
-import { openDevice } from '../lib/device.ts';
 import { batchedGemm, eigh, gemm, groupedGemm, svd, transpose } from '../lib/linalg.ts';
 import type { Tensor } from '../lib/tensor.ts';
+import { openTestDevice } from './support/device.ts';
 import { poisoned, Random, roundTo, toTensor } from './support/random.ts';
 import { type Matrix, matrix, multiply, relativeError, transposed } from './support/reference.ts';
 
-const device = await openDevice('cpu');
+const device = await openTestDevice();
 afterAll(() => device.dispose());
 
 type Float = 'f32' | 'f64' | 'bf16' | 'f16';

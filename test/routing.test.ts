@@ -1,11 +1,11 @@
 import fc from 'fast-check';
 import { afterAll, expect, test } from 'vitest';
-import { openDevice } from '../lib/device.ts';
 import { DenseExperts } from '../lib/experts.ts';
 import { type RouterSpec, route } from '../lib/routing.ts';
+import { openTestDevice } from './support/device.ts';
 import { Random, toTensor } from './support/random.ts';
 
-const device = await openDevice('cpu');
+const device = await openTestDevice();
 afterAll(() => device.dispose());
 
 /** Scores and what they are compared by, in f64; `margin`: how clearly the groups were chosen. */

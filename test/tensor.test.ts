@@ -2,9 +2,10 @@ import fc from 'fast-check';
 import { afterAll, describe, expect, test } from 'vitest';
 import { openDevice } from '../lib/device.ts';
 import { gemm } from '../lib/linalg.ts';
+import { openTestDevice } from './support/device.ts';
 import { encode, fromBf16Bits, fromF16Bits, toBf16Bits, toF16Bits } from './support/random.ts';
 
-const device = await openDevice('cpu');
+const device = await openTestDevice();
 afterAll(() => device.dispose());
 
 describe('conversions', () => {

@@ -59,10 +59,14 @@ export const plan: CommandDefinition = {
       ...costTable(planned),
       '',
       ...wrap(worseInWords(planned), output.width),
+      ...(checkpoint.expertScales.size === 0 ? [] : wrap(QUANTIZED, output.width)),
       timeInWords(estimate),
     ]);
   },
 };
+
+const QUANTIZED =
+  'The source is quantized to one byte a weight, the latent form is not: count half of the dense weight bytes above.';
 
 /** The same sizes, with costs by measured routing. */
 function withRouting(

@@ -111,7 +111,7 @@ Napi::Function DeviceObject::define(Napi::Env env) {
                       InstanceMethod<&DeviceObject::decode<decoder::rotary>>("rotary"),
                       InstanceMethod<&DeviceObject::decode<decoder::attention>>("attention"),
                       InstanceMethod<&DeviceObject::decode<decoder::copy_head_columns>>("copyHeadColumns"),
-       InstanceMethod<&DeviceObject::decode<decoder::add>>("add"),
+                      InstanceMethod<&DeviceObject::decode<decoder::add>>("add"),
                       InstanceMethod<&DeviceObject::decode<decoder::cross_entropy>>("crossEntropy"),
                       InstanceMethod<&DeviceObject::decode<decoder::compare_distributions>>("compareDistributions"),
                       InstanceMethod<&DeviceObject::dispose>("dispose")});
@@ -289,7 +289,10 @@ Napi::Value DeviceObject::find_non_finite(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value DeviceObject::synchronize(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&] { return submit(info.Env(), alive(), [] {}); });
+  return guarded(info.Env(), [&] {
+    Device& device = alive();
+    return submit(info.Env(), device, [&device] { device.backend().synchronize(); });
+  });
 }
 
 Napi::Value DeviceObject::prepare_layer(const Napi::CallbackInfo& info) {

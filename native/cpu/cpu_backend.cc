@@ -19,6 +19,11 @@ namespace {
 // Elements of a copy that one task converts.
 constexpr int64_t kCopyElements = 1 << 18;
 
+// memcpy, which must not see a null pointer even for 0 bytes: what an empty array may have.
+void copy_bytes(void* to, const void* from, size_t bytes) {
+  if (bytes != 0) std::memcpy(to, from, bytes);
+}
+
 class CpuBackend final : public Backend {
  public:
   explicit CpuBackend(int threads)
@@ -40,8 +45,8 @@ class CpuBackend final : public Backend {
 
   std::shared_ptr<Buffer> allocate(size_t bytes) override { return allocate_host_buffer(this, account_, bytes); }
   bool host_memory() const override { return true; }
-  void upload(const void* host, const Tensor& to) override { std::memcpy(to.data(), host, to.bytes()); }
-  void download(const Tensor& from, void* host) override { std::memcpy(host, from.data(), from.bytes()); }
+  void upload(const void* host, const Tensor& to) override { copy_bytes(to.data(), host, to.bytes()); }
+  void download(const Tensor& from, void* host) override { copy_bytes(host, from.data(), from.bytes()); }
   void zero(const Tensor& tensor) override { std::memset(tensor.data(), 0, tensor.bytes()); }
 
   void copy(const Tensor& from, const Tensor& to) override {

@@ -137,6 +137,7 @@ template <class Real>
 void solve_spd_in(const Tensor& spd, const Tensor& rhs) {
   const int r = blas::to_int(spd.rows());
   const int cols = blas::to_int(rhs.cols());
+  if (r == 0 || cols == 0) return;  // BLAS refuses leading dimensions of 0
   int info = 0;
   Lapack<Real>::potrf("U", &r, spd.as<Real>(), &r, &info);  // our lower triangle by rows
   if (info > 0) fail(ErrorCode::NoConvergence, "The matrix is not positive definite at pivot ", info);

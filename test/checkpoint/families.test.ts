@@ -91,9 +91,18 @@ describe.each(folders)('%s', (folder) => {
     expect(plan.expertParameters.dense).toBe(checkpoint.expertParameters);
     const layer = checkpoint.spec.layers.at(-1) as number;
     const x = device.tensor('f32', await golden.floats(`layers.${layer}.moe_input`), [24, 32]);
-    for (const format of ['latent', 'dense'] as const) {
-      const output = join(temporary, `${folder}-${format}`);
-      const report = await convertCheckpoint(path, output, { groupSize: 4, latentSize: 32, format, device });
+    // Every expert is found again, whatever the order in its group.
+    const permuted = [
+      [7, 0, 3, 5],
+      [1, 6, 2, 4],
+    ];
+    for (const [format, groups] of [
+      ['latent', { groupSize: 4 }],
+      ['latent', { groups: permuted }],
+      ['dense', { groups: permuted }],
+    ] as const) {
+      const output = join(temporary, `${folder}-${format}-${Object.keys(groups)[0]}`);
+      const report = await convertCheckpoint(path, output, { ...groups, latentSize: 32, format, device });
       expect(report.layers.every((row) => row.relativeError < 1e-2)).toBe(true);
       await using converted = await openCheckpoint(output);
       expect(converted.format).toBe(format);

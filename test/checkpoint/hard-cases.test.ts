@@ -82,6 +82,17 @@ describe('killed at any point', () => {
   }, 120_000);
 });
 
+test('a few seconds of fuzzing find nothing that is neither read nor refused', async () => {
+  const { stdout } = await promisify(execFile)(process.execPath, [
+    here('../endurance/fuzz.mjs'),
+    '--minutes',
+    '0.05',
+    '--seed',
+    '1',
+  ]);
+  expect(JSON.parse(stdout).finding).toBeUndefined();
+}, 60_000);
+
 describe('a disk that fills up', () => {
   // A limit on the size of files stands for it: writes fail with EFBIG as they would with ENOSPC.
   test.each([4, 24])(

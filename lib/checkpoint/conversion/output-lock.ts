@@ -1,4 +1,4 @@
-import { link, open, readdir, readFile, rename, rm } from 'node:fs/promises';
+import { link, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { basename, dirname, join } from 'node:path';
 import { MolaeError } from '../../errors.ts';
@@ -64,17 +64,19 @@ async function take(path: string, output: string): Promise<void> {
 async function create(path: string, content: string): Promise<boolean> {
   const draft = `${path}.${process.pid}`;
   try {
-    const file = await open(draft, 'w');
-    await file.writeFile(content);
-    await file.close();
+    await writeFile(draft, content);
+  } catch (cause) {
+    throw ioError('create', draft, cause);
+  }
+  try {
     await link(draft, path);
     return true;
   } catch (cause) {
+    const code = systemCode(cause) ?? '';
     // ENOENT: who took the lock meanwhile swept the draft away.
-    if (systemCode(cause) === 'EEXIST' || systemCode(cause) === 'ENOENT') return false;
+    if (code === 'EEXIST' || code === 'ENOENT') return false;
     // File systems without hard links: creating the file is as much of a claim, if not as tidy.
-    if (['EPERM', 'ENOTSUP', 'ENOSYS', 'EOPNOTSUPP'].includes(systemCode(cause) ?? ''))
-      return createPlainly(path, content);
+    if (['EPERM', 'ENOTSUP', 'ENOSYS', 'EOPNOTSUPP'].includes(code)) return createPlainly(path, content);
     throw ioError('create', path, cause);
   } finally {
     await rm(draft, { force: true }).catch(() => {});
@@ -90,9 +92,7 @@ async function sweep(path: string): Promise<void> {
 
 async function createPlainly(path: string, content: string): Promise<boolean> {
   try {
-    const file = await open(path, 'wx');
-    await file.writeFile(content);
-    await file.close();
+    await writeFile(path, content, { flag: 'wx' });
     return true;
   } catch (cause) {
     if (systemCode(cause) === 'EEXIST') return false;

@@ -1,0 +1,51 @@
+#pragma once
+
+#include <cuda_pipeline_primitives.h>
+
+#include "cuda/logic/host_device.h"
+
+namespace molae::cuda {
+
+// The GPU's side of logic/host_block.h: a phase is the calling thread, and a barrier behind it.
+class DeviceBlock {
+ public:
+  __device__ __forceinline__ explicit DeviceBlock(int index = static_cast<int>(blockIdx.x)) : index_(index) {}
+
+  __device__ __forceinline__ int index() const { return index_; }
+  __device__ __forceinline__ int threads() const { return static_cast<int>(blockDim.x); }
+
+  template <class Phase>
+  __device__ __forceinline__ void each_thread(Phase phase) const {
+    phase(static_cast<int>(threadIdx.x));
+    __syncthreads();
+  }
+  template <class Phase>
+  __device__ __forceinline__ void each_thread_unsynced(Phase phase) const {
+    phase(static_cast<int>(threadIdx.x));
+  }
+
+  template <class T>
+  class Local {
+   public:
+    __device__ __forceinline__ explicit Local(const DeviceBlock&) {}
+    __device__ __forceinline__ T& operator[](int) { return value_; }
+
+   private:
+    T value_;
+  };
+
+  // cp.async; the bytes beyond `bytes` become zero.
+  static __device__ __forceinline__ void copy16(void* to, const void* from, int bytes) {
+    __pipeline_memcpy_async(to, from, 16, 16 - bytes);
+  }
+  static __device__ __forceinline__ void commit_copies() { __pipeline_commit(); }
+  template <int kPending>
+  static __device__ __forceinline__ void await_copies() {
+    __pipeline_wait_prior(kPending);
+  }
+
+ private:
+  int index_;
+};
+
+}  // namespace molae::cuda

@@ -1,0 +1,85 @@
+#pragma once
+
+#include "cuda/kernels/device_block.cuh"
+#include "cuda/kernels/launch.h"
+#include "cuda/kernels/tensor_core_math.cuh"
+#include "cuda/logic/simt_math.h"
+
+// The grouped product's kernels: one body (logic/grouped_gemm.h), one instantiation for each input type and tile.
+namespace molae::cuda::kernels {
+
+// rows, columns, inner size of a stage, stages, rows and columns of a warp
+template <class In>
+using SmallTile = TensorCoreMath<In, 16, 64, 64, 4, 16, 16>;
+template <class In>
+using MediumTile = TensorCoreMath<In, 64, 128, 32, 3, 32, 64>;
+template <class In>
+using LargeTile = TensorCoreMath<In, 128, 128, 32, 3, 32, 64>;
+template <class In>
+using SimtTile = SimtMath<In, 64, 64, 16, 2, false>;
+
+template <class Math, bool kDual>
+__global__ __launch_bounds__(Math::kThreads,
+                             1) void grouped_gemm_kernel(const __grid_constant__ GroupedGemm<typename Math::In> args) {
+  extern __shared__ __align__(128) unsigned char bytes[];
+  grouped_gemm_tile<Math, kDual>(DeviceBlock(), static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.y), args,
+                                 *reinterpret_cast<GemmShared<Math>*>(bytes));
+}
+
+template <class Math>
+cudaError_t launch_grouped_gemm(cudaStream_t stream, bool dual, const GroupedGemm<typename Math::In>& args,
+                                int64_t row_tiles, int64_t max_cols) {
+  if (row_tiles == 0 || max_cols == 0) return cudaSuccess;
+  const dim3 grid(static_cast<unsigned>(row_tiles), static_cast<unsigned>(ceil_div(max_cols, Math::kCols)));
+  constexpr size_t bytes = sizeof(GemmShared<Math>);
+  if (dual) {
+    grouped_gemm_kernel<Math, true><<<grid, Math::kThreads, bytes, stream>>>(args);
+  } else {
+    grouped_gemm_kernel<Math, false><<<grid, Math::kThreads, bytes, stream>>>(args);
+  }
+  return cudaGetLastError();
+}
+
+template <class Math>
+cudaError_t allow_shared_memory() {
+  constexpr int bytes = static_cast<int>(sizeof(GemmShared<Math>));
+  static_assert(bytes <= 99 * 1024, "the least that a GPU of compute capability 8.x gives a block");
+  const auto attribute = cudaFuncAttributeMaxDynamicSharedMemorySize;
+  const cudaError_t error = cudaFuncSetAttribute(grouped_gemm_kernel<Math, true>, attribute, bytes);
+  if (error != cudaSuccess) return error;
+  return cudaFuncSetAttribute(grouped_gemm_kernel<Math, false>, attribute, bytes);
+}
+
+template <class In>
+cudaError_t prepare_tensor_core_tiles() {
+  for (const cudaError_t error : {allow_shared_memory<SmallTile<In>>(), allow_shared_memory<MediumTile<In>>(),
+                                  allow_shared_memory<LargeTile<In>>()}) {
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
+}
+
+template <class In>
+cudaError_t tensor_core_gemm(cudaStream_t stream, GemmTile tile, bool dual, const GroupedGemm<In>& args,
+                             int64_t row_tiles, int64_t max_cols) {
+  static_assert(SmallTile<In>::kRows == tile_rows(GemmTile::Small));
+  static_assert(MediumTile<In>::kRows == tile_rows(GemmTile::Medium));
+  static_assert(LargeTile<In>::kRows == tile_rows(GemmTile::Large));
+  switch (tile) {
+    case GemmTile::Small:
+      return launch_grouped_gemm<SmallTile<In>>(stream, dual, args, row_tiles, max_cols);
+    case GemmTile::Medium:
+      return launch_grouped_gemm<MediumTile<In>>(stream, dual, args, row_tiles, max_cols);
+    case GemmTile::Large:
+      return launch_grouped_gemm<LargeTile<In>>(stream, dual, args, row_tiles, max_cols);
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+// One file each, so that they compile side by side.
+cudaError_t prepare_bf16();
+cudaError_t prepare_f16();
+cudaError_t prepare_simt();
+
+}  // namespace molae::cuda::kernels

@@ -1,0 +1,66 @@
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "core/dtype.h"
+#include "cuda/config/tile_choice.h"
+#include "cuda/logic/combine.h"
+#include "cuda/logic/grouped_gemm.h"
+#include "cuda/logic/router.h"
+#include "cuda/logic/routing_plan.h"
+
+// What the host calls of the device code. Every function queues its kernels on a stream and returns the launch's error;
+// none waits, allocates or copies, so that all may be captured in a graph. Empty work is no launch.
+namespace molae::cuda::kernels {
+
+// Elementwise, on dense arrays.
+cudaError_t convert(cudaStream_t stream, DType from_dtype, const void* from, DType to_dtype, void* to, int64_t count);
+cudaError_t scale(cudaStream_t stream, DType dtype, void* data, int64_t count, double factor);
+cudaError_t transpose(cudaStream_t stream, size_t item_bytes, const void* from, void* to, int64_t rows, int64_t cols);
+// to[i] = from[rows - 1 - i] for the first `to_rows` rows.
+cudaError_t reverse_rows(cudaStream_t stream, DType dtype, const void* from, void* to, int64_t rows, int64_t cols,
+                         int64_t to_rows);
+// out[i][j] = signs[j] w[i][source[j]], or by rows.
+cudaError_t signed_permutation(cudaStream_t stream, size_t item_bytes, const void* w, void* out, int64_t rows,
+                               int64_t cols, bool by_column, const int32_t* source, const int8_t* signs);
+// The lower triangle of sums [n, n] += that of part.
+cudaError_t add_lower(cudaStream_t stream, const float* part, double* sums, int64_t n);
+
+// Reductions. *result = the first flat index of a NaN or infinity, ~0 if there is none.
+cudaError_t find_non_finite(cudaStream_t stream, DType dtype, const void* data, int64_t count,
+                            unsigned long long* result);
+inline constexpr int kNormParts = 1024;
+// parts [kNormParts] is scratch. Fixed partial sums in a fixed order: the same bits every time.
+cudaError_t squared_norm(cudaStream_t stream, DType dtype, const void* data, int64_t count, double* parts,
+                         double* result);
+
+// Mixture of experts.
+inline constexpr int32_t kMaxRouterExperts = 3072;  // a token's scores are in shared memory
+cudaError_t route(cudaStream_t stream, const RouterArgs& args, int64_t tokens);
+cudaError_t sort_rows(cudaStream_t stream, const RoutingPlan& plan);
+
+// max_cols: the most rows that a weight of args.first has. dual: with args.second.
+template <class In>
+cudaError_t grouped_gemm(cudaStream_t stream, GemmTile tile, bool dual, const GroupedGemm<In>& args, int64_t row_tiles,
+                         int64_t max_cols);
+template <>
+cudaError_t grouped_gemm(cudaStream_t, GemmTile, bool, const GroupedGemm<float>&, int64_t, int64_t);
+template <>
+cudaError_t grouped_gemm(cudaStream_t, GemmTile, bool, const GroupedGemm<double>&, int64_t, int64_t);
+template <>
+cudaError_t grouped_gemm(cudaStream_t, GemmTile, bool, const GroupedGemm<F16>&, int64_t, int64_t);
+template <>
+cudaError_t grouped_gemm(cudaStream_t, GemmTile, bool, const GroupedGemm<BF16>&, int64_t, int64_t);
+template <class In>
+cudaError_t combine_latent(cudaStream_t stream, const LatentCombine<In>& args, int64_t latent_rows);
+template <class In>
+cudaError_t combine_output(cudaStream_t stream, const OutputCombine<In>& args);
+template <class In>
+cudaError_t shared_expert_scale(cudaStream_t stream, const SharedScale<In>& args, int64_t tokens);
+
+// Lets the kernels use as much shared memory as they need on the current device. Once per device.
+cudaError_t prepare_grouped_gemm();
+
+}  // namespace molae::cuda::kernels

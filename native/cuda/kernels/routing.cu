@@ -1,0 +1,95 @@
+#include "cuda/kernels/device_block.cuh"
+#include "cuda/kernels/launch.h"
+#include "cuda/logic/sort.h"
+
+namespace molae::cuda::kernels {
+namespace {
+
+__global__ __launch_bounds__(kRouterThreads) void route_kernel(const __grid_constant__ RouterArgs args) {
+  __shared__ RouterShared shared;
+  extern __shared__ float floats[];
+  route_token(DeviceBlock(), args, shared, floats);
+}
+
+__global__ __launch_bounds__(kSortThreads) void count_kernel(const __grid_constant__ RoutingPlan plan) {
+  count_chunk(DeviceBlock(), plan);
+}
+
+__global__ __launch_bounds__(kScanThreads) void plan_kernel(const __grid_constant__ RoutingPlan plan) {
+  __shared__ PlanShared shared;
+  plan_rows(DeviceBlock(), plan, shared);
+}
+
+__global__ __launch_bounds__(kSortThreads) void scatter_kernel(const __grid_constant__ RoutingPlan plan) {
+  scatter_chunk(DeviceBlock(), plan);
+}
+
+template <class In>
+__global__ __launch_bounds__(kCombineThreads) void combine_latent_kernel(
+    const __grid_constant__ LatentCombine<In> args) {
+  combine_latent_row(DeviceBlock(), args);
+}
+
+template <class In>
+__global__ __launch_bounds__(kCombineThreads) void combine_output_kernel(
+    const __grid_constant__ OutputCombine<In> args) {
+  combine_output(DeviceBlock(), args);
+}
+
+template <class In>
+__global__ __launch_bounds__(kScaleThreads) void shared_scale_kernel(const __grid_constant__ SharedScale<In> args) {
+  __shared__ ScaleShared<In> shared;
+  shared_expert_scale(DeviceBlock(), args, shared);
+}
+
+}  // namespace
+
+cudaError_t route(cudaStream_t stream, const RouterArgs& args, int64_t tokens) {
+  if (tokens == 0) return cudaSuccess;
+  const size_t bytes = router_scratch_floats(args.experts, args.num_groups) * sizeof(float);
+  route_kernel<<<static_cast<unsigned>(tokens), kRouterThreads, bytes, stream>>>(args);
+  return cudaGetLastError();
+}
+
+cudaError_t sort_rows(cudaStream_t stream, const RoutingPlan& plan) {
+  const auto chunks = static_cast<unsigned>(ceil_div(plan.tokens, kSortTokens));
+  if (chunks == 0) return cudaSuccess;
+  count_kernel<<<chunks, kSortThreads, 0, stream>>>(plan);
+  plan_kernel<<<1, kScanThreads, 0, stream>>>(plan);
+  scatter_kernel<<<chunks, kSortThreads, 0, stream>>>(plan);
+  return cudaGetLastError();
+}
+
+template <class In>
+cudaError_t combine_latent(cudaStream_t stream, const LatentCombine<In>& args, int64_t latent_rows) {
+  if (latent_rows == 0) return cudaSuccess;
+  combine_latent_kernel<In><<<static_cast<unsigned>(latent_rows), kCombineThreads, 0, stream>>>(args);
+  return cudaGetLastError();
+}
+
+template <class In>
+cudaError_t combine_output(cudaStream_t stream, const OutputCombine<In>& args) {
+  const int64_t blocks = args.plan.tokens * ceil_div(args.hidden_size, kCombineThreads);
+  if (blocks == 0) return cudaSuccess;
+  combine_output_kernel<In><<<static_cast<unsigned>(blocks), kCombineThreads, 0, stream>>>(args);
+  return cudaGetLastError();
+}
+
+template <class In>
+cudaError_t shared_expert_scale(cudaStream_t stream, const SharedScale<In>& args, int64_t tokens) {
+  if (tokens == 0) return cudaSuccess;
+  shared_scale_kernel<In><<<static_cast<unsigned>(tokens), kScaleThreads, 0, stream>>>(args);
+  return cudaGetLastError();
+}
+
+#define MOLAE_INSTANTIATE(In)                                                               \
+  template cudaError_t combine_latent<In>(cudaStream_t, const LatentCombine<In>&, int64_t); \
+  template cudaError_t combine_output<In>(cudaStream_t, const OutputCombine<In>&);          \
+  template cudaError_t shared_expert_scale<In>(cudaStream_t, const SharedScale<In>&, int64_t);
+MOLAE_INSTANTIATE(float)
+MOLAE_INSTANTIATE(double)
+MOLAE_INSTANTIATE(F16)
+MOLAE_INSTANTIATE(BF16)
+#undef MOLAE_INSTANTIATE
+
+}  // namespace molae::cuda::kernels

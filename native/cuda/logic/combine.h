@@ -1,0 +1,128 @@
+#pragma once
+
+#include "cuda/logic/epilogue.h"
+#include "cuda/logic/routing_plan.h"
+
+// The weighted sums over a token's experts and groups. Each output element is summed by one thread, in the order of
+// the slots: no atomics, the same result every time.
+namespace molae::cuda {
+
+inline constexpr int kCombineThreads = 256;
+
+// d[l] = sum of w[slot] e[row of slot] over the slots of latent row l: accumulation in the latent space.
+template <class In>
+struct LatentCombine {
+  RoutingPlan plan;
+  const float* weights;       // [tokens, top_k]
+  const Sum<In>* expert_out;  // [rows, stride]
+  int64_t stride;
+  const int32_t* rank_of;  // [experts] columns that the expert's rows have
+  In* latent;              // [latent rows, latent_stride]
+  int64_t latent_stride;
+};
+
+// Block index: a latent row, up to the bound. Rows that do not exist have nothing to do.
+template <class Block, class In>
+MOLAE_HD void combine_latent_row(const Block& block, const LatentCombine<In>& args) {
+  const RoutingPlan& plan = args.plan;
+  const int32_t row = block.index();
+  if (row >= plan.group_begin[plan.groups]) return;
+  const int32_t first = plan.latent_token[row] * plan.top_k;
+  block.each_thread([&](int thread) {
+    int32_t rank = 0;
+    for (int32_t slot = first; slot < first + plan.top_k; ++slot) {
+      if (plan.slot_latent[slot] == row) rank = args.rank_of[plan.ids[slot]];
+    }
+    for (int32_t col = thread; col < rank; col += block.threads()) {
+      Sum<In> sum = 0;
+      for (int32_t slot = first; slot < first + plan.top_k; ++slot) {
+        if (plan.slot_latent[slot] != row) continue;
+        sum += static_cast<Sum<In>>(args.weights[slot]) * args.expert_out[plan.row_of_slot[slot] * args.stride + col];
+      }
+      args.latent[row * args.latent_stride + col] = Convert<In, Sum<In>>::of(sum);
+    }
+  });
+}
+
+// y[t] = sum over its experts of w e (dense down), or over its groups of their outputs (latent down), + the shared
+// expert.
+template <class In>
+struct OutputCombine {
+  RoutingPlan plan;
+  const float* weights;  // [tokens, top_k]
+  bool latent;
+  const Sum<In>* parts;         // [rows or latent rows, stride]
+  const Sum<In>* shared_out;    // [tokens, stride], or null
+  const Sum<In>* shared_scale;  // [tokens], or null for 1
+  int64_t stride;
+  int32_t hidden_size;
+  DType dtype;  // of y
+  void* y;      // [tokens, hidden_size]
+};
+
+// Blocks of one token follow each other: index = token * blocks per token + part of the columns.
+template <class Block, class In>
+MOLAE_HD void combine_output(const Block& block, const OutputCombine<In>& args) {
+  const RoutingPlan& plan = args.plan;
+  const auto parts = static_cast<int32_t>(ceil_div(args.hidden_size, kCombineThreads));
+  const int32_t token = block.index() / parts;
+  const int32_t first = token * plan.top_k;
+  block.each_thread([&](int thread) {
+    const int32_t col = (block.index() % parts) * kCombineThreads + thread;
+    if (col >= args.hidden_size) return;
+    Sum<In> sum = 0;
+    for (int32_t slot = first; slot < first + plan.top_k; ++slot) {
+      if (plan.row_of_slot[slot] < 0) continue;
+      if (args.latent) {
+        if (plan.slot_group[slot] < 0) continue;
+        sum += args.parts[static_cast<int64_t>(plan.slot_latent[slot]) * args.stride + col];
+      } else {
+        sum += static_cast<Sum<In>>(args.weights[slot]) *
+               args.parts[static_cast<int64_t>(plan.row_of_slot[slot]) * args.stride + col];
+      }
+    }
+    if (args.shared_out) {
+      const Sum<In> scale = args.shared_scale ? args.shared_scale[token] : Sum<In>(1);
+      sum += scale * args.shared_out[token * args.stride + col];
+    }
+    store_as(args.dtype, args.y, static_cast<int64_t>(token) * args.hidden_size + col, sum);
+  });
+}
+
+// scale[t] = sigmoid(x[t] . gate_logit): a warp a token.
+template <class In>
+struct SharedScale {
+  const In* x;  // [tokens, hidden_size]
+  int32_t hidden_size;
+  DType dtype;        // of logit
+  const void* logit;  // [hidden_size]
+  Sum<In>* scale;     // [tokens]
+};
+
+inline constexpr int kScaleThreads = 32;
+
+template <class In>
+struct ScaleShared {
+  Sum<In> sums[kScaleThreads];
+};
+
+template <class Block, class In>
+MOLAE_HD void shared_expert_scale(const Block& block, const SharedScale<In>& args, ScaleShared<In>& shared) {
+  const int64_t token = block.index();
+  block.each_thread([&](int thread) {
+    Sum<In> sum = 0;
+    for (int32_t i = thread; i < args.hidden_size; i += kScaleThreads) {
+      sum +=
+          Convert<Sum<In>, In>::of(args.x[token * args.hidden_size + i]) * load_as<Sum<In>>(args.dtype, args.logit, i);
+    }
+    shared.sums[thread] = sum;
+  });
+  block.each_thread([&](int thread) {
+    if (thread != 0) return;
+    Sum<In> sum = 0;
+    for (int i = 0; i < kScaleThreads; ++i) sum += shared.sums[i];
+    args.scale[token] = sigmoid(sum);
+  });
+}
+
+}  // namespace molae::cuda

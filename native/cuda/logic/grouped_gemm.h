@@ -1,0 +1,223 @@
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/logic/epilogue.h"
+#include "cuda/logic/routing_plan.h"
+
+// The one matrix product of the layer's stages: for each row of each problem (an expert, a group),
+//   out[row] = W x[row]                      or, with a second factor,
+//   out[row] = act(W1 x1[row]) * (W2 x2[row])
+// where a row's inputs may be gathered, and every problem has a weight matrix of its own, with sizes of its own.
+// Indexing, bounds, buffering and epilogue are here; `Math` multiplies the tiles: the tensor cores
+// (kernels/tensor_core_math.cuh) or plain fused multiply-adds (simt_math.h), which also run on the host.
+namespace molae::cuda {
+
+struct Weight {
+  const void* data;  // [rows, inner]
+  int32_t rows, inner;
+  DType dtype;
+};
+
+template <class In>
+struct Factor {
+  const In* input;        // [.., stride]
+  int64_t stride;         // at least the inner size of every weight
+  const int32_t* gather;  // row -> row of input; null: the same
+  const Weight* weights;  // by problem
+};
+
+template <class In>
+struct GroupedGemm {
+  Factor<In> first;
+  Factor<In> second;  // only in dual products
+  const RowTile* tiles;
+  Activation activation;  // only in dual products
+  bool wide;              // out is Sum<In>, else In
+  void* out;              // [.., out_stride], 16-byte aligned
+  int64_t out_stride;     // a multiple of 8
+};
+
+// Shared memory of one block: a ring of stages.
+template <class Math>
+struct GemmShared {
+  alignas(128) typename Math::In a[Math::kStages][Math::kRows * Math::kStride];
+  alignas(128) typename Math::In b[Math::kStages][Math::kCols * Math::kStride];
+  alignas(128) typename Math::Scratch scratch;
+};
+
+MOLAE_HD bool aligned16(const void* pointer) { return (reinterpret_cast<uintptr_t>(pointer) & 15u) == 0; }
+
+// Which elements of the tile at hand are where, for one factor.
+template <class Math>
+struct TileSource {
+  using In = typename Math::In;
+  static constexpr int kVector = 16 / sizeof(In);
+
+  Factor<In> factor;
+  Weight weight;
+  RowTile tile;
+  int32_t col;
+  bool input_vectors, weight_vectors;  // whole 16-byte vectors, aligned
+
+  MOLAE_HD TileSource(const Factor<In>& f, const RowTile& t, int32_t first_col)
+      : factor(f), weight(f.weights[t.problem]), tile(t), col(first_col) {
+    const bool whole = Math::kVectorLoads && weight.inner % kVector == 0;
+    input_vectors = whole && factor.stride % kVector == 0 && aligned16(factor.input);
+    weight_vectors = whole && weight.dtype == DTypeOf<In>::value && aligned16(weight.data);
+  }
+
+  MOLAE_HD const In* input_row(int32_t row) const {
+    const int64_t at = tile.begin + row;
+    return factor.input + (factor.gather ? factor.gather[at] : at) * factor.stride;
+  }
+  MOLAE_HD bool has_row(int32_t row) const { return tile.begin + row < tile.end; }
+  MOLAE_HD bool has_col(int32_t j) const { return col + j < weight.rows; }
+
+  template <class Block>
+  MOLAE_HD void load_input(const Block& block, int thread, int32_t k0, In* to) const {
+    if (input_vectors) {
+      constexpr int kPerRow = Math::kInner / kVector;
+      MOLAE_UNROLL
+      for (int i = thread; i < Math::kRows * kPerRow; i += Math::kThreads) {
+        const int row = i / kPerRow;
+        const int k = i % kPerRow * kVector;
+        const bool valid = has_row(row) && k0 + k < weight.inner;
+        const In* from = valid ? input_row(row) + k0 + k : factor.input;
+        block.copy16(to + row * Math::kStride + k, from, valid ? 16 : 0);
+      }
+      return;
+    }
+    for (int i = thread; i < Math::kRows * Math::kInner; i += Math::kThreads) {
+      const int row = i / Math::kInner;
+      const int k = i % Math::kInner;
+      const bool valid = has_row(row) && k0 + k < weight.inner;
+      to[row * Math::kStride + k] = valid ? input_row(row)[k0 + k] : FromFloat<In>::of(0);
+    }
+  }
+
+  template <class Block>
+  MOLAE_HD void load_weight(const Block& block, int thread, int32_t k0, In* to) const {
+    if (weight_vectors) {
+      constexpr int kPerRow = Math::kInner / kVector;
+      const In* data = static_cast<const In*>(weight.data);
+      MOLAE_UNROLL
+      for (int i = thread; i < Math::kCols * kPerRow; i += Math::kThreads) {
+        const int j = i / kPerRow;
+        const int k = i % kPerRow * kVector;
+        const bool valid = has_col(j) && k0 + k < weight.inner;
+        const In* from = valid ? data + static_cast<int64_t>(col + j) * weight.inner + k0 + k : data;
+        block.copy16(to + j * Math::kStride + k, from, valid ? 16 : 0);
+      }
+      return;
+    }
+    for (int i = thread; i < Math::kCols * Math::kInner; i += Math::kThreads) {
+      const int j = i / Math::kInner;
+      const int k = i % Math::kInner;
+      const bool valid = has_col(j) && k0 + k < weight.inner;
+      to[j * Math::kStride + k] =
+          valid ? load_as<In>(weight.dtype, weight.data, static_cast<int64_t>(col + j) * weight.inner + k0 + k)
+                : FromFloat<In>::of(0);
+    }
+  }
+};
+
+// sums += the product of one factor's tile. While one stage is multiplied, the next ones are on their way.
+template <class Math, class Block>
+MOLAE_HD void accumulate_tile(const Block& block, const TileSource<Math>& source, GemmShared<Math>& shared,
+                              typename Block::template Local<typename Math::Accumulator>& sums) {
+  constexpr int kStages = Math::kStages;
+  const auto steps = static_cast<int32_t>(ceil_div(source.weight.inner, Math::kInner));
+  const auto load = [&](int thread, int32_t step) {
+    if (step < steps) {
+      source.load_input(block, thread, step * Math::kInner, shared.a[step % kStages]);
+      source.load_weight(block, thread, step * Math::kInner, shared.b[step % kStages]);
+    }
+    block.commit_copies();  // also an empty one: the stages are told apart by counting
+  };
+
+  block.each_thread_unsynced([&](int thread) {
+    for (int32_t step = 0; step < kStages - 1; ++step) load(thread, step);
+  });
+  for (int32_t step = 0; step < steps; ++step) {
+    // Behind this barrier stage `step` is complete, and nobody reads stage `step - 1` any more: the next load may
+    // overwrite it.
+    block.each_thread([&](int) { block.template await_copies<kStages - 2>(); });
+    block.each_thread_unsynced([&](int thread) {
+      load(thread, step + kStages - 1);
+      Math::multiply(thread, sums[thread], shared.a[step % kStages], shared.b[step % kStages]);
+    });
+  }
+  block.each_thread([&](int) { block.template await_copies<0>(); });
+}
+
+// Stores `count` consecutive elements of one row, all of them or as many as the matrix has.
+template <class Math, int kCount>
+MOLAE_HD void store_run(const GroupedGemm<typename Math::In>& args, const RowTile& tile, int32_t cols, int32_t row,
+                        int32_t col, const Sum<typename Math::In>* values) {
+  using In = typename Math::In;
+  using Wide = Sum<In>;
+  const int64_t at_row = tile.begin + row;
+  if (at_row >= tile.end || col >= cols) return;
+  const int64_t at = at_row * args.out_stride + col;
+  if (kCount > 1 && col + kCount <= cols) {  // runs start at multiples of their length: aligned
+    struct alignas(16) Narrow {
+      In items[kCount];
+    };
+    struct alignas(16) WidePack {
+      Wide items[kCount];
+    };
+    if (args.wide) {
+      WidePack pack;
+      MOLAE_UNROLL
+      for (int i = 0; i < kCount; ++i) pack.items[i] = values[i];
+      *reinterpret_cast<WidePack*>(static_cast<Wide*>(args.out) + at) = pack;
+    } else {
+      Narrow pack;
+      MOLAE_UNROLL
+      for (int i = 0; i < kCount; ++i) pack.items[i] = Convert<In, Wide>::of(values[i]);
+      *reinterpret_cast<Narrow*>(static_cast<In*>(args.out) + at) = pack;
+    }
+    return;
+  }
+  MOLAE_UNROLL
+  for (int i = 0; i < kCount; ++i) {
+    if (col + i >= cols) continue;
+    if (args.wide) {
+      static_cast<Wide*>(args.out)[at + i] = values[i];
+    } else {
+      static_cast<In*>(args.out)[at + i] = Convert<In, Wide>::of(values[i]);
+    }
+  }
+}
+
+// One block: one tile of rows by one block of columns.
+template <class Math, bool kDual, class Block>
+MOLAE_HD void grouped_gemm_tile(const Block& block, int row_tile, int col_tile,
+                                const GroupedGemm<typename Math::In>& args, GemmShared<Math>& shared) {
+  using Wide = Sum<typename Math::In>;
+  const RowTile tile = args.tiles[row_tile];
+  if (tile.problem < 0) return;
+  const int32_t col = col_tile * Math::kCols;
+  const int32_t cols = args.first.weights[tile.problem].rows;
+  if (col >= cols) return;
+
+  typename Block::template Local<typename Math::Accumulator> first(block), second(block);
+  block.each_thread_unsynced([&](int thread) { Math::clear(first[thread]); });
+  accumulate_tile<Math>(block, TileSource<Math>(args.first, tile, col), shared, first);
+  if constexpr (kDual) {
+    block.each_thread_unsynced([&](int thread) { Math::clear(second[thread]); });
+    accumulate_tile<Math>(block, TileSource<Math>(args.second, tile, col), shared, second);
+  }
+  block.each_thread([&](int thread) {
+    if constexpr (kDual) {
+      Math::merge(first[thread], second[thread],
+                  [&](Wide gate, Wide up) { return activated(args.activation, gate) * up; });
+    }
+    Math::each_run(thread, first[thread], shared.scratch, [&](int row, int j, const Wide* values) {
+      store_run<Math, Math::kRun>(args, tile, cols, row, col + j, values);
+    });
+  });
+}
+
+}  // namespace molae::cuda

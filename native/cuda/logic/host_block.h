@@ -1,0 +1,52 @@
+#pragma once
+
+#include <vector>
+
+// Runs the body of a kernel on the host. A body is written as phases, `block.each_thread(phase)`, with a barrier
+// between one phase and the next; here a phase is a loop over the threads, on the GPU (kernels/device_block.cuh) it is
+// the thread itself. So the tests run the same source as the GPU, index for index.
+namespace molae::cuda {
+
+class HostBlock {
+ public:
+  HostBlock(int index, int threads) : index_(index), threads_(threads) {}
+
+  int index() const { return index_; }
+  int threads() const { return threads_; }
+
+  template <class Phase>
+  void each_thread(Phase phase) const {
+    for (int thread = 0; thread < threads_; ++thread) phase(thread);
+  }
+
+  // A phase without a barrier behind it.
+  template <class Phase>
+  void each_thread_unsynced(Phase phase) const {
+    each_thread(phase);
+  }
+
+  // A variable that every thread has its own of, living through several phases.
+  template <class T>
+  class Local {
+   public:
+    explicit Local(const HostBlock& block) : values_(block.threads()) {}
+    T& operator[](int thread) { return values_[thread]; }
+
+   private:
+    std::vector<T> values_;
+  };
+
+  // Asynchronous copies into shared memory: done at once here.
+  static void copy16(void* to, const void* from, int bytes) {
+    for (int i = 0; i < 16; ++i) static_cast<char*>(to)[i] = i < bytes ? static_cast<const char*>(from)[i] : 0;
+  }
+  static void commit_copies() {}
+  template <int kPending>
+  static void await_copies() {}
+
+ private:
+  int index_;
+  int threads_;
+};
+
+}  // namespace molae::cuda

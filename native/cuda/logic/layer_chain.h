@@ -1,0 +1,302 @@
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "core/backend.h"
+#include "core/checked.h"
+#include "core/error.h"
+#include "cuda/config/tile_choice.h"
+#include "cuda/logic/combine.h"
+#include "cuda/logic/grouped_gemm.h"
+#include "cuda/logic/routing_plan.h"
+
+// The forward pass of a layer of dense or latent experts, as a chain of kernels on one stream:
+//   0. sort             pairs by (expert, token) and (group, token), tile maps: on the GPU
+//   1. latent inputs    z[g] = x B_g^T               per distinct (token, group), for gate and for up
+//   2. hidden           h = act(gate) * up           per (token, expert)
+//   3. expert outputs   e = h W_down^T or h A_down^T  per (token, expert)
+//   4. latent outputs   d[t, g] = sum_i w[t, i] e    in the latent space
+//   5. group outputs    p[t, g] = B_down[g] d[t, g]
+//   6. outputs          y[t] = sum_g p[t, g], or the weighted sum of e itself; + the shared expert
+// No count comes back to the host: arrays and grids have the sizes of the worst routing, and blocks without work return
+// at once. Between two runs of one shape nothing changes but the contents of the arguments, so that a chunk can be
+// captured in a graph.
+//
+// Numbers: where all weights are bf16 (or all f16) the tensor cores multiply; x, z, h and d are rounded to that format,
+// sums are f32. Otherwise products and sums are f32 (f64 in f64 layers), and weights are widened as they are read.
+namespace molae::cuda {
+
+// Workspaces of a chunk of tokens stay below this.
+inline constexpr size_t kChunkBytes = size_t{2} << 30;
+// Kernels count rows, columns and pairs in 32 bits.
+inline constexpr int64_t kMaxCount = int64_t{1} << 30;
+
+inline int64_t rounded_up(int64_t size) { return (size + 7) / 8 * 8; }
+
+// One operator's matrices as a table on the GPU.
+template <class Runtime>
+struct Table {
+  typename Runtime::Memory weights;  // Weight[]
+  int64_t max_rows = 0;
+
+  const Weight* data() const { return weights.template as<const Weight>(); }
+};
+
+template <class Runtime>
+Table<Runtime> make_table(Runtime& runtime, const std::vector<Tensor>& matrices) {
+  Table<Runtime> table;
+  std::vector<Weight> weights;
+  for (const Tensor& matrix : matrices) {
+    if (matrix.rows() > kMaxCount || matrix.cols() > kMaxCount) {
+      fail(ErrorCode::InvalidArgument, "A matrix of shape ", shape_name(matrix.shape()), " is too large for the GPU");
+    }
+    weights.push_back(
+        {matrix.data(), static_cast<int32_t>(matrix.rows()), static_cast<int32_t>(matrix.cols()), matrix.dtype()});
+    table.max_rows = std::max(table.max_rows, matrix.rows());
+  }
+  table.weights = runtime.upload(weights.data(), weights.size() * sizeof(Weight));
+  return table;
+}
+
+template <class Runtime>
+typename Runtime::Memory upload_ints(Runtime& runtime, const std::vector<int32_t>& values) {
+  return runtime.upload(values.data(), values.size() * sizeof(int32_t));
+}
+
+template <class Runtime>
+struct OperatorTables {
+  OperatorTables(Runtime& runtime, const ExpertOperator& op)
+      : per_expert(make_table(runtime, op.per_expert)), shared(make_table(runtime, op.shared)), latent(op.latent()) {}
+
+  Table<Runtime> per_expert, shared;
+  bool latent;
+};
+
+// Runtime: memory and launches. On the GPU it is api/layer_forward.cc's; the tests have one that runs the kernels'
+// bodies on the host.
+template <class In, class Runtime>
+class LayerChain final : public LayerForward {
+ public:
+  using Wide = Sum<In>;
+  using Memory = typename Runtime::Memory;
+  using Operator = OperatorTables<Runtime>;
+
+  LayerChain(Runtime runtime, ExpertLayer layer)
+      : runtime_(std::move(runtime)),
+        layer_(std::move(layer)),
+        gate_(runtime_, layer_.gate),
+        up_(runtime_, layer_.up),
+        down_(runtime_, layer_.down),
+        group_of_(upload_ints(runtime_, layer_.group_of_expert())),
+        down_ranks_(upload_ints(runtime_, ranks_of_down())),
+        groups_(static_cast<int32_t>(std::max<size_t>(1, layer_.groups.size()))) {
+    if (!layer_.shared_expert) return;
+    shared_gate_ = make_table(runtime_, {layer_.shared_expert->gate});
+    shared_up_ = make_table(runtime_, {layer_.shared_expert->up});
+    shared_down_ = make_table(runtime_, {layer_.shared_expert->down});
+  }
+
+  void run(const Tensor& x, const Routing& routing, const Tensor& y, const Cancellation& cancel) override {
+    runtime_.begin();
+    const int64_t tokens = x.rows();
+    const int64_t chunk = tokens_per_chunk(routing.ids.cols());
+    for (int64_t begin = 0; begin < tokens; begin += chunk) {
+      cancel.check();
+      const int64_t end = std::min(tokens, begin + chunk);
+      run_chunk(x.row_range(begin, end), routing.ids.row_range(begin, end), routing.weights.row_range(begin, end),
+                y.row_range(begin, end));
+    }
+  }
+
+ private:
+  // Everything that a chunk needs besides its arguments. Given back in stream order: see MemoryPool.
+  struct Arrays {
+    std::vector<Memory> all;
+  };
+
+  std::vector<int32_t> ranks_of_down() const {
+    std::vector<int32_t> ranks;
+    for (const Tensor& w : layer_.down.per_expert) ranks.push_back(static_cast<int32_t>(w.rows()));
+    return ranks;
+  }
+
+  int64_t experts() const { return layer_.num_experts(); }
+  int64_t hidden_stride() const { return rounded_up(layer_.hidden_size); }
+
+  int64_t tokens_per_chunk(int64_t top_k) const {
+    const int64_t pairs = std::max<int64_t>(top_k, 1);
+    size_t bytes = static_cast<size_t>(layer_.hidden_size) * (2 * sizeof(In) + sizeof(Wide));
+    bytes += pairs * rounded_up(layer_.intermediate_size) * sizeof(In);
+    bytes += pairs * rounded_up(down_.per_expert.max_rows) * sizeof(Wide);
+    if (gate_.latent) bytes += pairs * rounded_up(gate_.shared.max_rows) * sizeof(In);
+    if (up_.latent) bytes += pairs * rounded_up(up_.shared.max_rows) * sizeof(In);
+    if (down_.latent)
+      bytes += pairs * (hidden_stride() * sizeof(Wide) + rounded_up(down_.per_expert.max_rows) * sizeof(In));
+    if (layer_.shared_expert) bytes += shared_gate_.max_rows * sizeof(In) + hidden_stride() * sizeof(Wide);
+    const int64_t largest =
+        std::min<int64_t>(kMaxCount / pairs, kMaxCount / std::max<int64_t>(1, hidden_stride() / 64));
+    return std::clamp<int64_t>(static_cast<int64_t>(kChunkBytes / bytes), 64, std::max<int64_t>(64, largest));
+  }
+
+  template <class T>
+  T* array(Arrays& arrays, int64_t count) {
+    arrays.all.push_back(runtime_.memory(checked_mul(static_cast<size_t>(count), sizeof(T))));
+    return arrays.all.back().template as<T>();
+  }
+
+  RoutingPlan make_plan(Arrays& arrays, const Tensor& ids, GemmTile tile) {
+    const int64_t tokens = ids.rows(), top_k = ids.cols(), pairs = tokens * top_k;
+    const int64_t latent_rows = latent_row_bound(tokens, top_k, groups_);
+    const int64_t chunks = ceil_div(tokens, kSortTokens);
+    RoutingPlan plan{};
+    plan.ids = ids.as<const int32_t>();
+    plan.group_of = group_of_.template as<const int32_t>();
+    plan.tokens = static_cast<int32_t>(tokens);
+    plan.top_k = static_cast<int32_t>(top_k);
+    plan.experts = static_cast<int32_t>(experts());
+    plan.groups = groups_;
+    plan.tile_rows = tile_rows(tile);
+    plan.chunk_experts = array<int32_t>(arrays, chunks * experts());
+    plan.chunk_groups = array<int32_t>(arrays, chunks * groups_);
+    plan.expert_begin = array<int32_t>(arrays, experts() + 1);
+    plan.group_begin = array<int32_t>(arrays, groups_ + 1);
+    plan.row_token = array<int32_t>(arrays, pairs);
+    plan.row_latent = array<int32_t>(arrays, pairs);
+    plan.row_of_slot = array<int32_t>(arrays, pairs);
+    plan.slot_group = array<int32_t>(arrays, pairs);
+    plan.slot_latent = array<int32_t>(arrays, pairs);
+    plan.latent_token = array<int32_t>(arrays, latent_rows);
+    plan.expert_tile_capacity = static_cast<int32_t>(tile_bound(pairs, experts(), plan.tile_rows));
+    plan.group_tile_capacity = static_cast<int32_t>(tile_bound(latent_rows, groups_, plan.tile_rows));
+    plan.token_tile_capacity = static_cast<int32_t>(ceil_div(tokens, plan.tile_rows));
+    plan.expert_tiles = array<RowTile>(arrays, plan.expert_tile_capacity);
+    plan.group_tiles = array<RowTile>(arrays, plan.group_tile_capacity);
+    plan.token_tiles = array<RowTile>(arrays, plan.token_tile_capacity);
+    plan.error = runtime_.error_record();
+    return plan;
+  }
+
+  void run_chunk(const Tensor& x, const Tensor& ids, const Tensor& weights, const Tensor& y) {
+    const int64_t tokens = ids.rows(), top_k = ids.cols(), pairs = tokens * top_k;
+    const int64_t latent_rows = latent_row_bound(tokens, top_k, groups_);
+    const GemmTile tile = choose_tile(DTypeOf<In>::value, pairs, experts());
+    Arrays arrays;
+    const RoutingPlan plan = make_plan(arrays, ids, tile);
+    runtime_.sort_rows(plan);
+
+    const In* input = this->input(arrays, x);
+    const Factor<In> gate = expert_input(arrays, gate_, input, plan, tile, latent_rows);
+    const Factor<In> up = layer_.shares_gate_up_basis()
+                              ? Factor<In>{gate.input, gate.stride, gate.gather, up_.per_expert.data()}
+                              : expert_input(arrays, up_, input, plan, tile, latent_rows);
+    const int64_t hidden_width = rounded_up(layer_.intermediate_size);
+    In* hidden = array<In>(arrays, pairs * hidden_width);
+    product(tile, true, {gate, up, plan.expert_tiles, layer_.activation, false, hidden, hidden_width},
+            plan.expert_tile_capacity, layer_.intermediate_size);
+
+    const int64_t expert_width = rounded_up(down_.per_expert.max_rows);
+    Wide* expert_out = array<Wide>(arrays, pairs * expert_width);
+    const Factor<In> down{hidden, hidden_width, nullptr, down_.per_expert.data()};
+    product(tile, false, {down, {}, plan.expert_tiles, layer_.activation, true, expert_out, expert_width},
+            plan.expert_tile_capacity, down_.per_expert.max_rows);
+
+    OutputCombine<In> combine{};
+    combine.plan = plan;
+    combine.weights = weights.as<const float>();
+    combine.latent = down_.latent;
+    combine.parts = down_.latent
+                        ? group_outputs(arrays, expert_out, expert_width, combine.weights, plan, tile, latent_rows)
+                        : expert_out;
+    combine.stride = hidden_stride();
+    combine.hidden_size = static_cast<int32_t>(layer_.hidden_size);
+    combine.dtype = y.dtype();
+    combine.y = y.data();
+    if (layer_.shared_expert) shared_expert(arrays, *layer_.shared_expert, input, plan, tile, combine);
+    runtime_.combine_output(combine);
+  }
+
+  const In* input(Arrays& arrays, const Tensor& x) {
+    if (x.dtype() == DTypeOf<In>::value) return x.as<const In>();
+    const auto count = static_cast<int64_t>(x.elements());
+    In* converted = array<In>(arrays, count);
+    runtime_.convert(x.dtype(), x.data(), DTypeOf<In>::value, converted, count);
+    return converted;
+  }
+
+  // What an expert's gate or up matrix multiplies: the token itself, or (stage 1) its latent row.
+  Factor<In> expert_input(Arrays& arrays, const Operator& op, const In* x, const RoutingPlan& plan, GemmTile tile,
+                          int64_t latent_rows) {
+    if (!op.latent) return {x, layer_.hidden_size, plan.row_token, op.per_expert.data()};
+    const int64_t width = rounded_up(op.shared.max_rows);
+    In* z = array<In>(arrays, latent_rows * width);
+    const Factor<In> factor{x, layer_.hidden_size, plan.latent_token, op.shared.data()};
+    product(tile, false, {factor, {}, plan.group_tiles, layer_.activation, false, z, width}, plan.group_tile_capacity,
+            op.shared.max_rows);
+    return {z, width, plan.row_latent, op.per_expert.data()};
+  }
+
+  // Stages 4 and 5.
+  const Wide* group_outputs(Arrays& arrays, const Wide* expert_out, int64_t expert_width, const float* weights,
+                            const RoutingPlan& plan, GemmTile tile, int64_t latent_rows) {
+    In* latent = array<In>(arrays, latent_rows * expert_width);
+    runtime_.combine_latent(LatentCombine<In>{plan, weights, expert_out, expert_width,
+                                              down_ranks_.template as<const int32_t>(), latent, expert_width},
+                            latent_rows);
+    Wide* out = array<Wide>(arrays, latent_rows * hidden_stride());
+    const Factor<In> factor{latent, expert_width, nullptr, down_.shared.data()};
+    product(tile, false, {factor, {}, plan.group_tiles, layer_.activation, true, out, hidden_stride()},
+            plan.group_tile_capacity, layer_.hidden_size);
+    return out;
+  }
+
+  void shared_expert(Arrays& arrays, const SharedExpert& shared, const In* x, const RoutingPlan& plan, GemmTile tile,
+                     OutputCombine<In>& combine) {
+    const int64_t width = rounded_up(shared_gate_.max_rows);
+    In* hidden = array<In>(arrays, plan.tokens * width);
+    const Factor<In> gate{x, layer_.hidden_size, nullptr, shared_gate_.data()};
+    const Factor<In> up{x, layer_.hidden_size, nullptr, shared_up_.data()};
+    product(tile, true, {gate, up, plan.token_tiles, layer_.activation, false, hidden, width}, plan.token_tile_capacity,
+            shared_gate_.max_rows);
+    Wide* out = array<Wide>(arrays, plan.tokens * hidden_stride());
+    const Factor<In> down{hidden, width, nullptr, shared_down_.data()};
+    product(tile, false, {down, {}, plan.token_tiles, layer_.activation, true, out, hidden_stride()},
+            plan.token_tile_capacity, layer_.hidden_size);
+    combine.shared_out = out;
+    if (!shared.gate_logit) return;
+    Wide* scale = array<Wide>(arrays, plan.tokens);
+    runtime_.shared_expert_scale(SharedScale<In>{x, static_cast<int32_t>(layer_.hidden_size),
+                                                 shared.gate_logit->dtype(), shared.gate_logit->data(), scale},
+                                 plan.tokens);
+    combine.shared_scale = scale;
+  }
+
+  void product(GemmTile tile, bool dual, const GroupedGemm<In>& args, int64_t row_tiles, int64_t max_cols) {
+    runtime_.grouped_gemm(tile, dual, args, row_tiles, max_cols);
+  }
+
+  Runtime runtime_;
+  ExpertLayer layer_;  // keeps the weights alive
+  Operator gate_, up_, down_;
+  Memory group_of_;    // [experts]
+  Memory down_ranks_;  // [experts] rows of each down matrix
+  int32_t groups_;
+  Table<Runtime> shared_gate_, shared_up_, shared_down_;
+};
+
+// What a layer computes in: the one dtype of all its matrices, or F32 for a mix.
+inline DType common_dtype(const ExpertLayer& layer) {
+  const DType dtype = layer.gate.per_expert[0].dtype();
+  std::vector<Tensor> matrices;
+  for (const ExpertOperator* op : {&layer.gate, &layer.up, &layer.down}) {
+    matrices.insert(matrices.end(), op->per_expert.begin(), op->per_expert.end());
+    matrices.insert(matrices.end(), op->shared.begin(), op->shared.end());
+  }
+  if (layer.shared_expert) {
+    matrices.insert(matrices.end(), {layer.shared_expert->gate, layer.shared_expert->up, layer.shared_expert->down});
+  }
+  const bool same = std::all_of(matrices.begin(), matrices.end(), [&](const Tensor& m) { return m.dtype() == dtype; });
+  return same ? dtype : DType::F32;
+}
+
+}  // namespace molae::cuda

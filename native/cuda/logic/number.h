@@ -1,0 +1,157 @@
+#pragma once
+
+#include <math.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "core/dtype.h"
+#include "cuda/logic/host_device.h"
+
+// The 16-bit formats as types, and conversions that give the same bits as core/half.h.
+namespace molae::cuda {
+
+struct BF16 {
+  uint16_t bits;
+};
+struct F16 {
+  uint16_t bits;
+};
+
+template <class To, class From>
+MOLAE_HD To bits_as(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+MOLAE_HD float to_float(float value) { return value; }
+MOLAE_HD float to_float(double value) { return static_cast<float>(value); }
+MOLAE_HD float to_float(BF16 value) { return bits_as<float>(static_cast<uint32_t>(value.bits) << 16); }
+MOLAE_HD float to_float(F16 value) {
+  const uint32_t magnitude = value.bits & 0x7fffu;
+  const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000u) << 16;
+  const float scaled = bits_as<float>(magnitude << 13) * 0x1p112f;
+  const uint32_t special = 0x7f800000u | ((magnitude & 0x3ffu) << 13) | (magnitude > 0x7c00u ? 0x400000u : 0u);
+  return bits_as<float>(sign | (magnitude >= 0x7c00u ? special : bits_as<uint32_t>(scaled)));
+}
+
+template <class To>
+struct FromFloat;
+template <>
+struct FromFloat<float> {
+  static MOLAE_HD float of(float value) { return value; }
+};
+template <>
+struct FromFloat<double> {
+  static MOLAE_HD double of(float value) { return static_cast<double>(value); }
+};
+template <>
+struct FromFloat<BF16> {
+  static MOLAE_HD BF16 of(float value) {
+    const uint32_t bits = bits_as<uint32_t>(value);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return {static_cast<uint16_t>((bits >> 16) | 0x40u)};
+    return {static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
+  }
+};
+template <>
+struct FromFloat<F16> {
+  static MOLAE_HD F16 of(float value) {
+    const uint32_t bits = bits_as<uint32_t>(value);
+    const uint32_t sign = (bits >> 16) & 0x8000u;
+    const uint32_t magnitude = bits & 0x7fffffffu;
+    uint32_t half;
+    if (magnitude > 0x7f800000u) {
+      half = 0x7e00u | ((magnitude >> 13) & 0x3ffu);
+    } else if (magnitude >= 0x477ff000u) {  // rounds to infinity from 65520 on
+      half = 0x7c00u;
+    } else if (magnitude < 0x38800000u) {  // subnormal: let the adder round at 2^-24
+      half = bits_as<uint32_t>(bits_as<float>(magnitude) + 0.5f) - 0x3f000000u;
+    } else {
+      half = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+    }
+    return {static_cast<uint16_t>(half | sign)};
+  }
+};
+
+// Between any two formats; like on the CPU, halves and f64 meet in f32.
+template <class To, class From>
+struct Convert {
+  static MOLAE_HD To of(From from) { return FromFloat<To>::of(to_float(from)); }
+};
+template <class T>
+struct Convert<T, T> {
+  static MOLAE_HD T of(T from) { return from; }
+};
+
+template <class To, class From>
+MOLAE_HD To convert(From from) {
+  return Convert<To, From>::of(from);
+}
+
+// Element `index` of an array whose dtype is known at run time only.
+template <class To>
+MOLAE_HD To load_as(DType dtype, const void* data, int64_t index) {
+  switch (dtype) {
+    case DType::F64:
+      return convert<To>(static_cast<const double*>(data)[index]);
+    case DType::F32:
+      return convert<To>(static_cast<const float*>(data)[index]);
+    case DType::F16:
+      return convert<To>(static_cast<const F16*>(data)[index]);
+    default:
+      return convert<To>(static_cast<const BF16*>(data)[index]);
+  }
+}
+
+template <class From>
+MOLAE_HD void store_as(DType dtype, void* data, int64_t index, From value) {
+  switch (dtype) {
+    case DType::F64:
+      static_cast<double*>(data)[index] = convert<double>(value);
+      return;
+    case DType::F32:
+      static_cast<float*>(data)[index] = convert<float>(value);
+      return;
+    case DType::F16:
+      static_cast<F16*>(data)[index] = convert<F16>(value);
+      return;
+    default:
+      static_cast<BF16*>(data)[index] = convert<BF16>(value);
+      return;
+  }
+}
+
+template <class T>
+struct DTypeOf;
+template <>
+struct DTypeOf<float> {
+  static constexpr DType value = DType::F32;
+};
+template <>
+struct DTypeOf<double> {
+  static constexpr DType value = DType::F64;
+};
+template <>
+struct DTypeOf<F16> {
+  static constexpr DType value = DType::F16;
+};
+template <>
+struct DTypeOf<BF16> {
+  static constexpr DType value = DType::BF16;
+};
+
+// What products of T are summed in.
+template <class T>
+struct SumOf {
+  using type = float;
+};
+template <>
+struct SumOf<double> {
+  using type = double;
+};
+template <class T>
+using Sum = typename SumOf<T>::type;
+
+}  // namespace molae::cuda

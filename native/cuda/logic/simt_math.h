@@ -1,0 +1,77 @@
+#pragma once
+
+#include "cuda/logic/grouped_gemm.h"
+
+namespace molae::cuda {
+
+// Tiles by fused multiply-adds: true f32 and f64 products, of weights in any dtype. Instantiated on the host with the
+// shapes of the tensor-core kernel, it also stands in for that one in the tests.
+template <class Input, int kTileRows, int kTileCols, int kTileInner, int kTileStages, bool kVectors>
+struct SimtMath {
+  using In = Input;
+  using Wide = Sum<In>;
+  static constexpr int kRows = kTileRows;
+  static constexpr int kCols = kTileCols;
+  static constexpr int kInner = kTileInner;
+  static constexpr int kStages = kTileStages;
+  static constexpr int kThreads = 256;
+  static constexpr bool kVectorLoads = kVectors;
+  // Padding keeps the rows that a warp reads together in different banks, and vectors aligned.
+  static constexpr int kStride = kInner + (kVectors ? 16 / static_cast<int>(sizeof(In)) : 1);
+  static constexpr int kRun = 1;
+  struct Scratch {};
+
+  // Thread (y, x) of 16 x 16 has every sixteenth row and column: neighbours store to neighbouring columns.
+  static constexpr int kSide = 16;
+  static_assert(kRows % kSide == 0 && kCols % kSide == 0);
+  struct Accumulator {
+    Wide sums[kRows / kSide][kCols / kSide];
+  };
+
+  static MOLAE_HD void clear(Accumulator& sums) {
+    MOLAE_UNROLL
+    for (int i = 0; i < kRows / kSide; ++i) {
+      MOLAE_UNROLL
+      for (int j = 0; j < kCols / kSide; ++j) sums.sums[i][j] = 0;
+    }
+  }
+
+  static MOLAE_HD void multiply(int thread, Accumulator& sums, const In* a, const In* b) {
+    const int y = thread / kSide;
+    const int x = thread % kSide;
+    for (int k = 0; k < kInner; ++k) {
+      Wide rows[kRows / kSide], cols[kCols / kSide];
+      MOLAE_UNROLL
+      for (int i = 0; i < kRows / kSide; ++i) rows[i] = Convert<Wide, In>::of(a[(y + i * kSide) * kStride + k]);
+      MOLAE_UNROLL
+      for (int j = 0; j < kCols / kSide; ++j) cols[j] = Convert<Wide, In>::of(b[(x + j * kSide) * kStride + k]);
+      MOLAE_UNROLL
+      for (int i = 0; i < kRows / kSide; ++i) {
+        MOLAE_UNROLL
+        for (int j = 0; j < kCols / kSide; ++j) sums.sums[i][j] += rows[i] * cols[j];
+      }
+    }
+  }
+
+  template <class Combine>
+  static MOLAE_HD void merge(Accumulator& first, const Accumulator& second, Combine combine) {
+    MOLAE_UNROLL
+    for (int i = 0; i < kRows / kSide; ++i) {
+      MOLAE_UNROLL
+      for (int j = 0; j < kCols / kSide; ++j) first.sums[i][j] = combine(first.sums[i][j], second.sums[i][j]);
+    }
+  }
+
+  template <class Visit>
+  static MOLAE_HD void each_run(int thread, const Accumulator& sums, Scratch&, Visit visit) {
+    const int y = thread / kSide;
+    const int x = thread % kSide;
+    MOLAE_UNROLL
+    for (int i = 0; i < kRows / kSide; ++i) {
+      MOLAE_UNROLL
+      for (int j = 0; j < kCols / kSide; ++j) visit(y + i * kSide, x + j * kSide, &sums.sums[i][j]);
+    }
+  }
+};
+
+}  // namespace molae::cuda

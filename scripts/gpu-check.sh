@@ -1,0 +1,93 @@
+#!/usr/bin/env bash
+# Checks molae on a bare machine with a GPU: an NVIDIA driver 580 or newer and the CUDA 13 libraries (cuBLAS, cuSOLVER),
+# but neither node nor a compiler. Everything else comes along in one archive of less than 35 MB.
+#
+#   scripts/gpu-check.sh pack ARCHIVE.tar.xz [BUILD]   here: BUILD (default: build) has molae.node, libmolae_cuda.so,
+#                                                      molae_native_tests and molae_device_bench
+#   tar -xJf ARCHIVE.tar.xz && molae-gpu-check/gpu-check.sh [RESULT.json]    there: under 8 minutes, one JSON
+#
+# To build what it packs:
+#   export CUDACXX=$(scripts/cuda-toolkit.sh ~/.cache/molae-cuda)
+#   cmake -S . -B build -DMOLAE_CUDA=ON -DMOLAE_NATIVE_TESTS=ON && cmake --build build -j2
+#
+# STATUS: as of this writing this script has packed and has run up to the point where a GPU is needed. No GPU has been at
+# hand: parity, compute-sanitizer and the benches have NEVER run on one.
+set -euo pipefail
+
+here=$(cd "$(dirname "$0")" && pwd)
+
+# --- pack --------------------------------------------------------------------------------------------------------------
+
+find_in() {  # BUILD NAME: the file, wherever a generator put it
+  local found
+  found=$(find "$1" -name "$2" -type f -not -path '*/CMakeFiles/*' | head -n 1)
+  [ -n "$found" ] || { echo "gpu-check: there is no $2 in $1" >&2; exit 1; }
+  echo "$found"
+}
+
+pack() {
+  local archive=$1 build=$2
+  folder=$(mktemp -d)  # not local: the trap outlives the function
+  trap 'rm -rf "$folder"' EXIT
+  local to=$folder/molae-gpu-check
+  mkdir "$to"
+  for name in molae.node libmolae_cuda.so molae_native_tests molae_device_bench; do
+    cp "$(find_in "$build" "$name")" "$to/$name"
+    strip --strip-unneeded "$to/$name"
+  done
+  cp "$(node -p process.execPath)" "$to/node"
+  strip "$to/node"
+  cp "$here/gpu-check.sh" "$to/"
+  cp "$here/../test/cuda/smoke.cjs" "$here/../test/cuda/summarize.cjs" "$to/"
+  # Three of the files contain the same OpenBLAS: a dictionary that reaches from one to the next stores it once.
+  tar -C "$folder" -cf - molae-gpu-check/{molae.node,molae_native_tests,molae_device_bench,libmolae_cuda.so,node} \
+    molae-gpu-check/{gpu-check.sh,smoke.cjs,summarize.cjs} | xz -T1 --lzma2=preset=9e,dict=192MiB >"$archive"
+  local bytes
+  bytes=$(stat -c %s "$archive")
+  echo "gpu-check: $archive has $bytes bytes"
+  [ "$bytes" -lt 35000000 ] || { echo "gpu-check: that is more than 35 MB" >&2; exit 1; }
+}
+
+if [ "${1:-}" = pack ]; then
+  [ $# -ge 2 ] || { sed -n '2,16s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+  pack "$2" "${3:-$here/../build}"
+  exit 0
+fi
+
+# --- run ---------------------------------------------------------------------------------------------------------------
+
+result=$(readlink -f "${1:-gpu-check.json}")
+logs=$(mktemp -d)
+cd "$here"
+export MOLAE_REQUIRE_GPU=1
+
+# step NAME SECONDS COMMAND...: its output to NAME.log, its exit status and time to NAME.status. Never fails.
+step() {
+  local name=$1 limit=$2 start status=0
+  shift 2
+  start=$(date +%s)
+  timeout "$limit" "$@" >"$logs/$name.log" 2>"$logs/$name.err" || status=$?
+  echo "$status $(($(date +%s) - start))" >"$logs/$name.status"
+  echo "gpu-check: $name ended with $status after $(($(date +%s) - start)) s"
+}
+
+find_sanitizer() {
+  command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | head -n 1
+}
+
+step gpu 20 nvidia-smi --query-gpu=name,driver_version,compute_cap,memory.total --format=csv,noheader
+step parity 120 ./molae_native_tests --device cuda
+sanitizer=$(find_sanitizer || true)
+if [ -n "$sanitizer" ]; then
+  # Both watch every memory access: a small part of the tests, many times slower.
+  step memcheck 60 "$sanitizer" --tool memcheck --error-exitcode 9 ./molae_native_tests --device cuda --seed 1 \
+    --filter "experts: forward of random"
+  step racecheck 60 "$sanitizer" --tool racecheck --error-exitcode 9 ./molae_native_tests --device cuda --seed 1 \
+    --filter "experts: route"
+  step initcheck 40 "$sanitizer" --tool initcheck --error-exitcode 9 ./molae_native_tests --device cuda --seed 2 \
+    --filter "experts: a bad routing"
+fi
+step smoke 30 ./node smoke.cjs
+step bench 150 ./molae_device_bench --device cuda
+
+./node summarize.cjs "$logs" "$result"

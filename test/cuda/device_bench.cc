@@ -1,0 +1,240 @@
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "core/device.h"
+#include "core/error.h"
+#include "core/half.h"
+#include "core/shared_basis.h"
+
+// Times a device against its own ceilings: molae_device_bench [--device cuda|cpu] [--smoke]. JSON on stdout.
+//
+// Medians of host-clock times over calls that are queued together and waited for once, so that a call's time is the
+// device's where the device is the slower one. Data is random normal; weights of several layers take turns, so that
+// caches do not hold them.
+namespace {
+
+using namespace molae;
+using Clock = std::chrono::steady_clock;
+
+struct Options {
+  std::string device = "cuda";
+  bool smoke = false;
+};
+
+class Bench {
+ public:
+  Bench(Backend& backend, bool smoke) : backend_(backend), smoke_(smoke) {}
+
+  void run() {
+    std::printf("{\"device\": \"%s\", \"library\": \"%s\", \"memoryBytes\": %zu, \"results\": [", name(), library(),
+                backend_.info().memory_bytes);
+    copy_bandwidth();
+    for (const DType dtype : {DType::BF16, DType::F32}) dense_product(dtype);
+    for (const Cell& cell : kCells) {
+      for (const int64_t tokens : {1, 16, 64, 512, 4096, 16384}) {
+        if (smoke_ && tokens > 16) continue;
+        layer(cell, tokens, false);
+        layer(cell, tokens, true);
+      }
+      if (smoke_) break;
+    }
+    factorization();
+    std::printf("\n]}\n");
+  }
+
+ private:
+  struct Cell {
+    const char* name;
+    int64_t n, m, experts, top_k, group_size, rank;
+  };
+  static constexpr Cell kCells[] = {{"qwen1.5-moe k15 r704", 2048, 1408, 60, 4, 15, 704},
+                                    {"olmoe k8 r512", 2048, 1024, 64, 8, 8, 512},
+                                    {"qwen3-30b-a3b k16 r384", 2048, 768, 128, 8, 16, 384},
+                                    {"deepseek-v3/4 k32 r1024", 7168, 2048, 64, 8, 32, 1024}};
+
+  const char* name() { return (name_ = backend_.info().name).c_str(); }
+  const char* library() { return (library_ = backend_.info().library).c_str(); }
+
+  // One random block, uploaded once and copied: filling gigabytes on the host would take longer than the bench.
+  Tensor random(DType dtype, Shape shape, double scale) {
+    constexpr int64_t kBlock = 1 << 20;
+    const Tensor tensor = empty(backend_, dtype, std::move(shape));
+    std::vector<float> values(std::min<int64_t>(kBlock, tensor.elements()));
+    std::normal_distribution<float> normal;
+    for (float& value : values) value = static_cast<float>(scale) * normal(engine_);
+    const Tensor wide = empty(backend_, DType::F32, {static_cast<int64_t>(values.size())});
+    backend_.upload(values.data(), wide);
+    const Tensor flat = tensor.reshape({static_cast<int64_t>(tensor.elements())});
+    for (int64_t begin = 0; begin < flat.dim(0); begin += kBlock) {
+      const int64_t end = std::min(flat.dim(0), begin + kBlock);
+      backend_.copy(wide.row_range(0, end - begin), flat.row_range(begin, end));
+    }
+    return tensor;
+  }
+
+  // Median milliseconds of one call.
+  double time(const std::function<void()>& call) {
+    call();
+    backend_.synchronize();
+    auto start = Clock::now();
+    call();
+    backend_.synchronize();
+    const double once = std::chrono::duration<double>(Clock::now() - start).count();
+    const int together = std::clamp(static_cast<int>(0.01 / std::max(once, 1e-7)), 1, 200);
+    const int repeats = smoke_ ? 2 : std::clamp(static_cast<int>(0.5 / (together * std::max(once, 1e-7))), 3, 15);
+    std::vector<double> times;
+    for (int i = 0; i < repeats; ++i) {
+      start = Clock::now();
+      for (int j = 0; j < together; ++j) call();
+      backend_.synchronize();
+      times.push_back(std::chrono::duration<double, std::milli>(Clock::now() - start).count() / together);
+    }
+    std::sort(times.begin(), times.end());
+    return times[times.size() / 2];
+  }
+
+  void row(const std::string& what, const char* dtype, int64_t tokens, double ms, double flops, double bytes) {
+    std::printf(
+        "%s\n  {\"name\": \"%s\", \"dtype\": \"%s\", \"tokens\": %lld, \"medianMs\": %.5f, \"gflops\": %.1f, "
+        "\"gbps\": %.1f}",
+        first_ ? "" : ",", what.c_str(), dtype, static_cast<long long>(tokens), ms, flops / ms * 1e-6,
+        bytes / ms * 1e-6);
+    std::fflush(stdout);
+    first_ = false;
+  }
+
+  void copy_bandwidth() {
+    const int64_t count = smoke_ ? 1 << 20 : int64_t{1} << 29;
+    const Tensor from = random(DType::BF16, {count}, 1), to = empty(backend_, DType::BF16, {count});
+    row("device copy", "bf16", 0, time([&] { backend_.copy(from, to); }), 0, 4.0 * static_cast<double>(count));
+  }
+
+  void dense_product(DType dtype) {
+    const int64_t n = smoke_ ? 256 : 8192;
+    const Tensor a = random(dtype, {n, n}, 1), b = random(dtype, {n, n}, 1), c = empty(backend_, dtype, {n, n});
+    const Gemm problem{a, b, c, false, true, 1, 0};
+    const double ms = time([&] { backend_.gemm({&problem, 1}); });
+    row("dense product " + std::to_string(n), dtype_name(dtype).data(), 0, ms, 2.0 * n * n * n,
+        3.0 * n * n * static_cast<double>(item_size(dtype)));
+  }
+
+  Routing uniform_routing(int64_t tokens, const Cell& cell) {
+    const Tensor logits = random(DType::F32, {tokens, cell.experts}, 1);
+    const Routing routing{empty(backend_, DType::I32, {tokens, cell.top_k}),
+                          empty(backend_, DType::F32, {tokens, cell.top_k})};
+    RouterSpec spec;
+    spec.top_k = cell.top_k;
+    spec.renormalize = true;
+    backend_.route(logits, spec, routing);
+    return routing;
+  }
+
+  ExpertLayer make_layer(const Cell& cell, bool latent) {
+    ExpertLayer layer;
+    const int64_t groups = cell.experts / cell.group_size;
+    const auto matrices = [&](int64_t count, int64_t rows, int64_t cols) {
+      const Tensor all = random(DType::BF16, {count, rows, cols}, 1 / std::sqrt(static_cast<double>(cols)));
+      std::vector<Tensor> parts;
+      for (int64_t i = 0; i < count; ++i) parts.push_back(all.slice(i));
+      return parts;
+    };
+    if (!latent) {
+      layer.gate.per_expert = matrices(cell.experts, cell.m, cell.n);
+      layer.up.per_expert = matrices(cell.experts, cell.m, cell.n);
+      layer.down.per_expert = matrices(cell.experts, cell.n, cell.m);
+      return layer;
+    }
+    layer.groups.resize(groups);
+    for (int64_t i = 0; i < cell.experts; ++i) layer.groups[i / cell.group_size].push_back(static_cast<int32_t>(i));
+    layer.gate = {matrices(cell.experts, cell.m, cell.rank), matrices(groups, cell.rank, cell.n)};
+    layer.up = {matrices(cell.experts, cell.m, cell.rank), matrices(groups, cell.rank, cell.n)};
+    layer.down = {matrices(cell.experts, cell.rank, cell.m), matrices(groups, cell.n, cell.rank)};
+    return layer;
+  }
+
+  // Useful FLOPs: of the latent layer with as many distinct groups a token as uniform routing gives.
+  static double layer_flops(const Cell& cell, int64_t tokens, bool latent) {
+    const double dense = 6.0 * cell.top_k * cell.m * cell.n;
+    if (!latent) return tokens * dense;
+    double missed = 1;  // C(N - k, K) / C(N, K)
+    for (int64_t i = 0; i < cell.top_k; ++i) {
+      missed *= std::max<double>(0, cell.experts - cell.group_size - i) / static_cast<double>(cell.experts - i);
+    }
+    const double groups = static_cast<double>(cell.experts) / cell.group_size * (1 - missed);
+    return tokens * 6.0 * cell.rank * (cell.n * groups + static_cast<double>(cell.m * cell.top_k));
+  }
+
+  void layer(const Cell& cell, int64_t tokens, bool latent) {
+    try {
+      std::vector<std::unique_ptr<LayerForward>> layers;
+      const int copies = smoke_ || tokens > 64 ? 1 : 3;
+      for (int i = 0; i < copies; ++i) layers.push_back(backend_.prepare(make_layer(cell, latent)));
+      const Tensor x = random(DType::BF16, {tokens, cell.n}, 1), y = empty(backend_, DType::BF16, {tokens, cell.n});
+      const Routing routing = uniform_routing(tokens, cell);
+      const Cancellation never;
+      size_t turn = 0;
+      const double ms = time([&] { layers[turn++ % layers.size()]->run(x, routing, y, never); });
+      row(std::string(latent ? "latent " : "dense ") + cell.name, "bf16", tokens, ms, layer_flops(cell, tokens, latent),
+          0);
+    } catch (const Error& error) {
+      std::fprintf(stderr, "%s, %lld tokens: %s\n", cell.name, static_cast<long long>(tokens), error.what());
+    }
+  }
+
+  // One operator of one group of Qwen1.5-MoE: all experts added, the basis found, all experts projected.
+  void factorization() {
+    const int64_t n = smoke_ ? 64 : 2048, m = smoke_ ? 48 : 1408, r = smoke_ ? 16 : 704, experts = smoke_ ? 2 : 15;
+    for (const Solver solver : {Solver::Gram, Solver::Svd}) {
+      const Tensor all = random(DType::BF16, {experts, m, n}, 1);
+      const Tensor b = empty(backend_, DType::BF16, {r, n}), a = empty(backend_, DType::BF16, {m, r});
+      SharedBasis::Options options;
+      options.shared_size = n;
+      options.solver = solver;
+      const auto start = Clock::now();
+      SharedBasis basis(backend_, options);
+      for (int64_t i = 0; i < experts; ++i) basis.add(all.slice(i));
+      basis.solve(b);
+      for (int64_t i = 0; i < experts; ++i) basis.project(all.slice(i), a);
+      backend_.synchronize();
+      const double ms = std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+      row(std::string("factorization ") + (solver == Solver::Gram ? "gram" : "svd"), "bf16", 0, ms, 0, 0);
+    }
+  }
+
+  Backend& backend_;
+  bool smoke_;
+  bool first_ = true;
+  std::mt19937 engine_{1};
+  std::string name_, library_;
+};
+
+}  // namespace
+
+int main(int count, char** words) {
+  Options options;
+  for (int i = 1; i < count; ++i) {
+    const std::string word = words[i];
+    if (word == "--smoke") {
+      options.smoke = true;
+    } else if (word == "--device" && i + 1 < count) {
+      options.device = words[++i];
+    } else {
+      std::fprintf(stderr, "usage: %s [--device cuda|cpu] [--smoke]\n", words[0]);
+      return 2;
+    }
+  }
+  try {
+    Device& device = open_device(options.device, 0, 0);
+    device.queue().run_inline([&] { Bench(device.backend(), options.smoke).run(); });
+    return 0;
+  } catch (const Error& error) {
+    std::fprintf(stderr, "%s: %s\n", code_name(error.code()), error.what());
+    return 1;
+  }
+}

@@ -1,0 +1,110 @@
+#include <algorithm>
+
+#include "core/error.h"
+#include "core/shared_basis.h"
+#include "native/tensors.h"
+
+// The steps of factorization, and factorization itself.
+namespace molae::test {
+namespace {
+
+MOLAE_TEST("factor: Gram matrices", Device) {
+  for (const DType dtype : kFloats) {
+    for (const auto& [p, q] : {std::pair{1, 1}, {33, 20}, {20, 33}, {600, 40}, {40, 1100}, {0, 4}}) {
+      for (const SharedSide side : {SharedSide::Input, SharedSide::Output}) {
+        const bool input = side == SharedSide::Input;
+        const int64_t n = input ? q : p;
+        Values w = random_values(context, p * q);
+        const Tensor tensor = make_tensor(context, dtype, {p, q}, w);
+        Values start = random_values(context, n * n);
+        const Tensor gram = make_tensor(context, DType::F64, {n, n}, start);
+        context.backend.accumulate_gram(tensor, side, gram);
+        context.backend.accumulate_gram(tensor, side, gram);
+        const Values product =
+            input ? reference_product(w, true, w, false, n, n, p) : reference_product(w, false, w, true, n, n, q);
+        const Values actual = read(context.backend, gram);
+        Values lower, wanted;
+        for (int64_t i = 0; i < n; ++i) {
+          for (int64_t j = 0; j <= i; ++j) {
+            lower.push_back(actual[i * n + j]);
+            wanted.push_back(start[i * n + j] + 2 * product[i * n + j]);
+          }
+        }
+        expect_close(lower, wanted, is_half(dtype) ? 2e-6 : 1e-12,
+                     std::string("gram ") + std::string(dtype_name(dtype)) + " " + shape_name({p, q}));
+      }
+    }
+  }
+}
+
+MOLAE_TEST("factor: squared residuals", Device) {
+  for (const DType dtype : kFloats) {
+    for (const DType factors : kFloats) {
+      for (const auto& [p, q, r] : {std::tuple{1, 1, 1}, {70, 50, 9}, {33, 200, 16}, {0, 3, 2}}) {
+        Values w = random_values(context, p * q), a = random_values(context, p * r, 0.5),
+               b = random_values(context, r * q, 0.5);
+        const Tensor tensor = make_tensor(context, dtype, {p, q}, w);
+        const Tensor left = make_tensor(context, factors, {p, r}, a), right = make_tensor(context, factors, {r, q}, b);
+        const Values product = reference_product(a, false, b, false, p, q, r);
+        double wanted = 0, size = 0;  // a difference is as exact as its terms are large
+        for (size_t i = 0; i < w.size(); ++i) {
+          wanted += (w[i] - product[i]) * (w[i] - product[i]);
+          size += w[i] * w[i] + product[i] * product[i];
+        }
+        const double actual = context.backend.squared_residual(tensor, left, right);
+        expect(std::abs(actual - wanted) <= (is_half(dtype) ? 1e-5 : 1e-12) * (wanted + 0.1 * size), "residual of ",
+               dtype_name(dtype), " by ", dtype_name(factors), ": ", actual, ", wanted ", wanted);
+      }
+    }
+  }
+}
+
+// Experts that share a space of `rank` dimensions exactly.
+std::vector<Tensor> planted_experts(Context& context, DType dtype, SharedSide side, int64_t m, int64_t n,
+                                    int64_t rank) {
+  const Values shared = random_values(context, rank * n);
+  std::vector<Tensor> experts;
+  for (int i = 0; i < 4; ++i) {
+    const Values own = random_values(context, m * rank);
+    Values w = side == SharedSide::Input ? reference_product(own, false, shared, false, m, n, rank)
+                                         : reference_product(shared, true, own, true, n, m, rank);
+    const Shape shape = side == SharedSide::Input ? Shape{m, n} : Shape{n, m};
+    experts.push_back(make_tensor(context, dtype, shape, w));
+  }
+  return experts;
+}
+
+MOLAE_TEST("factor: planted spaces are found", Device) {
+  for (const DType dtype : kFloats) {
+    for (const SharedSide side : {SharedSide::Input, SharedSide::Output}) {
+      for (const Solver solver : {Solver::Gram, Solver::Svd}) {
+        const int64_t m = 40, n = 90, rank = 13;
+        SharedBasis::Options options;
+        options.side = side;
+        options.shared_size = n;
+        options.solver = solver;
+        SharedBasis basis(context.backend, options);
+        const auto experts = planted_experts(context, dtype, side, m, n, rank);
+        for (const Tensor& expert : experts) basis.add(expert);
+        const bool input = side == SharedSide::Input;
+        const DType stored = is_half(dtype) ? DType::F32 : dtype;
+        const Tensor b = poisoned(context, stored, input ? Shape{rank, n} : Shape{n, rank});
+        const BasisReport report = basis.solve(b);
+        double residual = 0;
+        for (const Tensor& expert : experts) {
+          const Tensor a = poisoned(context, stored, input ? Shape{m, rank} : Shape{rank, m});
+          residual += basis.project(expert, a);
+        }
+        const double error = std::sqrt(residual / report.squared_norm);
+        const double wanted = dtype == DType::F64 ? 1e-10 : dtype == DType::F32 ? 1e-6 : 1e-2;
+        expect(error <= wanted, "error ", error, " of ", dtype_name(dtype), " is more than ", wanted);
+        expect(error <= report.optimal_relative_error + wanted, "error ", error, " against ",
+               report.optimal_relative_error);
+        if (dtype == DType::F64) expect_equal(report.joint_dimension, rank, "joint dimension");
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace molae::test

@@ -1,0 +1,138 @@
+#pragma once
+
+#include <cstring>
+#include <memory>
+#include <new>
+
+#include "cuda/config/tile_choice.h"
+#include "cuda/logic/combine.h"
+#include "cuda/logic/host_block.h"
+#include "cuda/logic/layer_chain.h"
+#include "cuda/logic/simt_math.h"
+#include "cuda/logic/sort.h"
+
+// The CUDA backend's kernels on the host: the same bodies, grids and arrays, one thread after the other. Only what
+// multiplies a tile differs where the GPU has tensor cores: SimtMath takes their place, with the same tile shapes,
+// stages and loads.
+namespace molae::test {
+
+// Exactly as large as asked for, so that a sanitizer sees every overrun, and full of NaN and -1, so that a read of what
+// was never written shows.
+class HostMemory {
+ public:
+  HostMemory() = default;
+  explicit HostMemory(size_t bytes) : data_(static_cast<char*>(::operator new(bytes, kAlignment)), Delete()) {
+    std::memset(data_.get(), 0xff, bytes);
+  }
+  template <class T = void>
+  T* as() const {
+    return reinterpret_cast<T*>(data_.get());
+  }
+
+ private:
+  static constexpr std::align_val_t kAlignment{256};
+  struct Delete {
+    void operator()(char* data) const { ::operator delete(data, kAlignment); }
+  };
+  std::unique_ptr<char, Delete> data_;
+};
+
+inline void sort_on_host(const cuda::RoutingPlan& plan) {
+  const auto chunks = static_cast<int>(cuda::ceil_div(plan.tokens, cuda::kSortTokens));
+  if (chunks == 0) return;
+  for (int c = 0; c < chunks; ++c) cuda::count_chunk(cuda::HostBlock(c, cuda::kSortThreads), plan);
+  const auto shared = std::make_unique<cuda::PlanShared>();
+  cuda::plan_rows(cuda::HostBlock(0, cuda::kScanThreads), plan, *shared);
+  for (int c = 0; c < chunks; ++c) cuda::scatter_chunk(cuda::HostBlock(c, cuda::kSortThreads), plan);
+}
+
+template <class Math>
+void gemm_on_host(bool dual, const cuda::GroupedGemm<typename Math::In>& args, int64_t row_tiles, int64_t max_cols) {
+  const auto shared = std::make_unique<cuda::GemmShared<Math>>();
+  for (int64_t x = 0; x < row_tiles; ++x) {
+    for (int64_t y = 0; y < cuda::ceil_div(max_cols, Math::kCols); ++y) {
+      const cuda::HostBlock block(static_cast<int>(x), Math::kThreads);
+      std::memset(static_cast<void*>(shared.get()), 0xff, sizeof *shared);
+      if (dual) {
+        cuda::grouped_gemm_tile<Math, true>(block, static_cast<int>(x), static_cast<int>(y), args, *shared);
+      } else {
+        cuda::grouped_gemm_tile<Math, false>(block, static_cast<int>(x), static_cast<int>(y), args, *shared);
+      }
+    }
+  }
+}
+
+// The shapes of kernels/grouped_gemm.cuh.
+template <class In>
+void gemm_on_host(cuda::GemmTile tile, bool dual, const cuda::GroupedGemm<In>& args, int64_t row_tiles,
+                  int64_t max_cols) {
+  using namespace cuda;
+  switch (tile) {
+    case GemmTile::Small:
+      return gemm_on_host<SimtMath<In, 16, 64, 64, 4, true>>(dual, args, row_tiles, max_cols);
+    case GemmTile::Medium:
+      return gemm_on_host<SimtMath<In, 64, 128, 32, 3, true>>(dual, args, row_tiles, max_cols);
+    case GemmTile::Large:
+      return gemm_on_host<SimtMath<In, 128, 128, 32, 3, true>>(dual, args, row_tiles, max_cols);
+    default:
+      return gemm_on_host<SimtMath<In, 64, 64, 16, 2, false>>(dual, args, row_tiles, max_cols);
+  }
+}
+
+// What LayerChain runs on.
+class HostRuntime {
+ public:
+  using Memory = HostMemory;
+
+  explicit HostRuntime(unsigned long long* error) : error_(error) {}
+
+  void begin() {}
+  Memory memory(size_t bytes) { return Memory(bytes); }
+  Memory upload(const void* data, size_t bytes) {
+    Memory to(bytes);
+    if (bytes > 0) std::memcpy(to.as(), data, bytes);
+    return to;
+  }
+  unsigned long long* error_record() { return error_; }
+
+  void sort_rows(const cuda::RoutingPlan& plan) { sort_on_host(plan); }
+  void convert(DType from_dtype, const void* from, DType to_dtype, void* to, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+      if (from_dtype == DType::F64) {
+        cuda::store_as(to_dtype, to, i, static_cast<const double*>(from)[i]);
+      } else {
+        cuda::store_as(to_dtype, to, i, cuda::load_as<float>(from_dtype, from, i));
+      }
+    }
+  }
+  template <class In>
+  void grouped_gemm(cuda::GemmTile tile, bool dual, const cuda::GroupedGemm<In>& args, int64_t row_tiles,
+                    int64_t max_cols) {
+    gemm_on_host(tile, dual, args, row_tiles, max_cols);
+  }
+  template <class In>
+  void combine_latent(const cuda::LatentCombine<In>& args, int64_t latent_rows) {
+    for (int64_t row = 0; row < latent_rows; ++row) {
+      cuda::combine_latent_row(cuda::HostBlock(static_cast<int>(row), cuda::kCombineThreads), args);
+    }
+  }
+  template <class In>
+  void combine_output(const cuda::OutputCombine<In>& args) {
+    const int64_t blocks = args.plan.tokens * cuda::ceil_div(args.hidden_size, cuda::kCombineThreads);
+    for (int64_t i = 0; i < blocks; ++i) {
+      cuda::combine_output(cuda::HostBlock(static_cast<int>(i), cuda::kCombineThreads), args);
+    }
+  }
+  template <class In>
+  void shared_expert_scale(const cuda::SharedScale<In>& args, int64_t tokens) {
+    cuda::ScaleShared<In> shared;
+    for (int64_t t = 0; t < tokens; ++t) {
+      cuda::shared_expert_scale(cuda::HostBlock(static_cast<int>(t), cuda::kScaleThreads), args, shared);
+    }
+  }
+
+ private:
+  unsigned long long* error_;
+};
+
+}  // namespace molae::test

@@ -1,0 +1,108 @@
+#include "core/error.h"
+#include "native/harness.h"
+#include "native/host_runtime.h"
+#include "native/layers.h"
+
+// The GPU's whole forward pass on the host: its chain of kernels, their indexing, bounds, buffering and epilogues,
+// against plain f64 loops. The tensors are the CPU backend's.
+namespace molae::test {
+namespace {
+
+std::unique_ptr<LayerForward> chain_of(const ExpertLayer& layer, unsigned long long* error) {
+  using namespace cuda;
+  const HostRuntime runtime(error);
+  switch (common_dtype(layer)) {
+    case DType::F64:
+      return std::make_unique<LayerChain<double, HostRuntime>>(runtime, layer);
+    case DType::BF16:
+      return std::make_unique<LayerChain<BF16, HostRuntime>>(runtime, layer);
+    case DType::F16:
+      return std::make_unique<LayerChain<F16, HostRuntime>>(runtime, layer);
+    default:
+      return std::make_unique<LayerChain<float, HostRuntime>>(runtime, layer);
+  }
+}
+
+void check(Context& context, const LayerOptions& options, const RandomRouting& routing, DType x_dtype) {
+  RandomLayer random = random_layer(context, options, routing.groups);
+  check_layer(random.layer, &context.backend);
+  Values x = random_values(context, routing.tokens * options.hidden_size);
+  const Tensor input = make_tensor(context, x_dtype, {routing.tokens, options.hidden_size}, x);
+  Values weights(routing.weights.begin(), routing.weights.end());
+  const Routing given{make_ints(context, {routing.tokens, routing.top_k}, routing.ids),
+                      make_tensor(context, DType::F32, {routing.tokens, routing.top_k}, weights)};
+  const Tensor y = poisoned(context, x_dtype, input.shape());
+  unsigned long long error = cuda::kNoError;
+  chain_of(random.layer, &error)->run(input, given, y, Cancellation());
+  expect_equal(error, cuda::kNoError, "error record");
+  const double relative = std::max(tolerance(cuda::common_dtype(random.layer)), tolerance(x_dtype));
+  expect_close(read(context.backend, y), reference_forward(random, x, routing), relative, "y");
+}
+
+std::vector<DType> random_dtypes(Context& context) {
+  switch (context.integer(0, 5)) {
+    case 0:
+      return {DType::F64};
+    case 1:
+      return {DType::F32};
+    case 2:
+      return {DType::F16};
+    case 3:
+      return {DType::F32, DType::F16, DType::BF16};
+    default:
+      return {DType::BF16};
+  }
+}
+
+LayerOptions random_options(Context& context, int64_t experts) {
+  LayerOptions options{};
+  // Multiples of 8 go through 16-byte loads, others through the element by element ones.
+  const int64_t unit = context.chance(0.5) ? 8 : 1;
+  options.hidden_size = unit * context.integer(1, 200 / unit);
+  options.intermediate_size = unit * context.integer(1, 150 / unit);
+  options.experts = experts;
+  options.dtypes = random_dtypes(context);
+  for (bool& latent : options.latent) latent = context.chance(0.7);
+  options.shared_basis = options.latent[0] && options.latent[1] && context.chance(0.3);
+  options.shared_size = context.chance(0.4) ? unit * context.integer(1, 100 / unit) : 0;
+  options.shared_gate = context.chance(0.5);
+  options.activation = static_cast<Activation>(context.integer(0, 3));
+  return options;
+}
+
+MOLAE_TEST("logic: forward of random layers", Logic) {
+  for (int round = 0; round < 60; ++round) {
+    const RandomRouting routing = random_routing(context, 40, 12);
+    const LayerOptions options = random_options(context, routing.experts);
+    const DType x_dtype = options.dtypes[0] == DType::F64 ? DType::F64 : kFloats[context.integer(0, 3)];
+    check(context, options, routing, x_dtype);
+  }
+}
+
+MOLAE_TEST("logic: forward with medium and large tiles", Logic) {
+  for (const int64_t tokens : {150, 300}) {  // rows an expert: 75 and 150
+    const RandomRouting routing = random_routing(context, tokens, 4, 2);
+    LayerOptions options = random_options(context, 4);
+    options.dtypes = {context.chance(0.5) ? DType::BF16 : DType::F16};
+    options.hidden_size = 72;
+    options.intermediate_size = 40;
+    check(context, options, routing, options.dtypes[0]);
+  }
+}
+
+// -0 where there is nothing to add would be wrong, and NaN from an unused array worse.
+MOLAE_TEST("logic: forward of tokens without experts is zero", Logic) {
+  RandomRouting routing = random_routing(context, 5, 3, 1);
+  LayerOptions options = random_options(context, 3);
+  options.shared_size = 0;
+  const RandomLayer random = random_layer(context, options, routing.groups);
+  const Tensor x = poisoned(context, DType::F32, {5, options.hidden_size});
+  const Routing none{make_ints(context, {5, 0}, {}), empty(context.backend, DType::F32, {5, 0})};
+  const Tensor y = poisoned(context, DType::F32, x.shape());
+  unsigned long long error = cuda::kNoError;
+  chain_of(random.layer, &error)->run(x, none, y, Cancellation());
+  for (const double value : read(context.backend, y)) expect_equal(value, 0.0, "y");
+}
+
+}  // namespace
+}  // namespace molae::test

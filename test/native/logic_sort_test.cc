@@ -1,0 +1,171 @@
+#include <map>
+
+#include "core/error.h"
+#include "native/harness.h"
+#include "native/host_runtime.h"
+#include "native/routings.h"
+
+// The GPU's sort against SortedRouting, on the host.
+namespace molae::test {
+namespace {
+
+using cuda::RoutingPlan;
+using cuda::RowTile;
+
+// A plan with arrays of exactly the sizes that the layer gives it.
+struct Sorted {
+  Sorted(const RandomRouting& routing, int32_t tile_rows) {
+    const int64_t pairs = routing.tokens * routing.top_k;
+    const auto groups = static_cast<int64_t>(routing.groups.size());
+    const int64_t chunks = cuda::ceil_div(routing.tokens, cuda::kSortTokens);
+    latent_bound = cuda::latent_row_bound(routing.tokens, routing.top_k, groups);
+    plan.ids = routing.ids.data();
+    plan.group_of = routing.group_of.data();
+    plan.tokens = static_cast<int32_t>(routing.tokens);
+    plan.top_k = static_cast<int32_t>(routing.top_k);
+    plan.experts = static_cast<int32_t>(routing.experts);
+    plan.groups = static_cast<int32_t>(groups);
+    plan.tile_rows = tile_rows;
+    plan.chunk_experts = ints(chunks * routing.experts);
+    plan.chunk_groups = ints(chunks * groups);
+    plan.expert_begin = ints(routing.experts + 1);
+    plan.group_begin = ints(groups + 1);
+    plan.row_token = ints(pairs);
+    plan.row_latent = ints(pairs);
+    plan.row_of_slot = ints(pairs);
+    plan.slot_group = ints(pairs);
+    plan.slot_latent = ints(pairs);
+    plan.latent_token = ints(latent_bound);
+    plan.expert_tile_capacity = static_cast<int32_t>(cuda::tile_bound(pairs, routing.experts, tile_rows));
+    plan.group_tile_capacity = static_cast<int32_t>(cuda::tile_bound(latent_bound, groups, tile_rows));
+    plan.token_tile_capacity = static_cast<int32_t>(cuda::ceil_div(routing.tokens, tile_rows));
+    plan.expert_tiles = tiles(plan.expert_tile_capacity);
+    plan.group_tiles = tiles(plan.group_tile_capacity);
+    plan.token_tiles = tiles(plan.token_tile_capacity);
+    plan.error = &error;
+    sort_on_host(plan);
+  }
+
+  int32_t* ints(int64_t count) { return memory.emplace_back(count * sizeof(int32_t)).as<int32_t>(); }
+  RowTile* tiles(int64_t count) { return memory.emplace_back(count * sizeof(RowTile)).as<RowTile>(); }
+
+  RoutingPlan plan{};
+  int64_t latent_bound = 0;
+  unsigned long long error = cuda::kNoError;
+  std::vector<HostMemory> memory;
+};
+
+// Every row of every problem is in one tile, and no tile is larger than it may be.
+void check_tiles(const RowTile* tiles, int32_t capacity, const int32_t* begin, int32_t problems, int32_t tile_rows) {
+  std::map<int32_t, int32_t> covered;  // problem -> row up to which it is covered
+  bool ended = false;
+  for (int32_t i = 0; i < capacity; ++i) {
+    const RowTile& tile = tiles[i];
+    if (tile.problem < 0) {
+      ended = true;
+      continue;
+    }
+    expect(!ended, "a tile follows an empty one");
+    expect(tile.problem < problems, "tile of problem ", tile.problem);
+    const auto [found, fresh] = covered.try_emplace(tile.problem, begin[tile.problem]);
+    expect_equal(tile.begin, found->second, "first row of a tile");
+    expect(tile.end > tile.begin && tile.end - tile.begin <= tile_rows, "a tile of ", tile.end - tile.begin, " rows");
+    found->second = tile.end;
+  }
+  for (int32_t p = 0; p < problems; ++p) {
+    const int32_t up_to = covered.count(p) ? covered[p] : begin[p];
+    expect_equal(up_to, begin[p + 1], "rows covered of problem ", p);
+  }
+}
+
+void compare(const Sorted& sorted, const RandomRouting& routing) {
+  const RoutingPlan& plan = sorted.plan;
+  SortedRouting wanted;
+  wanted.sort(routing.ids, routing.tokens, routing.top_k, routing.group_of, plan.groups);
+  if (routing.tokens == 0) return;
+  for (int32_t i = 0; i <= plan.experts; ++i) {
+    expect_equal(plan.expert_begin[i], wanted.expert_begin[i], "expert_begin ", i);
+  }
+  for (int32_t g = 0; g <= plan.groups; ++g)
+    expect_equal(plan.group_begin[g], wanted.group_begin[g], "group_begin ", g);
+  const int64_t latent_rows = wanted.group_begin[plan.groups];
+  expect(latent_rows <= sorted.latent_bound, "more latent rows than the bound");
+  for (int64_t l = 0; l < latent_rows; ++l)
+    expect_equal(plan.latent_token[l], wanted.latent_token[l], "latent_token ", l);
+  for (int64_t slot = 0; slot < routing.tokens * routing.top_k; ++slot) {
+    const int64_t row = wanted.row_of_slot[slot];
+    const int32_t group = routing.group_of[routing.ids[slot]];
+    expect_equal(plan.row_of_slot[slot], row, "row_of_slot ", slot);
+    expect_equal(plan.row_token[row], wanted.row_token[row], "row_token ", row);
+    expect_equal(plan.row_latent[row], wanted.row_latent[row] + wanted.group_begin[group], "row_latent ", row);
+    expect_equal(plan.slot_latent[slot], plan.row_latent[row], "slot_latent ", slot);
+  }
+  check_tiles(plan.expert_tiles, plan.expert_tile_capacity, plan.expert_begin, plan.experts, plan.tile_rows);
+  check_tiles(plan.group_tiles, plan.group_tile_capacity, plan.group_begin, plan.groups, plan.tile_rows);
+  const int32_t tokens[] = {0, plan.tokens};
+  check_tiles(plan.token_tiles, plan.token_tile_capacity, tokens, 1, plan.tile_rows);
+  expect_equal(sorted.error, cuda::kNoError, "error record");
+}
+
+MOLAE_TEST("logic: sort of random routings", Logic) {
+  for (int round = 0; round < 1500; ++round) {
+    const RandomRouting routing = random_routing(context);
+    const int32_t tile_rows[] = {16, 64, 128};
+    compare(Sorted(routing, tile_rows[context.integer(0, 2)]), routing);
+  }
+}
+
+MOLAE_TEST("logic: sort of large routings", Logic) {
+  for (const auto& [tokens, experts, top_k] :
+       {std::tuple{3000, 256, 8}, std::tuple{1000, 2048, 12}, std::tuple{4096, 1, 1}, std::tuple{2000, 600, 2}}) {
+    const RandomRouting routing = random_routing(context, tokens, experts, top_k);
+    compare(Sorted(routing, 128), routing);
+  }
+}
+
+MOLAE_TEST("logic: sort reports the first bad id", Logic) {
+  for (int round = 0; round < 300; ++round) {
+    RandomRouting routing = random_routing(context, context.integer(1, 150), context.integer(3, 20), 3);
+    const int64_t first = context.integer(0, routing.tokens - 1);
+    const int64_t second = context.integer(first, routing.tokens - 1);
+    const bool twice = context.chance(0.5);
+    const int32_t bad = context.chance(0.5) ? -7 : static_cast<int32_t>(routing.experts);
+    routing.ids[second * 3] = -1;
+    routing.ids[first * 3 + 2] = twice ? routing.ids[first * 3 + 1] : bad;
+    const Sorted sorted(routing, 16);
+    const cuda::DecodedError error = cuda::decode_error(sorted.error);
+    expect_equal(error.token, first, "token of the error");
+    if (first != second) {
+      expect(error.kind == (twice ? cuda::InputError::ExpertTwice : cuda::InputError::ExpertOutOfRange), "kind");
+      expect_equal(error.expert, routing.ids[first * 3 + 2], "expert of the error");
+    }
+    // What is valid still has its row.
+    int32_t rows = 0;
+    for (size_t slot = 0; slot < routing.ids.size(); ++slot) {
+      const bool valid = routing.ids[slot] >= 0 && routing.ids[slot] < routing.experts;
+      const int32_t row = sorted.plan.row_of_slot[slot];
+      expect_equal(row >= 0, valid, "row of slot ", slot);
+      if (!valid) continue;
+      ++rows;
+      expect_equal(sorted.plan.row_token[row], static_cast<int32_t>(slot / 3), "token of slot ", slot);
+    }
+    expect_equal(sorted.plan.expert_begin[routing.experts], rows, "rows");
+  }
+}
+
+MOLAE_TEST("logic: error records keep token, kind and expert", Logic) {
+  for (const int32_t expert : {0, 1, -1, 12345, -12345, (1 << 30) - 1, -(1 << 30)}) {
+    for (const int64_t token : {int64_t{0}, int64_t{7}, int64_t{1} << 30}) {
+      for (const auto kind :
+           {cuda::InputError::ExpertOutOfRange, cuda::InputError::ExpertTwice, cuda::InputError::LogitsNotFinite}) {
+        const cuda::DecodedError error = cuda::decode_error(cuda::error_record(kind, token, expert));
+        expect_equal(error.token, token, "token");
+        expect(error.kind == kind, "kind");
+        expect_equal(error.expert, expert, "expert");
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace molae::test

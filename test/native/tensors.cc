@@ -1,0 +1,146 @@
+#include "native/tensors.h"
+
+#include <cstring>
+#include <limits>
+
+#include "core/half.h"
+
+namespace molae::test {
+namespace {
+
+std::vector<uint8_t> encode(DType dtype, Values& values) {
+  std::vector<uint8_t> bytes(values.size() * item_size(dtype));
+  for (size_t i = 0; i < values.size(); ++i) {
+    const auto put = [&](auto stored) { std::memcpy(bytes.data() + i * sizeof stored, &stored, sizeof stored); };
+    const auto narrow = static_cast<float>(values[i]);
+    switch (dtype) {
+      case DType::F64:
+        put(values[i]);
+        break;
+      case DType::F32:
+        put(narrow);
+        values[i] = narrow;
+        break;
+      case DType::F16:
+        put(f32_to_f16(narrow));
+        values[i] = f16_to_f32(f32_to_f16(narrow));
+        break;
+      case DType::BF16:
+        put(f32_to_bf16(narrow));
+        values[i] = bf16_to_f32(f32_to_bf16(narrow));
+        break;
+      case DType::I32:
+        put(static_cast<int32_t>(values[i]));
+        break;
+    }
+  }
+  return bytes;
+}
+
+double decode(DType dtype, const uint8_t* at) {
+  const auto get = [&](auto value) {
+    std::memcpy(&value, at, sizeof value);
+    return value;
+  };
+  switch (dtype) {
+    case DType::F64:
+      return get(double{});
+    case DType::F32:
+      return get(float{});
+    case DType::F16:
+      return f16_to_f32(get(uint16_t{}));
+    case DType::BF16:
+      return bf16_to_f32(get(uint16_t{}));
+    default:
+      return get(int32_t{});
+  }
+}
+
+}  // namespace
+
+Values random_values(Context& context, size_t count, double scale) {
+  Values values(count);
+  for (double& value : values) value = scale * context.normal();
+  return values;
+}
+
+Tensor make_tensor(Context& context, DType dtype, const Shape& shape, Values& values) {
+  Tensor tensor = empty(context.backend, dtype, shape);
+  const auto bytes = encode(dtype, values);
+  context.backend.upload(bytes.data(), tensor);
+  return tensor;
+}
+
+Tensor make_ints(Context& context, const Shape& shape, const std::vector<int32_t>& values) {
+  Tensor tensor = empty(context.backend, DType::I32, shape);
+  context.backend.upload(values.data(), tensor);
+  return tensor;
+}
+
+Tensor poisoned(Context& context, DType dtype, const Shape& shape) {
+  Values values(element_count(shape), dtype == DType::I32 ? -1e9 : std::numeric_limits<double>::quiet_NaN());
+  return make_tensor(context, dtype, shape, values);
+}
+
+Values read(Backend& backend, const Tensor& tensor) {
+  std::vector<uint8_t> bytes(tensor.bytes());
+  backend.download(tensor, bytes.data());
+  Values values(tensor.elements());
+  for (size_t i = 0; i < values.size(); ++i) {
+    values[i] = decode(tensor.dtype(), bytes.data() + i * item_size(tensor.dtype()));
+  }
+  return values;
+}
+
+std::vector<int32_t> read_ints(Backend& backend, const Tensor& tensor) {
+  std::vector<int32_t> values(tensor.elements());
+  backend.download(tensor, values.data());
+  return values;
+}
+
+RouterSpec plain_spec(int64_t top_k, bool renormalize) {
+  RouterSpec spec;
+  spec.top_k = top_k;
+  spec.renormalize = renormalize;
+  return spec;
+}
+
+double tolerance(DType dtype) {
+  switch (dtype) {
+    case DType::F64:
+      return 1e-12;
+    case DType::F32:
+      return 1e-5;
+    default:
+      return 1e-2;
+  }
+}
+
+void expect_close(const Values& actual, const Values& wanted, double relative, const std::string& what) {
+  expect_equal(actual.size(), wanted.size(), what, ": elements");
+  double difference = 0, norm = 0;
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    expect(std::isfinite(actual[i]), what, ": element ", i, " is ", actual[i], ", wanted ", wanted[i]);
+    difference += (actual[i] - wanted[i]) * (actual[i] - wanted[i]);
+    norm += wanted[i] * wanted[i];
+  }
+  const double error = norm > 0 ? std::sqrt(difference / norm) : std::sqrt(difference);
+  expect(error <= relative, what, ": relative error ", error, " is more than ", relative);
+}
+
+Values reference_product(const Values& a, bool transpose_a, const Values& b, bool transpose_b, int64_t m, int64_t n,
+                         int64_t k) {
+  Values c(m * n);
+  for (int64_t i = 0; i < m; ++i) {
+    for (int64_t j = 0; j < n; ++j) {
+      double sum = 0;
+      for (int64_t l = 0; l < k; ++l) {
+        sum += (transpose_a ? a[l * m + i] : a[i * k + l]) * (transpose_b ? b[j * k + l] : b[l * n + j]);
+      }
+      c[i * n + j] = sum;
+    }
+  }
+  return c;
+}
+
+}  // namespace molae::test

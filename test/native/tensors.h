@@ -1,0 +1,38 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "core/backend.h"
+#include "native/harness.h"
+
+// Random tensors, and their values in f64 on the host.
+namespace molae::test {
+
+using Values = std::vector<double>;
+
+inline constexpr DType kFloats[] = {DType::F32, DType::F64, DType::F16, DType::BF16};
+
+Values random_values(Context& context, size_t count, double scale = 1);
+
+// The values as the dtype stores them go back into `values`, so that references see what the device sees.
+Tensor make_tensor(Context& context, DType dtype, const Shape& shape, Values& values);
+Tensor make_ints(Context& context, const Shape& shape, const std::vector<int32_t>& values);
+// Every element NaN (ints: a large negative number): what is not written shows.
+Tensor poisoned(Context& context, DType dtype, const Shape& shape);
+
+Values read(Backend& backend, const Tensor& tensor);
+std::vector<int32_t> read_ints(Backend& backend, const Tensor& tensor);
+
+// Softmax and top-k.
+RouterSpec plain_spec(int64_t top_k, bool renormalize);
+
+// The tolerances of one operation in one dtype: norm-wise relative error.
+double tolerance(DType dtype);
+void expect_close(const Values& actual, const Values& wanted, double relative, const std::string& what);
+
+// C = op(a) op(b) in f64; a [m, k] and b [k, n] after their transpositions.
+Values reference_product(const Values& a, bool transpose_a, const Values& b, bool transpose_b, int64_t m, int64_t n,
+                         int64_t k);
+
+}  // namespace molae::test
