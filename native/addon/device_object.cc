@@ -264,11 +264,6 @@ Napi::Value DeviceObject::route(const Napi::CallbackInfo& info) {
     const RouterSpec spec = to_router_spec(args.object(1, "spec"));
     const Routing routing{args.tensor(2, "ids"), args.tensor(3, "weights")};
     check_route(logits, spec, routing, &device.backend());
-    // The other backends read the plain fields only: better refused than silently wrong.
-    if (!spec.plain() && device.backend().info().kind != "cpu") {
-      fail(ErrorCode::InvalidArgument, "A device of kind ", device.backend().info().kind,
-           " routes by softmax and top-k only: route on the CPU and copy ids and weights");
-    }
     return submit(info.Env(), device,
                   [&device, logits, spec, routing] { device.backend().route(logits, spec, routing); });
   });

@@ -34,8 +34,8 @@ struct RotarySpec {
   float magnitude = 1;  // of cosine and sine (YaRN)
 };
 
-// Columns of heads: `width` elements from `from_offset` of each head on go to `to_offset` of the same head. With one head
-// in `from`, all heads get that one.
+// Columns of heads: `width` elements from `from_offset` of each head on go to `to_offset` of the same head. With one
+// head in `from`, all heads get that one.
 struct HeadColumns {
   int64_t heads = 1;  // of to
   int64_t from_heads = 1;

@@ -43,9 +43,6 @@ struct RouterSpec {
   float jitter = 0;
   // f32 [N], or none: added to the scores wherever they are compared, not to those that become weights.
   Tensor correction_bias;
-
-  // Softmax, top-k, renormalization: what there was before the other fields.
-  bool plain() const { return scoring == Scoring::Softmax && scaling == 1 && num_groups == 0 && !correction_bias; }
 };
 
 // Throws InvalidArgument, ShapeMismatch or DTypeMismatch for fields that make no sense with this number of experts.
