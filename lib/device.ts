@@ -78,6 +78,14 @@ export class Device {
     await awaitNative(() => this.native.synchronize());
   }
 
+  /**
+   * Milliseconds on the device's own clock (a GPU's: CUDA events), once everything queued before is done. The difference
+   * of two tells how long what was queued between them took, without the way from and to JavaScript.
+   */
+  async timestamp(): Promise<number> {
+    return awaitNative(() => this.native.timestamp());
+  }
+
   memoryUsage(): MemoryUsage {
     return callNative(() => this.native.memoryUsage());
   }

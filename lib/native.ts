@@ -161,6 +161,7 @@ export interface NativeDevice {
     weights: NativeTensor,
   ): Promise<void>;
   findNonFinite(tensor: NativeTensor): Promise<number>;
+  timestamp(): Promise<number>;
   synchronize(): Promise<void>;
   gatherRows(table: NativeTensor, ids: NativeTensor, out: NativeTensor): Promise<void>;
   linear(

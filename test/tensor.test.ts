@@ -199,6 +199,19 @@ describe('lifetimes', () => {
   });
 });
 
+test('two timestamps enclose the work queued between them, and no more than the time that passed', async () => {
+  const a = device.tensor('f32', new Float32Array(600 * 600).fill(0.5), [600, 600]);
+  const started = performance.now();
+  const [before, , , after] = await Promise.all([
+    device.timestamp(),
+    gemm(a, a),
+    gemm(a, a),
+    device.timestamp(),
+  ]);
+  expect(after - before).toBeGreaterThan(0);
+  expect(after - before).toBeLessThanOrEqual(performance.now() - started + 1);
+});
+
 describe('bad input', () => {
   test.each<[string, () => unknown, string, RegExp]>([
     [

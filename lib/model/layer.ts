@@ -1,3 +1,4 @@
+import { MolaeError } from '../errors.ts';
 import type { Experts } from '../experts.ts';
 import { MoeBlock } from '../moe-block.ts';
 import type { Routing } from '../routing.ts';
@@ -46,10 +47,21 @@ export class DecoderLayer {
     operations.rmsNorm(x, this.weights.feedForwardNorm, spec.rmsNormEps, out);
   }
 
-  /** The routing of normalized inputs h [T, n]; that of a dense layer sends every token to its one expert. */
+  /**
+   * The routing of normalized inputs h [T, n]; that of a dense layer sends every token to its one expert.
+   *
+   * @throws MolaeError `NON_FINITE` naming the layer: routers are where broken activations show first.
+   */
   async route(h: Tensor): Promise<Routing> {
     const { feedForward } = this.weights;
-    if (feedForward instanceof MoeBlock) return feedForward.route(h);
+    if (feedForward instanceof MoeBlock) {
+      try {
+        return await feedForward.route(h);
+      } catch (error) {
+        if (!(error instanceof MolaeError) || error.code !== 'NON_FINITE') throw error;
+        throw new MolaeError('NON_FINITE', `Layer ${this.index}: ${error.message}`, { cause: error });
+      }
+    }
     const tokens = h.shape[0] as number;
     return {
       ids: h.device.tensor('i32', new Int32Array(tokens), [tokens, 1]),

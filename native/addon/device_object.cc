@@ -102,6 +102,7 @@ Napi::Function DeviceObject::define(Napi::Env env) {
                       InstanceMethod<&DeviceObject::eigh>("eigh"),
                       InstanceMethod<&DeviceObject::route>("route"),
                       InstanceMethod<&DeviceObject::find_non_finite>("findNonFinite"),
+                      InstanceMethod<&DeviceObject::timestamp>("timestamp"),
                       InstanceMethod<&DeviceObject::synchronize>("synchronize"),
                       InstanceMethod<&DeviceObject::prepare_layer>("prepareLayer"),
                       InstanceMethod<&DeviceObject::shared_basis>("sharedBasis"),
@@ -279,6 +280,18 @@ Napi::Value DeviceObject::find_non_finite(const Napi::CallbackInfo& info) {
     work->run = [&device, tensor, found] { *found = device.backend().find_non_finite(tensor); };
     return Module::of(info.Env()).submit(info.Env(), device, work, [found](Napi::Env env) {
       return Napi::Number::New(env, static_cast<double>(*found));
+    });
+  });
+}
+
+Napi::Value DeviceObject::timestamp(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    Device& device = alive();
+    auto milliseconds = std::make_shared<double>(0);
+    auto work = std::make_shared<Work>();
+    work->run = [&device, milliseconds] { *milliseconds = device.backend().timestamp(); };
+    return Module::of(info.Env()).submit(info.Env(), device, work, [milliseconds](Napi::Env env) {
+      return Napi::Number::New(env, *milliseconds);
     });
   });
 }

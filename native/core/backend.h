@@ -60,7 +60,9 @@ class Backend {
 
   virtual DeviceInfo info() const = 0;
   virtual MemoryUsage memory_usage() const = 0;
-  virtual void trim() = 0;       // gives the workspaces back
+  virtual void trim() = 0;  // gives the workspaces back
+  // Milliseconds on the device's own clock, from an arbitrary start, once everything before is done.
+  virtual double timestamp() = 0;
   virtual void synchronize() {}  // waits for what was queued, and throws what only then shows (devices of their own)
 
   // Memory. May be called from any thread, unlike everything else. Throws OutOfMemory.

@@ -50,6 +50,9 @@ class GuardedBackend final : public Backend {
   void trim() override {
     call([&] { inner_->trim(); });
   }
+  double timestamp() override {
+    return result<double>([&] { return inner_->timestamp(); });
+  }
   void synchronize() override {
     call([&] { inner_->synchronize(); });
   }

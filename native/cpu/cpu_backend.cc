@@ -1,6 +1,7 @@
 #include "cpu/cpu_backend.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 
 #include "cpu/blas.h"
@@ -44,6 +45,10 @@ class CpuBackend final : public Backend {
   void trim() override { workspace_.release(); }
 
   std::shared_ptr<Buffer> allocate(size_t bytes) override { return allocate_host_buffer(this, account_, bytes); }
+  double timestamp() override {
+    const auto now = std::chrono::steady_clock::now().time_since_epoch();
+    return std::chrono::duration<double, std::milli>(now).count();
+  }
   bool host_memory() const override { return true; }
   void upload(const void* host, const Tensor& to) override { copy_bytes(to.data(), host, to.bytes()); }
   void download(const Tensor& from, void* host) override { copy_bytes(host, from.data(), from.bytes()); }

@@ -1,8 +1,9 @@
-import { mkdtemp, rm } from 'node:fs/promises';
+import { cp, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, describe, expect, test } from 'vitest';
+import { openCheckpoint } from '../../lib/checkpoint/checkpoint.ts';
 import { convertCheckpoint } from '../../lib/checkpoint/conversion/convert.ts';
 import { SafetensorsFile } from '../../lib/checkpoint/safetensors/reader.ts';
 import { openDevice } from '../../lib/device.ts';
@@ -195,6 +196,25 @@ describe('sampling', () => {
     for (const options of [{ temperature: -1 }, { topP: 0 }, { topP: 1.1 }, { seed: 0.5 }]) {
       expect(() => new Sampler(options)).toThrow(expect.objectContaining({ code: 'INVALID_ARGUMENT' }));
     }
+  });
+});
+
+test('activations that break name the layer whose router saw them', async () => {
+  const broken = join(folder, 'broken');
+  await cp(source, broken, { recursive: true });
+  const checkpoint = await openCheckpoint(broken);
+  const name = 'model.layers.2.self_attn.o_proj.weight';
+  const { shard } = checkpoint.shards.tensor(name);
+  await checkpoint.close();
+  const file = await readFile(join(broken, shard));
+  const headerBytes = Number(file.readBigUInt64LE(0));
+  const header = JSON.parse(file.subarray(8, 8 + headerBytes).toString());
+  file.writeUInt16LE(0x7fc0, 8 + headerBytes + header[name].data_offsets[0]);
+  await writeFile(join(broken, shard), file);
+  await using model = await Model.open(broken, { device });
+  await expect(perplexity(model, ids)).rejects.toMatchObject({
+    code: 'NON_FINITE',
+    message: expect.stringContaining('Layer 2: The router logits of token'),
   });
 });
 

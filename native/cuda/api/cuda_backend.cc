@@ -37,6 +37,7 @@ class CudaBackend final : public Backend {
   DeviceInfo info() const override { return info_; }
   MemoryUsage memory_usage() const override { return gpu_.pool()->usage(); }
   void trim() override { gpu_.pool()->trim(); }
+  double timestamp() override { return active().timestamp(); }
   void synchronize() override { active().synchronize(); }
 
   std::shared_ptr<Buffer> allocate(size_t bytes) override { return allocate_device_buffer(owner_, gpu_.pool(), bytes); }

@@ -52,6 +52,9 @@ Gpu::Gpu(int index) : index_(index), pool_(std::make_shared<MemoryPool>(index, m
   error_record_ = static_cast<unsigned long long*>(record);
   check(cudaMemsetAsync(error_record_, 0xff, sizeof *error_record_, stream_), "clearing GPU memory");
   check(kernels::prepare_grouped_gemm(), "preparing the kernels");
+  check(cudaEventCreate(&opened_), "creating an event");
+  check(cudaEventCreate(&now_), "creating an event");
+  check(cudaEventRecord(opened_, stream_), "recording an event");
 }
 
 Gpu::~Gpu() {
@@ -60,6 +63,9 @@ Gpu::~Gpu() {
   if (cusolver_.params) Cusolver::instance().cusolverDnDestroyParams(cusolver_.params);
   if (cusolver_.handle) Cusolver::instance().cusolverDnDestroy(cusolver_.handle);
   staging_.reset();
+  for (cudaEvent_t event : {opened_, now_}) {
+    if (event) cudaEventDestroy(event);
+  }
   cudaFree(error_record_);
   if (stream_) cudaStreamDestroy(stream_);
 }
@@ -90,6 +96,14 @@ Gpu::Solver Gpu::cusolver() {
   }
   check(library.cusolverDnCreateParams(&cusolver_.params), "opening cuSOLVER");
   return cusolver_;
+}
+
+double Gpu::timestamp() {
+  float milliseconds = 0;
+  check(cudaEventRecord(now_, stream_), "recording an event");
+  check(cudaEventSynchronize(now_), "waiting for the GPU");
+  check(cudaEventElapsedTime(&milliseconds, opened_, now_), "reading the GPU's clock");
+  return milliseconds;
 }
 
 void Gpu::synchronize() {

@@ -44,6 +44,9 @@ class Gpu {
   // Waits for the stream; throws what kernels found wrong since the last time.
   void synchronize();
 
+  // Milliseconds between the opening of the GPU and the end of what its stream has been given, by its own clock.
+  double timestamp();
+
   // Copies a small value from the GPU, waiting for it.
   template <class T>
   T read(const T* device) {
@@ -60,6 +63,8 @@ class Gpu {
   cublasHandle_t cublas_ = nullptr;
   Solver cusolver_{};
   unsigned long long* error_record_ = nullptr;
+  cudaEvent_t opened_ = nullptr;
+  cudaEvent_t now_ = nullptr;
 };
 
 }  // namespace molae::cuda
