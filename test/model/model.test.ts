@@ -68,6 +68,19 @@ describe('a converted model', () => {
   });
 });
 
+test('the perplexity of a text does not depend on which windows go through the model together', async () => {
+  const window = 64;
+  const together = await perplexity(model, ids, { window });
+  let [loss, tokens] = [0, 0];
+  for (const alone of cutWindows(ids, window)) {
+    const one = await perplexity(model, alone, { window });
+    loss += Math.log(one.perplexity) * one.tokens;
+    tokens += one.tokens;
+  }
+  expect(tokens).toBe(together.tokens);
+  expect(Math.exp(loss / tokens) / together.perplexity).toBeCloseTo(1, 6);
+});
+
 describe('calibration', () => {
   test('delivers the inputs that PyTorch saw at every MoE layer, and the routing of them', async () => {
     const bytes = await golden.read('input_ids');
