@@ -40,7 +40,7 @@ What to try next:
   node dist/cli/main.js inspect ${out}
   node dist/cli/main.js plan ${model} --group-size 4 --latent-size 96    # where it gets worse
   node dist/cli/main.js convert --help
-and with a model of your own: a Qwen2-MoE or Qwen3-MoE folder from Hugging Face.`);
+and with a model of your own, a folder from Hugging Face: docs/checkpoints.md lists the families.`);
 
 function hasAddon() {
   const prebuilds = join(root, 'prebuilds', `${process.platform}-${process.arch}`);
