@@ -65,12 +65,6 @@ std::vector<Sequence> to_sequences(Napi::Array array) {
   return sequences;
 }
 
-Napi::Value submit(Napi::Env env, Device& device, std::function<void()> run) {
-  auto work = std::make_shared<Work>();
-  work->run = std::move(run);
-  return Module::of(env).submit(env, device, work, [](Napi::Env e) { return e.Undefined(); });
-}
-
 }  // namespace
 
 Napi::Value gather_rows(const Napi::CallbackInfo& info, Device& device) {
@@ -80,7 +74,9 @@ Napi::Value gather_rows(const Napi::CallbackInfo& info, Device& device) {
   const Tensor ids = args.tensor(1, "ids");
   const Tensor out = args.tensor(2, "out");
   check_gather_rows(table, ids, out, &device.backend());
-  return submit(info.Env(), device, [&decoder, table, ids, out] { decoder.gather_rows(table, ids, out); });
+  return Module::of(info.Env()).submit(info.Env(), device, [&decoder, table, ids, out] {
+    decoder.gather_rows(table, ids, out);
+  });
 }
 
 Napi::Value linear(const Napi::CallbackInfo& info, Device& device) {
@@ -91,7 +87,9 @@ Napi::Value linear(const Napi::CallbackInfo& info, Device& device) {
   const Tensor bias = info[2].IsUndefined() ? Tensor() : args.tensor(2, "bias");
   const Tensor out = args.tensor(3, "out");
   check_linear(x, weight, bias, out, &device.backend());
-  return submit(info.Env(), device, [&decoder, x, weight, bias, out] { decoder.linear(x, weight, bias, out); });
+  return Module::of(info.Env()).submit(info.Env(), device, [&decoder, x, weight, bias, out] {
+    decoder.linear(x, weight, bias, out);
+  });
 }
 
 Napi::Value rms_norm(const Napi::CallbackInfo& info, Device& device) {
@@ -102,7 +100,9 @@ Napi::Value rms_norm(const Napi::CallbackInfo& info, Device& device) {
   const auto eps = static_cast<float>(args.number(2, "eps"));
   const Tensor out = args.tensor(3, "out");
   check_rms_norm(x, weight, out, &device.backend());
-  return submit(info.Env(), device, [&decoder, x, weight, eps, out] { decoder.rms_norm(x, weight, eps, out); });
+  return Module::of(info.Env()).submit(info.Env(), device, [&decoder, x, weight, eps, out] {
+    decoder.rms_norm(x, weight, eps, out);
+  });
 }
 
 Napi::Value rotary(const Napi::CallbackInfo& info, Device& device) {
@@ -113,8 +113,9 @@ Napi::Value rotary(const Napi::CallbackInfo& info, Device& device) {
   const Tensor frequencies = args.tensor(2, "frequencies");
   const RotarySpec spec = to_rotary_spec(args.object(3, "spec"));
   check_rotary(x, positions, frequencies, spec, &device.backend());
-  return submit(info.Env(), device,
-                [&decoder, x, positions, frequencies, spec] { decoder.rotary(x, positions, frequencies, spec); });
+  return Module::of(info.Env()).submit(info.Env(), device, [&decoder, x, positions, frequencies, spec] {
+    decoder.rotary(x, positions, frequencies, spec);
+  });
 }
 
 Napi::Value attention(const Napi::CallbackInfo& info, Device& device) {
@@ -127,7 +128,7 @@ Napi::Value attention(const Napi::CallbackInfo& info, Device& device) {
   const AttentionSpec spec = to_attention_spec(args.object(4, "spec"));
   const Tensor out = args.tensor(5, "out");
   check_attention(q, keys, values, sequences, spec, out, &device.backend());
-  return submit(info.Env(), device, [&decoder, q, keys, values, sequences, spec, out] {
+  return Module::of(info.Env()).submit(info.Env(), device, [&decoder, q, keys, values, sequences, spec, out] {
     decoder.attention(q, keys, values, sequences, spec, out);
   });
 }
@@ -141,7 +142,9 @@ Napi::Value copy_head_columns(const Napi::CallbackInfo& info, Device& device) {
   const HeadColumns columns{field(object, "heads", 1), field(object, "fromHeads", 1), field(object, "fromOffset", 0),
                             field(object, "toOffset", 0), field(object, "width", 1)};
   check_copy_head_columns(from, to, columns, &device.backend());
-  return submit(info.Env(), device, [&decoder, from, to, columns] { decoder.copy_head_columns(from, to, columns); });
+  return Module::of(info.Env()).submit(info.Env(), device, [&decoder, from, to, columns] {
+    decoder.copy_head_columns(from, to, columns);
+  });
 }
 
 Napi::Value add(const Napi::CallbackInfo& info, Device& device) {
@@ -150,7 +153,7 @@ Napi::Value add(const Napi::CallbackInfo& info, Device& device) {
   const Tensor from = args.tensor(0, "from");
   const Tensor to = args.tensor(1, "to");
   check_add(from, to, &device.backend());
-  return submit(info.Env(), device, [&decoder, from, to] { decoder.add(from, to); });
+  return Module::of(info.Env()).submit(info.Env(), device, [&decoder, from, to] { decoder.add(from, to); });
 }
 
 Napi::Value cross_entropy(const Napi::CallbackInfo& info, Device& device) {
@@ -160,8 +163,9 @@ Napi::Value cross_entropy(const Napi::CallbackInfo& info, Device& device) {
   const Tensor targets = args.tensor(1, "targets");
   const Tensor losses = args.tensor(2, "losses");
   check_cross_entropy(logits, targets, losses, &device.backend());
-  return submit(info.Env(), device,
-                [&decoder, logits, targets, losses] { decoder.cross_entropy(logits, targets, losses); });
+  return Module::of(info.Env()).submit(info.Env(), device, [&decoder, logits, targets, losses] {
+    decoder.cross_entropy(logits, targets, losses);
+  });
 }
 
 Napi::Value compare_distributions(const Napi::CallbackInfo& info, Device& device) {
@@ -172,7 +176,7 @@ Napi::Value compare_distributions(const Napi::CallbackInfo& info, Device& device
   const Tensor divergences = args.tensor(2, "divergences");
   const Tensor agreements = args.tensor(3, "agreements");
   check_compare_distributions(p, q, divergences, agreements, &device.backend());
-  return submit(info.Env(), device, [&decoder, p, q, divergences, agreements] {
+  return Module::of(info.Env()).submit(info.Env(), device, [&decoder, p, q, divergences, agreements] {
     decoder.compare_distributions(p, q, divergences, agreements);
   });
 }

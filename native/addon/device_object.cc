@@ -80,13 +80,6 @@ void check_same_shape(const Tensor& from, const Shape& wanted, const char* name)
   }
 }
 
-// A promise of nothing, for work that writes to its arguments.
-Napi::Value submit(Napi::Env env, Device& device, std::function<void()> run) {
-  auto work = std::make_shared<Work>();
-  work->run = std::move(run);
-  return Module::of(env).submit(env, device, work, [](Napi::Env e) { return e.Undefined(); });
-}
-
 }  // namespace
 
 Napi::Function DeviceObject::define(Napi::Env env) {
@@ -203,7 +196,7 @@ Napi::Value DeviceObject::copy(const Napi::CallbackInfo& info) {
     if (from.dtype() != to.dtype() && !(is_float(from.dtype()) && is_float(to.dtype()))) {
       fail(ErrorCode::DTypeMismatch, "Cannot convert ", dtype_name(from.dtype()), " to ", dtype_name(to.dtype()));
     }
-    return submit(info.Env(), device, [&device, from, to] { device.backend().copy(from, to); });
+    return Module::of(info.Env()).submit(info.Env(), device, [&device, from, to] { device.backend().copy(from, to); });
   });
 }
 
@@ -218,7 +211,9 @@ Napi::Value DeviceObject::transpose(const Napi::CallbackInfo& info) {
     if (from.rank() != 2 || from.dtype() != to.dtype())
       fail(ErrorCode::ShapeMismatch, "Expected matrices of one dtype");
     check_same_shape(to, {from.cols(), from.rows()}, "to");
-    return submit(info.Env(), device, [&device, from, to] { device.backend().transpose(from, to); });
+    return Module::of(info.Env()).submit(info.Env(), device, [&device, from, to] {
+      device.backend().transpose(from, to);
+    });
   });
 }
 
@@ -228,7 +223,9 @@ Napi::Value DeviceObject::gemm(const Napi::CallbackInfo& info) {
     const Napi::Array list = Args(info).array(0, "problems");
     std::vector<Gemm> problems;
     for (uint32_t i = 0; i < list.Length(); ++i) problems.push_back(to_gemm(list.Get(i), &device.backend()));
-    return submit(info.Env(), device, [&device, problems = std::move(problems)] { device.backend().gemm(problems); });
+    return Module::of(info.Env()).submit(info.Env(), device, [&device, problems = std::move(problems)] {
+      device.backend().gemm(problems);
+    });
   });
 }
 
@@ -241,7 +238,9 @@ Napi::Value DeviceObject::svd(const Napi::CallbackInfo& info) {
     const Tensor s = args.tensor(2, "s");
     const Tensor vt = args.tensor(3, "vt");
     check_svd(a, u, s, vt, &device.backend());
-    return submit(info.Env(), device, [&device, a, u, s, vt] { device.backend().svd(a, u, s, vt); });
+    return Module::of(info.Env()).submit(info.Env(), device, [&device, a, u, s, vt] {
+      device.backend().svd(a, u, s, vt);
+    });
   });
 }
 
@@ -253,7 +252,9 @@ Napi::Value DeviceObject::eigh(const Napi::CallbackInfo& info) {
     const Tensor values = args.tensor(1, "values");
     const Tensor vectors = args.tensor(2, "vectors");
     check_eigh(a, values, vectors, &device.backend());
-    return submit(info.Env(), device, [&device, a, values, vectors] { device.backend().eigh(a, values, vectors); });
+    return Module::of(info.Env()).submit(info.Env(), device, [&device, a, values, vectors] {
+      device.backend().eigh(a, values, vectors);
+    });
   });
 }
 
@@ -265,8 +266,9 @@ Napi::Value DeviceObject::route(const Napi::CallbackInfo& info) {
     const RouterSpec spec = to_router_spec(args.object(1, "spec"));
     const Routing routing{args.tensor(2, "ids"), args.tensor(3, "weights")};
     check_route(logits, spec, routing, &device.backend());
-    return submit(info.Env(), device,
-                  [&device, logits, spec, routing] { device.backend().route(logits, spec, routing); });
+    return Module::of(info.Env()).submit(info.Env(), device, [&device, logits, spec, routing] {
+      device.backend().route(logits, spec, routing);
+    });
   });
 }
 
@@ -299,7 +301,7 @@ Napi::Value DeviceObject::timestamp(const Napi::CallbackInfo& info) {
 Napi::Value DeviceObject::synchronize(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     Device& device = alive();
-    return submit(info.Env(), device, [&device] { device.backend().synchronize(); });
+    return Module::of(info.Env()).submit(info.Env(), device, [&device] { device.backend().synchronize(); });
   });
 }
 

@@ -69,6 +69,12 @@ Napi::Promise Module::submit(Napi::Env env, Device& device, std::shared_ptr<Work
   return deferred.Promise();
 }
 
+Napi::Promise Module::submit(Napi::Env env, Device& device, std::function<void()> run) {
+  auto work = std::make_shared<Work>();
+  work->run = std::move(run);
+  return submit(env, device, std::move(work), [](Napi::Env e) { return e.Undefined(); });
+}
+
 void Module::on_wake(napi_env env, napi_value, void* context, void*) {
   if (env == nullptr) return;  // the environment is going
   static_cast<Module*>(context)->settle(env);

@@ -54,6 +54,8 @@ class Module {
 
   // Queues `work` on the device; the promise gets what `finish` returns, or the error of either.
   Napi::Promise submit(Napi::Env env, Device& device, std::shared_ptr<Work> work, Finish finish);
+  // The same for work whose results go to its arguments: a promise of nothing.
+  Napi::Promise submit(Napi::Env env, Device& device, std::function<void()> run);
 
   Napi::FunctionReference tensor_constructor;
   Napi::FunctionReference device_constructor;
