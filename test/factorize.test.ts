@@ -9,7 +9,7 @@ import {
 } from '../lib/experts.ts';
 import { type FactorizeOptions, factorizeExperts } from '../lib/factorize.ts';
 import { svd } from '../lib/linalg.ts';
-import { openTestDevice } from './support/device.ts';
+import { openOwnDevice, openTestDevice } from './support/device.ts';
 import { Random, toTensor } from './support/random.ts';
 import { type Matrix, matrix, multiply, relativeError, transposed } from './support/reference.ts';
 
@@ -411,8 +411,11 @@ describe('bad input', () => {
   );
 
   test('an abort between experts stops with ABORTED and leaves no memory behind', async () => {
-    using dense = small();
-    const before = device.memoryUsage().tensors;
+    using own = await openOwnDevice();
+    const weights = randomWeights(1, 12, 8, 6);
+    const tensors = (op: Operator) => weights[op].map((w) => toTensor(own, 'f32', w));
+    using dense = new DenseExperts({ gate: tensors('gate'), up: tensors('up'), down: tensors('down') });
+    const before = own.memoryUsage().tensors;
     const controller = new AbortController();
     const call = factorizeExperts(dense, {
       groupSize: 2,
@@ -421,8 +424,8 @@ describe('bad input', () => {
       onProgress: ({ done }) => done === 5 && controller.abort(new Error('enough')),
     });
     await expect(call).rejects.toMatchObject({ code: 'ABORTED', cause: { message: 'enough' } });
-    await device.synchronize();
-    expect(device.memoryUsage().tensors).toBe(before);
+    await own.synchronize();
+    expect(own.memoryUsage().tensors).toBe(before);
   });
 
   test('progress counts every expert of both passes once', async () => {

@@ -2,7 +2,7 @@ import fc from 'fast-check';
 import { afterAll, describe, expect, test } from 'vitest';
 import { openDevice } from '../lib/device.ts';
 import { gemm } from '../lib/linalg.ts';
-import { openTestDevice } from './support/device.ts';
+import { openOwnDevice, openTestDevice } from './support/device.ts';
 import { encode, fromBf16Bits, fromF16Bits, toBf16Bits, toF16Bits } from './support/random.ts';
 
 const device = await openTestDevice();
@@ -182,12 +182,13 @@ describe('lifetimes', () => {
   });
 
   test('memory goes back at dispose, and is counted while it lasts', async () => {
-    const before = device.memoryUsage().tensors;
-    const tensor = device.empty('f32', [1000, 1000]);
-    expect(device.memoryUsage().tensors - before).toBe(4_000_000);
+    using own = await openOwnDevice();
+    const before = own.memoryUsage().tensors;
+    const tensor = own.empty('f32', [1000, 1000]);
+    expect(own.memoryUsage().tensors - before).toBe(4_000_000);
     tensor.dispose();
-    await device.synchronize();
-    expect(device.memoryUsage().tensors).toBe(before);
+    await own.synchronize();
+    expect(own.memoryUsage().tensors).toBe(before);
   });
 
   test('a disposed device refuses new work; its tensors stay readable', async () => {
