@@ -100,6 +100,30 @@ export interface NativeBasisReport {
   readonly controlRelativeError?: number;
 }
 
+export interface NativeCalibrationOptions {
+  /** Inputs of the layer [T, n], f32. */
+  readonly x: NativeTensor;
+  readonly ids: NativeTensor;
+  readonly weights: NativeTensor;
+  /** Of the group, by their numbers in the routing. */
+  readonly experts: readonly number[];
+  readonly hiddenSize: number;
+  readonly intermediateSize: number;
+  readonly activation: string;
+  readonly sharedGateUp: boolean;
+  readonly shrinkage: number;
+  readonly refit: boolean;
+  readonly weighRows: boolean;
+  readonly refitDown: boolean;
+}
+
+/** Squared sums over a sample of an expert's tokens; gate, up, down. */
+export interface NativeExpertLoss {
+  readonly lost: Float64Array;
+  readonly original: Float64Array;
+  readonly lostOutput: number;
+}
+
 /** [queryBegin, queryEnd, keyBegin, keyEnd]: rows of q and of keys and values; queries are the last of the keys. */
 export type NativeSequence = readonly [number, number, number, number];
 
@@ -196,6 +220,7 @@ export interface NativeDevice {
   ): Promise<void>;
   prepareLayer(description: NativeLayerDescription): NativeLayer;
   sharedBasis(options: NativeBasisOptions): NativeBasis;
+  calibratedGroup(options: NativeCalibrationOptions): NativeCalibratedGroup;
   dispose(): void;
 }
 
@@ -225,6 +250,23 @@ export interface NativeBasis {
   add(w: NativeTensor): Promise<void>;
   solve(b: NativeTensor): Promise<NativeBasisReport>;
   project(w: NativeTensor, a: NativeTensor): Promise<number>;
+  dispose(): void;
+}
+
+export interface NativeCalibratedGroup {
+  /** Resolves with the number of tokens that reach the expert. */
+  observe(index: number, gate: NativeTensor, up: NativeTensor, down: NativeTensor): Promise<number>;
+  spectrum(operator: string): Promise<Float64Array>;
+  solve(operator: string, b: NativeTensor): Promise<Float64Array>;
+  project(
+    index: number,
+    gate: NativeTensor,
+    up: NativeTensor,
+    down: NativeTensor,
+    aGate: NativeTensor | undefined,
+    aUp: NativeTensor | undefined,
+    aDown: NativeTensor | undefined,
+  ): Promise<NativeExpertLoss>;
   dispose(): void;
 }
 

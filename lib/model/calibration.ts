@@ -96,7 +96,7 @@ async function applyLayer(
   const routing = await layer.route(inputs);
   try {
     const replacement = layer.isMoe
-      ? await visit({ layer: layer.index, block: layer.weights.feedForward as MoeBlock, x: inputs, routing })
+      ? await visit({ layer: layer.index, block: layer.feedForward as MoeBlock, x: inputs, routing })
       : undefined;
     for (const { begin, end } of spans) {
       using x = hidden.rows(begin, end);

@@ -22,14 +22,20 @@ export interface LayerWeights {
 export class DecoderLayer {
   readonly index: number;
   readonly weights: LayerWeights;
+  /** Stands in for the MoE block of the weights; not disposed with the layer. */
+  substitute: MoeBlock | undefined;
 
   constructor(index: number, weights: LayerWeights) {
     this.index = index;
     this.weights = weights;
   }
 
+  get feedForward(): MoeBlock | Experts {
+    return this.substitute ?? this.weights.feedForward;
+  }
+
   get isMoe(): boolean {
-    return this.weights.feedForward instanceof MoeBlock;
+    return this.feedForward instanceof MoeBlock;
   }
 
   /** x [T, n] += attention(norm(x)). With a cache, its keys and values are appended and attended to as well. */
@@ -53,7 +59,7 @@ export class DecoderLayer {
    * @throws MolaeError `NON_FINITE` naming the layer: routers are where broken activations show first.
    */
   async route(h: Tensor): Promise<Routing> {
-    const { feedForward } = this.weights;
+    const { feedForward } = this;
     if (feedForward instanceof MoeBlock) {
       try {
         return await feedForward.route(h);
@@ -84,7 +90,7 @@ export class DecoderLayer {
   }
 
   get experts(): Experts {
-    const { feedForward } = this.weights;
+    const { feedForward } = this;
     return feedForward instanceof MoeBlock ? feedForward.experts : feedForward;
   }
 

@@ -4,6 +4,7 @@ import type { DecoderSpec } from '../checkpoint/decoder-spec.ts';
 import { loadTensor } from '../checkpoint/load-experts.ts';
 import { type Device, openDevice } from '../device.ts';
 import { expected, MolaeError, throwIfAborted } from '../errors.ts';
+import type { MoeBlock } from '../moe-block.ts';
 import type { Tensor } from '../tensor.ts';
 import type { LayerContext } from './attention.ts';
 import { type Batch, batchAfter, batchOfSequences } from './batch.ts';
@@ -36,6 +37,7 @@ export class Model {
   readonly #norm: Tensor;
   readonly #head: Tensor;
   readonly #layers: readonly DecoderLayer[] | undefined;
+  readonly #substitutes = new Map<number, MoeBlock>();
 
   private constructor(parts: {
     checkpoint: Checkpoint;
@@ -106,11 +108,21 @@ export class Model {
     return this.#layers === undefined;
   }
 
+  /**
+   * Runs the model with another MoE block in place of a layer's own, or with its own again. The block stays the caller's.
+   */
+  substitute(layer: number, block: MoeBlock | undefined): void {
+    if (!this.checkpoint.layers.has(layer)) throw expected('the index of a MoE layer', 'layer', layer);
+    if (block) this.#substitutes.set(layer, block);
+    else this.#substitutes.delete(layer);
+  }
+
   /** Runs `use` with a layer, loading it where the model streams. */
   async withLayer<Result>(index: number, use: (layer: DecoderLayer) => Promise<Result>): Promise<Result> {
     const resident = this.#layers?.[index];
+    const layer = resident ?? (await loadLayer(this.checkpoint, this.spec, this.device, index));
+    layer.substitute = this.#substitutes.get(index);
     if (resident) return use(resident);
-    const layer = await loadLayer(this.checkpoint, this.spec, this.device, index);
     try {
       return await use(layer);
     } finally {

@@ -2,6 +2,7 @@
 
 #include "addon/args.h"
 #include "addon/basis_object.h"
+#include "addon/calibrated_group_object.h"
 #include "addon/cancellation_object.h"
 #include "addon/device_object.h"
 #include "addon/errors.h"
@@ -62,6 +63,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   module.device_constructor = Napi::Persistent(DeviceObject::define(env));
   module.layer_constructor = Napi::Persistent(LayerObject::define(env));
   module.basis_constructor = Napi::Persistent(BasisObject::define(env));
+  module.calibrated_group_constructor = Napi::Persistent(CalibratedGroupObject::define(env));
   exports.Set("version", Napi::String::New(env, MOLAE_VERSION));
   exports.Set("Cancellation", CancellationObject::define(env));
   exports.Set("openDevice", Napi::Function::New(env, DeviceObject::open, "openDevice"));

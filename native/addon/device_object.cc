@@ -5,6 +5,7 @@
 
 #include "addon/args.h"
 #include "addon/basis_object.h"
+#include "addon/calibrated_group_object.h"
 #include "addon/decoder_calls.h"
 #include "addon/errors.h"
 #include "addon/layer_object.h"
@@ -99,6 +100,7 @@ Napi::Function DeviceObject::define(Napi::Env env) {
                       InstanceMethod<&DeviceObject::synchronize>("synchronize"),
                       InstanceMethod<&DeviceObject::prepare_layer>("prepareLayer"),
                       InstanceMethod<&DeviceObject::shared_basis>("sharedBasis"),
+                      InstanceMethod<&DeviceObject::calibrated_group>("calibratedGroup"),
                       InstanceMethod<&DeviceObject::decode<decoder::gather_rows>>("gatherRows"),
                       InstanceMethod<&DeviceObject::decode<decoder::linear>>("linear"),
                       InstanceMethod<&DeviceObject::decode<decoder::rms_norm>>("rmsNorm"),
@@ -312,6 +314,11 @@ Napi::Value DeviceObject::prepare_layer(const Napi::CallbackInfo& info) {
 
 Napi::Value DeviceObject::shared_basis(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] { return BasisObject::make(info.Env(), alive(), Args(info).object(0, "options")); });
+}
+
+Napi::Value DeviceObject::calibrated_group(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(),
+                 [&] { return CalibratedGroupObject::make(info.Env(), alive(), Args(info).object(0, "options")); });
 }
 
 template <Napi::Value (*call)(const Napi::CallbackInfo&, Device&)>

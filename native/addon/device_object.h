@@ -27,11 +27,12 @@ class DeviceObject final : public Napi::ObjectWrap<DeviceObject> {
   Napi::Value svd(const Napi::CallbackInfo& info);    // (a, u, s, vt) -> Promise
   Napi::Value eigh(const Napi::CallbackInfo& info);   // (a, values, vectors) -> Promise; destroys a
   Napi::Value route(const Napi::CallbackInfo& info);  // (logits, spec, ids, weights)
-  Napi::Value find_non_finite(const Napi::CallbackInfo& info);  // (tensor) -> Promise<flat index or -1>
-  Napi::Value timestamp(const Napi::CallbackInfo& info);        // () -> Promise<milliseconds>
-  Napi::Value synchronize(const Napi::CallbackInfo& info);      // () -> Promise
-  Napi::Value prepare_layer(const Napi::CallbackInfo& info);    // (description) -> Layer
-  Napi::Value shared_basis(const Napi::CallbackInfo& info);     // (options) -> SharedBasis
+  Napi::Value find_non_finite(const Napi::CallbackInfo& info);   // (tensor) -> Promise<flat index or -1>
+  Napi::Value timestamp(const Napi::CallbackInfo& info);         // () -> Promise<milliseconds>
+  Napi::Value synchronize(const Napi::CallbackInfo& info);       // () -> Promise
+  Napi::Value prepare_layer(const Napi::CallbackInfo& info);     // (description) -> Layer
+  Napi::Value shared_basis(const Napi::CallbackInfo& info);      // (options) -> SharedBasis
+  Napi::Value calibrated_group(const Napi::CallbackInfo& info);  // (options) -> CalibratedGroup
   template <Napi::Value (*call)(const Napi::CallbackInfo&, Device&)>
   Napi::Value decode(const Napi::CallbackInfo& info);  // the operations of decoder_calls.h
   void dispose(const Napi::CallbackInfo& info);

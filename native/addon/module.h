@@ -61,6 +61,7 @@ class Module {
   Napi::FunctionReference device_constructor;
   Napi::FunctionReference layer_constructor;
   Napi::FunctionReference basis_constructor;
+  Napi::FunctionReference calibrated_group_constructor;
 
  private:
   struct Pending {

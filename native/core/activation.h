@@ -27,4 +27,26 @@ inline Real activate(Activation activation, Real x) {
   return x;
 }
 
+// The derivative of the activation at x.
+template <class Real>
+inline Real activation_slope(Activation activation, Real x) {
+  switch (activation) {
+    case Activation::Silu: {
+      const Real sigmoid = Real(1) / (Real(1) + std::exp(-x));
+      return sigmoid * (Real(1) + x * (Real(1) - sigmoid));
+    }
+    case Activation::Gelu:
+      return Real(0.5) * (Real(1) + std::erf(x * Real(0.70710678118654752440))) +
+             x * std::exp(Real(-0.5) * x * x) * Real(0.39894228040143267794);
+    case Activation::GeluTanh: {
+      const Real t = std::tanh(Real(0.79788456080286535588) * (x + Real(0.044715) * x * x * x));
+      return Real(0.5) * (Real(1) + t) +
+             Real(0.5) * x * (Real(1) - t * t) * Real(0.79788456080286535588) * (Real(1) + Real(0.134145) * x * x);
+    }
+    case Activation::Relu2:
+      return x > Real(0) ? Real(2) * x : Real(0);
+  }
+  return Real(1);
+}
+
 }  // namespace molae

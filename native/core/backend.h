@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "core/calibration_steps.h"
 #include "core/cancellation.h"
 #include "core/decoder.h"
 #include "core/expert_layer.h"
@@ -105,6 +106,8 @@ class Backend {
 
   // What whole models need beside that; null where the backend cannot run them.
   virtual Decoder* decoder() { return nullptr; }
+  // What calibrated factorization needs beside that; null where the backend cannot do it.
+  virtual CalibrationSteps* calibration_steps() { return nullptr; }
 };
 
 // A new, uninitialized tensor.

@@ -20,7 +20,9 @@ extern "C" {
                  int* tryrac, Real* work, const int* lwork, int* iwork, const int* liwork, int* info);                \
   void p##ormtr_(const char* side, const char* uplo, const char* trans, const int* m, const int* n, const Real* a,    \
                  const int* lda, const Real* tau, Real* c, const int* ldc, Real* work, const int* lwork, int* info);  \
-  void p##potrf_(const char* uplo, const int* n, Real* a, const int* lda, int* info);
+  void p##potrf_(const char* uplo, const int* n, Real* a, const int* lda, int* info);                                 \
+  void p##sygst_(const int* itype, const char* uplo, const int* n, Real* a, const int* lda, const Real* b,            \
+                 const int* ldb, int* info);
 MOLAE_DECLARE_LAPACK(s, float)
 MOLAE_DECLARE_LAPACK(d, double)
 #undef MOLAE_DECLARE_LAPACK

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "cpu/blas.h"
+#include "cpu/calibration.h"
 #include "cpu/compute_pool.h"
 #include "cpu/convert.h"
 #include "cpu/cpu_decoder.h"
@@ -96,6 +97,7 @@ class CpuBackend final : public Backend {
     return cpu::make_layer_forward(context(), std::move(layer));
   }
   Decoder* decoder() override { return decoder_.get(); }
+  CalibrationSteps* calibration_steps() override { return calibration_steps_.get(); }
 
  private:
   cpu::Context context() { return {threads_, workspace_}; }
@@ -104,6 +106,7 @@ class CpuBackend final : public Backend {
   std::shared_ptr<MemoryAccount> account_;
   Workspace workspace_;
   std::unique_ptr<Decoder> decoder_ = cpu::make_decoder(context());
+  std::unique_ptr<CalibrationSteps> calibration_steps_ = cpu::make_calibration_steps(context());
 };
 
 }  // namespace

@@ -32,12 +32,11 @@ const Real* widened(Context context, Slot slot, const Tensor& w) {
   return wide;
 }
 
+}  // namespace
+
 template <class Real>
-void accumulate_gram_in(Context context, const Tensor& w, SharedSide side, const Tensor& gram) {
-  const Real* data = widened<Real>(context, kOperandA, w);
+void add_gram(Context context, const Real* data, int64_t ld, int64_t inner, SharedSide side, const Tensor& gram) {
   const int64_t n = gram.rows();
-  const int64_t ld = w.cols();
-  const int64_t inner = side == SharedSide::Input ? w.rows() : w.cols();
   const int64_t chunk = sizeof(Real) == 4 ? kGramChunk : inner;
   const int64_t blocks = (n + kGramBlock - 1) / kGramBlock;
   const int64_t block_elements = kGramBlock * kGramBlock;
@@ -67,6 +66,17 @@ void accumulate_gram_in(Context context, const Tensor& w, SharedSide side, const
       }
     }
   });
+}
+
+template void add_gram(Context, const float*, int64_t, int64_t, SharedSide, const Tensor&);
+template void add_gram(Context, const double*, int64_t, int64_t, SharedSide, const Tensor&);
+
+namespace {
+
+template <class Real>
+void accumulate_gram_in(Context context, const Tensor& w, SharedSide side, const Tensor& gram) {
+  add_gram(context, widened<Real>(context, kOperandA, w), w.cols(), side == SharedSide::Input ? w.rows() : w.cols(),
+           side, gram);
 }
 
 // Eight running sums: vectorizable without leave to reorder, and less rounding than one.

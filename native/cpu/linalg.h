@@ -13,6 +13,10 @@ void svd(Context context, const Tensor& a, const Tensor& u, const Tensor& s, con
 void eigh(Context context, const Tensor& a, const Tensor& values, const Tensor& vectors);
 
 void accumulate_gram(Context context, const Tensor& w, SharedSide side, const Tensor& gram);
+// gram += DᵀD (Input) or DDᵀ (Output), lower triangle, D row-major with rows of ld elements and `inner` the length of
+// the side that is summed over: at most 512 products in f32 where D is, the rest in f64.
+template <class Real>
+void add_gram(Context context, const Real* data, int64_t ld, int64_t inner, SharedSide side, const Tensor& gram);
 double squared_norm(Context context, const Tensor& w);
 double squared_residual(Context context, const Tensor& w, const Tensor& a, const Tensor& b);
 void solve_spd(Context context, const Tensor& spd, const Tensor& rhs);

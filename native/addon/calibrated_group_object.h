@@ -1,0 +1,35 @@
+#pragma once
+
+#include <memory>
+
+#include "addon/node_api.h"
+#include "core/calibrated_group.h"
+#include "core/device.h"
+
+namespace molae::addon {
+
+// The calibrated factorization of one group of experts.
+class CalibratedGroupObject final : public Napi::ObjectWrap<CalibratedGroupObject> {
+ public:
+  static Napi::Function define(Napi::Env env);
+  // options: { x, ids, weights, experts, hiddenSize, intermediateSize, activation, sharedGateUp, shrinkage, refit,
+  // weighRows, refitDown }
+  static Napi::Object make(Napi::Env env, Device& device, Napi::Object options);
+
+  explicit CalibratedGroupObject(const Napi::CallbackInfo& info);
+
+ private:
+  class Lazy;
+
+  std::shared_ptr<Lazy> alive() const;
+  Napi::Value observe(const Napi::CallbackInfo& info);   // (index, gate, up, down) -> Promise<tokens>
+  Napi::Value spectrum(const Napi::CallbackInfo& info);  // (operator) -> Promise<Float64Array>
+  Napi::Value solve(const Napi::CallbackInfo& info);     // (operator, b) -> Promise<Float64Array>
+  Napi::Value project(const Napi::CallbackInfo& info);   // (index, gate, up, down, aGate, aUp, aDown) -> Promise<loss>
+  void dispose(const Napi::CallbackInfo& info);
+
+  Device* device_ = nullptr;
+  std::shared_ptr<Lazy> group_;
+};
+
+}  // namespace molae::addon

@@ -1,0 +1,457 @@
+#include "core/calibrated_group.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "core/error.h"
+
+namespace molae {
+namespace {
+
+// Added to the diagonal of a moment, relative to its mean: inputs span less than the whole space where text is short.
+constexpr double kRidge = 1e-4;
+// Tokens of an expert that project() measures what is lost on.
+constexpr int64_t kMeasuredTokens = 512;
+
+CalibrationSteps& steps_of(Backend& backend) {
+  CalibrationSteps* steps = backend.calibration_steps();
+  if (!steps) {
+    fail(ErrorCode::DeviceUnavailable, "Calibrated factorization does not run on ", backend.info().kind,
+         " yet: use the device cpu");
+  }
+  return *steps;
+}
+
+Tensor converted(Backend& backend, const Tensor& from, DType dtype) {
+  if (from.dtype() == dtype) return from;
+  Tensor to = empty(backend, dtype, from.shape());
+  backend.copy(from, to);
+  return to;
+}
+
+Tensor zeros(Backend& backend, DType dtype, Shape shape) {
+  Tensor tensor = empty(backend, dtype, std::move(shape));
+  backend.zero(tensor);
+  return tensor;
+}
+
+Tensor transposed(Backend& backend, const Tensor& from) {
+  Tensor to = empty(backend, from.dtype(), {from.cols(), from.rows()});
+  backend.transpose(from, to);
+  return to;
+}
+
+// c = alpha op(a) op(b) + beta c
+void multiply(Backend& backend, const Tensor& a, bool transpose_a, const Tensor& b, bool transpose_b, const Tensor& c,
+              double alpha = 1, double beta = 0) {
+  const Gemm problem{a, b, c, transpose_a, transpose_b, alpha, beta};
+  backend.gemm({&problem, 1});
+}
+
+Tensor product(Backend& backend, const Tensor& a, bool transpose_a, const Tensor& b, bool transpose_b) {
+  Tensor c = empty(backend, a.dtype(), {transpose_a ? a.cols() : a.rows(), transpose_b ? b.rows() : b.cols()});
+  multiply(backend, a, transpose_a, b, transpose_b, c);
+  return c;
+}
+
+template <class T>
+Tensor uploaded(Backend& backend, DType dtype, const std::vector<T>& values) {
+  Tensor tensor = empty(backend, dtype, {static_cast<int64_t>(values.size())});
+  backend.upload(values.data(), tensor);
+  return tensor;
+}
+
+std::vector<double> downloaded(Backend& backend, const Tensor& tensor) {
+  std::vector<double> values(tensor.elements());
+  backend.download(tensor, values.data());
+  return values;
+}
+
+const char* name_of(ExpertMatrix matrix) {
+  switch (matrix) {
+    case ExpertMatrix::Gate:
+      return "gate";
+    case ExpertMatrix::Up:
+      return "up";
+    default:
+      return "down";
+  }
+}
+
+}  // namespace
+
+CalibratedGroup::CalibratedGroup(Backend& backend, Options options, Tensor x, const Routing& routing,
+                                 std::vector<int32_t> experts)
+    : backend_(backend), steps_(steps_of(backend)), options_(options), x_(std::move(x)) {
+  const int64_t n = options_.hidden_size;
+  if (x_.rank() != 2 || x_.dtype() != DType::F32 || x_.cols() != n) {
+    fail(ErrorCode::ShapeMismatch, "Expected inputs f32 [tokens, ", n, "] but received ", dtype_name(x_.dtype()), " ",
+         shape_name(x_.shape()));
+  }
+  if (routing.ids.rank() != 2 || routing.ids.dtype() != DType::I32 || routing.weights.dtype() != DType::F32 ||
+      routing.ids.rows() != x_.rows() || routing.weights.shape() != routing.ids.shape()) {
+    fail(ErrorCode::ShapeMismatch, "Expected the routing of ", x_.rows(), " tokens but received ids ",
+         shape_name(routing.ids.shape()), " and weights ", shape_name(routing.weights.shape()));
+  }
+  std::vector<int32_t> ids(routing.ids.elements());
+  std::vector<float> weights(routing.weights.elements());
+  backend_.download(routing.ids, ids.data());
+  backend_.download(routing.weights, weights.data());
+  const size_t top_k = static_cast<size_t>(routing.ids.cols());
+  for (const int32_t expert : experts) {
+    std::vector<int32_t> rows, sampled_rows;
+    std::vector<float> scales, sampled_scales;
+    for (size_t slot = 0; slot < ids.size(); ++slot) {
+      if (ids[slot] != expert) continue;
+      rows.push_back(static_cast<int32_t>(slot / top_k));
+      scales.push_back(weights[slot]);
+    }
+    const size_t step = std::max<size_t>(1, rows.size() / kMeasuredTokens);
+    for (size_t i = 0; i < rows.size(); i += step) {
+      sampled_rows.push_back(rows[i]);
+      sampled_scales.push_back(scales[i]);
+    }
+    Member member;
+    member.count = static_cast<int64_t>(rows.size());
+    member.tokens = {uploaded(backend_, DType::I32, rows), uploaded(backend_, DType::F32, scales)};
+    member.sample = {uploaded(backend_, DType::I32, sampled_rows), uploaded(backend_, DType::F32, sampled_scales)};
+    total_tokens_ += member.count;
+    members_.push_back(std::move(member));
+  }
+  moment_ = zeros(backend_, DType::F64, {n, n});
+  gate_moment_ = zeros(backend_, DType::F64, {n, n});
+  up_moment_ = options_.shared_gate_up ? gate_moment_ : zeros(backend_, DType::F64, {n, n});
+  output_moment_ = zeros(backend_, DType::F64, {n, n});
+  output_ = zeros(backend_, DType::F32, {x_.rows(), n});
+}
+
+int64_t CalibratedGroup::tokens(int64_t index) const { return members_.at(static_cast<size_t>(index)).count; }
+
+void CalibratedGroup::check(int64_t index, const Expert& expert) const {
+  if (index < 0 || index >= static_cast<int64_t>(members_.size())) {
+    fail(ErrorCode::InvalidArgument, "Expected an index below ", members_.size(), " but received ", index);
+  }
+  const int64_t n = options_.hidden_size, m = options_.intermediate_size;
+  const auto expect = [&](const Tensor& w, const Shape& shape, const char* name) {
+    if (!w || w.owner() != &backend_) fail(ErrorCode::DeviceMismatch, name, " lives on another device");
+    if (w.shape() != shape || !is_float(w.dtype())) {
+      fail(ErrorCode::ShapeMismatch, "Expected floats ", shape_name(shape), " for ", name, " but received ",
+           dtype_name(w.dtype()), " ", shape_name(w.shape()));
+    }
+  };
+  expect(expert.gate, {m, n}, "gate");
+  expect(expert.up, {m, n}, "up");
+  expect(expert.down, {n, m}, "down");
+}
+
+void CalibratedGroup::check_finite(const Expert& expert) {
+  for (const auto& [w, matrix] :
+       {std::pair{expert.gate, ExpertMatrix::Gate}, {expert.up, ExpertMatrix::Up}, {expert.down, ExpertMatrix::Down}}) {
+    const int64_t bad = backend_.find_non_finite(w);
+    if (bad < 0) continue;
+    fail(ErrorCode::NonFinite, name_of(matrix), " has NaN or infinity at [", bad / w.cols(), ", ", bad % w.cols(), "]");
+  }
+}
+
+// x [t, n] of some tokens, times their weights where asked for.
+Tensor CalibratedGroup::gathered(const Tokens& tokens, bool weighted) const {
+  Tensor x = empty(backend_, DType::F32, {tokens.rows.rows(), x_.cols()});
+  steps_.gather_rows(x_, tokens.rows, weighted ? tokens.weights : Tensor(), x);
+  return x;
+}
+
+void CalibratedGroup::observe(int64_t index, const Expert& expert) {
+  check(index, expert);
+  if (factored_) fail(ErrorCode::InvalidArgument, "observe() after a basis was solved for");
+  check_finite(expert);
+  Member& member = members_[index];
+  if (member.count == 0) return observe_unused(member, expert);
+
+  const int64_t m = options_.intermediate_size;
+  const Tensor x = gathered(member.tokens, false);
+  const double mass_before = steps_.trace(moment_);
+  steps_.accumulate_moment(x, member.tokens.weights, moment_);
+  member.mass = steps_.trace(moment_) - mass_before;
+  mass_ += member.mass;
+
+  Tensor hidden = empty(backend_, DType::F32, {member.count, m});
+  const Tensor gate_slopes = zeros(backend_, DType::F64, {m});
+  const Tensor up_slopes = zeros(backend_, DType::F64, {m});
+  {
+    const Tensor gate = product(backend_, x, false, converted(backend_, expert.gate, DType::F32), true);
+    const Tensor up = product(backend_, x, false, converted(backend_, expert.up, DType::F32), true);
+    steps_.expert_hidden(gate, up, member.tokens.weights, options_.activation, hidden, gate_slopes, up_slopes);
+  }
+  const Tensor output = product(backend_, hidden, false, converted(backend_, expert.down, DType::F32), true);
+  steps_.scatter_add_rows(output, member.tokens.rows, output_);
+
+  Tensor norms = empty(backend_, DType::F64, {m});
+  steps_.column_norms(expert.down, norms);
+  std::vector<float> weights(member.count);
+  backend_.download(member.tokens.weights, weights.data());
+  double squared_weights = 0;
+  for (const float w : weights) squared_weights += static_cast<double>(w) * w;
+  const std::vector<double> column_norms = downloaded(backend_, norms);
+  member.gate_weights = row_weights(downloaded(backend_, gate_slopes), column_norms, squared_weights);
+  member.up_weights = row_weights(downloaded(backend_, up_slopes), column_norms, squared_weights);
+  add_weights_moment(expert.gate, member.gate_weights, member.mass, gate_moment_);
+  add_weights_moment(expert.up, member.up_weights, member.mass, up_moment_);
+}
+
+// An expert without tokens has no say in the bases of its group; where none of the group has any, all count alike, as
+// if their inputs were white.
+void CalibratedGroup::observe_unused(Member& member, const Expert& expert) {
+  const std::vector<double> ones(options_.intermediate_size, 1.0);
+  member.gate_weights = member.up_weights = uploaded(backend_, DType::F64, ones);
+  if (total_tokens_ > 0) return;
+  add_weights_moment(expert.gate, member.gate_weights, 1, gate_moment_);
+  add_weights_moment(expert.up, member.up_weights, 1, up_moment_);
+  backend_.accumulate_gram(expert.down, SharedSide::Output, output_moment_);
+}
+
+// D_i: the mean square of the slopes under the tokens' squared weights, times the norms of W_down's columns.
+Tensor CalibratedGroup::row_weights(const std::vector<double>& slopes, const std::vector<double>& norms,
+                                    double squared_weights) const {
+  std::vector<double> weights(slopes.size(), 1.0);
+  if (options_.weigh_rows && squared_weights > 0) {
+    for (size_t j = 0; j < weights.size(); ++j) weights[j] = slopes[j] / squared_weights * norms[j];
+  }
+  return uploaded(backend_, DType::F64, weights);
+}
+
+// moment += mass Wᵀ D W
+void CalibratedGroup::add_weights_moment(const Tensor& w, const Tensor& row_weights, double mass,
+                                         const Tensor& moment) {
+  const std::vector<double> weights = downloaded(backend_, row_weights);
+  std::vector<float> scales(weights.size());
+  for (size_t j = 0; j < scales.size(); ++j) scales[j] = static_cast<float>(std::sqrt(mass * weights[j]));
+  steps_.accumulate_moment(converted(backend_, w, DType::F32), uploaded(backend_, DType::F32, scales), moment);
+}
+
+void CalibratedGroup::factor_moment() {
+  if (factored_) return;
+  factored_ = true;
+  const double n = static_cast<double>(options_.hidden_size);
+  if (total_tokens_ == 0) {
+    mass_ = n;
+    steps_.add_to_diagonal(moment_, 1);
+  } else {
+    // Inputs that are all zero leave nothing to weigh by either.
+    steps_.add_to_diagonal(moment_, mass_ > 0 ? kRidge * mass_ / n : 1);
+    mass_ = steps_.trace(moment_);
+  }
+  steps_.cholesky(moment_);
+}
+
+// The matrix whose leading eigenvectors are sought. Its memory is handed over: it is destroyed by the eigen-solver.
+Tensor CalibratedGroup::take_moment(ExpertMatrix matrix) {
+  const bool is_down = matrix == ExpertMatrix::Down;
+  Tensor& slot = is_down ? output_moment_ : matrix == ExpertMatrix::Gate ? gate_moment_ : up_moment_;
+  if (!slot || (options_.shared_gate_up && matrix == ExpertMatrix::Up)) {
+    fail(ErrorCode::InvalidArgument, "The basis of ", name_of(matrix), " was solved for already");
+  }
+  Tensor moment = std::exchange(slot, Tensor());
+  if (is_down) {
+    steps_.accumulate_moment(output_, Tensor(), moment);
+    output_ = Tensor();
+    return moment;
+  }
+  factor_moment();
+  steps_.congruence(moment_, moment);
+  return moment;
+}
+
+// All eigenvalues, descending, as squared output; the leading eigenvectors go to the rows of `vectors`.
+std::vector<double> CalibratedGroup::decompose(ExpertMatrix matrix, const Tensor& vectors) {
+  const Tensor moment = take_moment(matrix);
+  Tensor values = empty(backend_, DType::F64, {moment.rows()});
+  backend_.eigh(moment, values, vectors);
+  std::vector<double> spectrum = downloaded(backend_, values);
+  const double unit = matrix == ExpertMatrix::Down ? 1 : 1 / mass_;
+  for (double& value : spectrum) value = std::max(value, 0.0) * unit;
+  return spectrum;
+}
+
+std::vector<double> CalibratedGroup::spectrum(ExpertMatrix matrix) {
+  return decompose(matrix, empty(backend_, DType::F64, {0, options_.hidden_size}));
+}
+
+std::vector<double> CalibratedGroup::solve(ExpertMatrix matrix, const Tensor& b) {
+  const bool is_down = matrix == ExpertMatrix::Down;
+  const int64_t n = options_.hidden_size;
+  if (!b || b.owner() != &backend_ || b.rank() != 2 || b.dim(is_down ? 0 : 1) != n) {
+    fail(ErrorCode::ShapeMismatch, "Expected ", is_down ? "[n, r]" : "[r, n]", " with n ", n, " for the basis of ",
+         name_of(matrix));
+  }
+  const int64_t r = b.dim(is_down ? 1 : 0);
+  if (r < 1 || r > n) fail(ErrorCode::InvalidArgument, "Expected 1 to ", n, " for latentSize but received ", r);
+  Tensor vectors = empty(backend_, DType::F64, {r, n});
+  std::vector<double> spectrum = decompose(matrix, vectors);
+  if (is_down) {
+    store_output_basis(vectors, b);
+  } else {
+    Basis basis = store_input_basis(vectors, b);
+    if (options_.shared_gate_up) up_ = basis;
+    (matrix == ExpertMatrix::Gate ? gate_ : up_) = std::move(basis);
+  }
+  return spectrum;
+}
+
+// B = Vᵀ L⁻¹, its rows made orthonormal (which changes no product A B): rounding then costs every direction alike.
+CalibratedGroup::Basis CalibratedGroup::store_input_basis(const Tensor& vectors, const Tensor& b) {
+  steps_.divide_by_triangle(vectors, moment_);
+  const Tensor overlaps = product(backend_, vectors, false, vectors, true);
+  steps_.cholesky(overlaps);
+  steps_.solve_triangle(overlaps, vectors);
+  backend_.copy(vectors, b);
+
+  const Tensor stored = converted(backend_, b, DType::F64);
+  const Tensor whitened = product(backend_, stored, false, moment_, false);
+  Tensor cross = empty(backend_, DType::F64, {options_.hidden_size, stored.rows()});
+  multiply(backend_, moment_, false, whitened, true, cross, 1 / mass_);
+  return {converted(backend_, b, DType::F32), converted(backend_, cross, DType::F32)};
+}
+
+void CalibratedGroup::store_output_basis(const Tensor& vectors, const Tensor& b) {
+  Tensor rows = empty(backend_, b.dtype(), vectors.shape());
+  backend_.copy(vectors, rows);
+  backend_.transpose(rows, b);
+  const Tensor projection = converted(backend_, rows, DType::F64);
+  const Tensor overlaps = product(backend_, projection, false, projection, true);
+  backend_.solve_spd(overlaps, projection);
+  down_basis_ = converted(backend_, b, DType::F32);
+  down_projection_ = converted(backend_, projection, DType::F32);
+}
+
+const CalibratedGroup::Basis& CalibratedGroup::basis_of(ExpertMatrix matrix) const {
+  const Basis& basis = matrix == ExpertMatrix::Gate ? gate_ : up_;
+  if (!basis.rows) fail(ErrorCode::InvalidArgument, "project() before the basis of ", name_of(matrix), " was solved");
+  return basis;
+}
+
+// l: the share of the group's moment in C~_i.
+double CalibratedGroup::shrinkage_of(const Member& member) const {
+  if (!options_.refit || member.count == 0 || member.mass <= 0) return 1;
+  return options_.shrinkage / (options_.shrinkage + static_cast<double>(member.count));
+}
+
+// C~_i Bᵀ [n, r]; x: the expert's weighted inputs.
+Tensor CalibratedGroup::cross_moment(const Member& member, const Tensor& x, const Basis& basis) {
+  const double shrinkage = shrinkage_of(member);
+  if (shrinkage == 1) return basis.shared_cross;
+  Tensor cross = empty(backend_, DType::F32, basis.shared_cross.shape());
+  backend_.copy(basis.shared_cross, cross);
+  multiply(backend_, x, true, product(backend_, x, false, basis.rows, true), false, cross,
+           (1 - shrinkage) / member.mass, shrinkage);
+  return cross;
+}
+
+// A = W C~ Bᵀ (B C~ Bᵀ)⁻¹
+void CalibratedGroup::fit_input(const Member& member, const Tensor& x, const Basis& basis, const Tensor& w,
+                                const Tensor& a) {
+  const Tensor cross = cross_moment(member, x, basis);
+  const Tensor normal = converted(backend_, product(backend_, basis.rows, false, cross, false), DType::F64);
+  steps_.add_to_diagonal(normal, 1e-7 * steps_.trace(normal) / static_cast<double>(normal.rows()));
+  const Tensor wide = converted(backend_, w, DType::F32);
+  const Tensor solution = converted(backend_, product(backend_, cross, true, wide, true), DType::F64);
+  backend_.solve_spd(normal, solution);
+  backend_.copy(transposed(backend_, solution), a);
+}
+
+// hidden elements [t, m] of pre-activations, times the tokens' weights
+Tensor CalibratedGroup::hidden(const Tensor& gate, const Tensor& up, const Tensor& weights) {
+  Tensor result = empty(backend_, DType::F32, gate.shape());
+  const Tensor unused = zeros(backend_, DType::F64, {gate.cols()});
+  steps_.expert_hidden(gate, up, weights, options_.activation, result, unused, unused);
+  return result;
+}
+
+// A = Bᵀ W, or fitted to the hidden elements h' of the converted gate and up: A = Bᵀ W H (H' + ridge)⁻¹ with
+// H = sum of h h'ᵀ + ridge, H' = sum of h' h'ᵀ, both shrunk towards h' = h.
+void CalibratedGroup::fit_output(const Member& member, const Expert& expert, const Factors& factors) {
+  const Tensor projected =
+      product(backend_, down_projection_, false, converted(backend_, expert.down, DType::F32), false);
+  if (!options_.refit_down || member.count == 0) {
+    backend_.copy(projected, factors.down);
+    return;
+  }
+  const auto [original, converted_hidden] = hidden_pair(member.tokens, expert, factors);
+  const Tensor normal =
+      converted(backend_, product(backend_, converted_hidden, true, converted_hidden, false), DType::F64);
+  const Tensor cross = converted(backend_, product(backend_, original, true, converted_hidden, false), DType::F64);
+  const double ridge = options_.shrinkage * steps_.trace(normal) /
+                       (static_cast<double>(normal.rows()) * static_cast<double>(member.count));
+  const double least = 1e-7 * steps_.trace(normal) / static_cast<double>(normal.rows());
+  steps_.add_to_diagonal(normal, std::max(ridge, least));
+  steps_.add_to_diagonal(cross, std::max(ridge, least));
+  const Tensor solution = product(backend_, cross, true, converted(backend_, projected, DType::F64), true);  // [m, r]
+  backend_.solve_spd(normal, solution);
+  backend_.copy(transposed(backend_, solution), factors.down);
+}
+
+CalibratedGroup::PreActivations CalibratedGroup::original_pre_activations(const Tensor& x, const Expert& expert) {
+  return {product(backend_, x, false, converted(backend_, expert.gate, DType::F32), true),
+          product(backend_, x, false, converted(backend_, expert.up, DType::F32), true)};
+}
+
+// Those of the factors where there are some.
+CalibratedGroup::PreActivations CalibratedGroup::latent_pre_activations(const Tensor& x, const PreActivations& original,
+                                                                        const Factors& factors) {
+  const auto through = [&](const Basis& basis, const Tensor& a, const Tensor& plain) {
+    if (!a) return plain;
+    return product(backend_, product(backend_, x, false, basis.rows, true), false, converted(backend_, a, DType::F32),
+                   true);
+  };
+  return {through(gate_, factors.gate, original.gate), through(up_, factors.up, original.up)};
+}
+
+std::pair<Tensor, Tensor> CalibratedGroup::hidden_pair(const Tokens& tokens, const Expert& expert,
+                                                       const Factors& factors) {
+  const Tensor x = gathered(tokens, false);
+  const PreActivations original = original_pre_activations(x, expert);
+  const PreActivations latent = latent_pre_activations(x, original, factors);
+  return {hidden(original.gate, original.up, tokens.weights), hidden(latent.gate, latent.up, tokens.weights)};
+}
+
+CalibratedGroup::Loss CalibratedGroup::project(int64_t index, const Expert& expert, const Factors& factors) {
+  check(index, expert);
+  const Member& member = members_[index];
+  if (factors.gate || factors.up) {
+    const Tensor x = gathered(member.tokens, true);
+    if (factors.gate) fit_input(member, x, basis_of(ExpertMatrix::Gate), expert.gate, factors.gate);
+    if (factors.up) fit_input(member, x, basis_of(ExpertMatrix::Up), expert.up, factors.up);
+  }
+  if (factors.down) {
+    if (!down_basis_) fail(ErrorCode::InvalidArgument, "project() before the basis of down was solved");
+    fit_output(member, expert, factors);
+  }
+  return measure(member, expert, factors);
+}
+
+CalibratedGroup::Loss CalibratedGroup::measure(const Member& member, const Expert& expert, const Factors& factors) {
+  const Tokens& tokens = member.sample;
+  const Tensor x = gathered(tokens, false);
+  const PreActivations original = original_pre_activations(x, expert);
+  const PreActivations latent = latent_pre_activations(x, original, factors);
+  const Tensor down = converted(backend_, expert.down, DType::F32);
+  const Tensor h = hidden(original.gate, original.up, tokens.weights);
+  const Tensor y = product(backend_, h, false, down, true);
+  const auto output = [&](const Tensor& hidden) {
+    if (!factors.down) return product(backend_, hidden, false, down, true);
+    const Tensor a = converted(backend_, factors.down, DType::F32);
+    return product(backend_, product(backend_, hidden, false, a, true), false, down_basis_, true);
+  };
+  Loss loss;
+  loss.original = {steps_.weighted_distance(original.gate, Tensor(), tokens.weights, member.gate_weights),
+                   steps_.weighted_distance(original.up, Tensor(), tokens.weights, member.up_weights),
+                   steps_.weighted_distance(y, Tensor(), Tensor(), Tensor())};
+  loss.lost = {steps_.weighted_distance(original.gate, latent.gate, tokens.weights, member.gate_weights),
+               steps_.weighted_distance(original.up, latent.up, tokens.weights, member.up_weights),
+               steps_.weighted_distance(y, output(h), Tensor(), Tensor())};
+  loss.lost_output =
+      steps_.weighted_distance(y, output(hidden(latent.gate, latent.up, tokens.weights)), Tensor(), Tensor());
+  return loss;
+}
+
+}  // namespace molae

@@ -1,0 +1,173 @@
+#include "cpu/calibration.h"
+
+#include <algorithm>
+
+#include "core/error.h"
+#include "cpu/blas.h"
+#include "cpu/compute_pool.h"
+#include "cpu/convert.h"
+#include "cpu/linalg.h"
+
+namespace molae::cpu {
+namespace {
+
+// Rows of a moment that are scaled into a workspace at a time.
+constexpr int64_t kMomentRows = 4096;
+// Columns of pre-activations that one task sums over all tokens.
+constexpr int64_t kHiddenCols = 64;
+
+void check_info(int info, const char* routine) {
+  if (info < 0) fail(ErrorCode::Internal, routine, " refused its argument ", -info);
+}
+
+class CpuCalibrationSteps final : public CalibrationSteps {
+ public:
+  explicit CpuCalibrationSteps(Context context) : context_(context) {}
+
+  void accumulate_moment(const Tensor& x, const Tensor& scales, const Tensor& moment) override {
+    const int64_t n = x.cols();
+    if (!scales && x.dtype() == DType::F32) {
+      add_gram(context_, x.as<const float>(), n, x.rows(), SharedSide::Input, moment);
+      return;
+    }
+    for (int64_t begin = 0; begin < x.rows(); begin += kMomentRows) {
+      const int64_t rows = std::min(kMomentRows, x.rows() - begin);
+      float* scaled = context_.workspace.get<float>(kOperandA, rows * n);
+      ComputePool::instance().parallel_for(context_.threads, rows, [&](int64_t row, int) {
+        float* to = scaled + row * n;
+        widen_elements(x.dtype(), x.as<const std::byte>() + (begin + row) * n * item_size(x.dtype()), to, n);
+        if (!scales) return;
+        const float scale = scales.as<const float>()[begin + row];
+        for (int64_t j = 0; j < n; ++j) to[j] *= scale;
+      });
+      add_gram<float>(context_, scaled, n, rows, SharedSide::Input, moment);
+    }
+  }
+
+  void gather_rows(const Tensor& x, const Tensor& rows, const Tensor& scales, const Tensor& out) override {
+    const int64_t n = x.cols();
+    ComputePool::instance().parallel_for(context_.threads, out.rows(), [&](int64_t row, int) {
+      const float* from = x.as<const float>() + rows.as<const int32_t>()[row] * n;
+      float* to = out.as<float>() + row * n;
+      const float scale = scales ? scales.as<const float>()[row] : 1;
+      for (int64_t j = 0; j < n; ++j) to[j] = scale * from[j];
+    });
+  }
+
+  void scatter_add_rows(const Tensor& from, const Tensor& rows, const Tensor& to) override {
+    const int64_t n = from.cols();
+    ComputePool::instance().parallel_for(context_.threads, from.rows(), [&](int64_t row, int) {
+      const float* source = from.as<const float>() + row * n;
+      float* target = to.as<float>() + rows.as<const int32_t>()[row] * n;
+      for (int64_t j = 0; j < n; ++j) target[j] += source[j];
+    });
+  }
+
+  void expert_hidden(const Tensor& gate, const Tensor& up, const Tensor& scales, Activation activation,
+                     const Tensor& hidden, const Tensor& gate_slopes, const Tensor& up_slopes) override {
+    const int64_t m = gate.cols();
+    const int64_t tasks = (m + kHiddenCols - 1) / kHiddenCols;
+    ComputePool::instance().parallel_for(context_.threads, tasks, [&](int64_t task, int) {
+      const int64_t begin = task * kHiddenCols;
+      const int64_t end = std::min(m, begin + kHiddenCols);
+      for (int64_t row = 0; row < gate.rows(); ++row) {
+        const float scale = scales.as<const float>()[row];
+        for (int64_t j = begin; j < end; ++j) {
+          const float g = gate.as<const float>()[row * m + j];
+          const float u = up.as<const float>()[row * m + j];
+          const float act = scale * activate(activation, g);
+          const double by_gate = scale * activation_slope(activation, g) * u;
+          hidden.as<float>()[row * m + j] = act * u;
+          gate_slopes.as<double>()[j] += by_gate * by_gate;
+          up_slopes.as<double>()[j] += static_cast<double>(act) * act;
+        }
+      }
+    });
+  }
+
+  void column_norms(const Tensor& w, const Tensor& norms) override {
+    const int64_t m = w.cols();
+    double* row = context_.workspace.get<double>(kOperandA, m);
+    std::fill_n(norms.as<double>(), m, 0.0);
+    for (int64_t i = 0; i < w.rows(); ++i) {
+      widen_elements(w.dtype(), w.as<const std::byte>() + i * m * item_size(w.dtype()), row, m);
+      for (int64_t j = 0; j < m; ++j) norms.as<double>()[j] += row[j] * row[j];
+    }
+  }
+
+  double weighted_distance(const Tensor& a, const Tensor& b, const Tensor& scales, const Tensor& weights) override {
+    const int64_t m = a.cols();
+    double sum = 0;
+    for (int64_t row = 0; row < a.rows(); ++row) {
+      const float* left = a.as<const float>() + row * m;
+      const float* right = b ? b.as<const float>() + row * m : nullptr;
+      double squares = 0;
+      for (int64_t j = 0; j < m; ++j) {
+        const double difference = static_cast<double>(left[j]) - (right ? right[j] : 0);
+        squares += (weights ? weights.as<const double>()[j] : 1) * difference * difference;
+      }
+      const double scale = scales ? scales.as<const float>()[row] : 1;
+      sum += scale * scale * squares;
+    }
+    return sum;
+  }
+
+  double trace(const Tensor& a) override {
+    double sum = 0;
+    for (int64_t i = 0; i < a.rows(); ++i) sum += a.as<const double>()[i * (a.rows() + 1)];
+    return sum;
+  }
+
+  void add_to_diagonal(const Tensor& a, double value) override {
+    for (int64_t i = 0; i < a.rows(); ++i) a.as<double>()[i * (a.rows() + 1)] += value;
+  }
+
+  // Our lower triangle by rows is LAPACK's upper one by columns: A = UᵀU there is A = LLᵀ here.
+  void cholesky(const Tensor& a) override {
+    const blas::Threads threads(context_.threads);
+    const int n = blas::to_int(a.rows());
+    if (n == 0) return;
+    int info = 0;
+    dpotrf_("U", &n, a.as<double>(), &n, &info);
+    if (info > 0) fail(ErrorCode::NoConvergence, "The matrix is not positive definite at pivot ", info);
+    check_info(info, "potrf");
+    for (int64_t i = 0; i < n; ++i) std::fill(a.as<double>() + i * n + i + 1, a.as<double>() + (i + 1) * n, 0.0);
+  }
+
+  void congruence(const Tensor& l, const Tensor& s) override {
+    const blas::Threads threads(context_.threads);
+    const int n = blas::to_int(s.rows());
+    if (n == 0) return;
+    const int second = 2;  // A becomes U A Uᵀ, U = Lᵀ
+    int info = 0;
+    dsygst_(&second, "U", &n, s.as<double>(), &n, l.as<double>(), &n, &info);
+    check_info(info, "sygst");
+  }
+
+  void divide_by_triangle(const Tensor& x, const Tensor& l) override {
+    const blas::Threads threads(context_.threads);
+    const int r = blas::to_int(x.rows()), n = blas::to_int(x.cols());
+    if (r == 0 || n == 0) return;
+    cblas_dtrsm(CblasRowMajor, CblasRight, CblasLower, CblasNoTrans, CblasNonUnit, r, n, 1, l.as<double>(), n,
+                x.as<double>(), n);
+  }
+
+  void solve_triangle(const Tensor& l, const Tensor& x) override {
+    const blas::Threads threads(context_.threads);
+    const int r = blas::to_int(x.rows()), n = blas::to_int(x.cols());
+    if (r == 0 || n == 0) return;
+    cblas_dtrsm(CblasRowMajor, CblasLeft, CblasLower, CblasNoTrans, CblasNonUnit, r, n, 1, l.as<double>(), r,
+                x.as<double>(), n);
+  }
+
+ private:
+  Context context_;
+};
+
+}  // namespace
+
+std::unique_ptr<CalibrationSteps> make_calibration_steps(Context context) {
+  return std::make_unique<CpuCalibrationSteps>(context);
+}
+
+}  // namespace molae::cpu
