@@ -86,6 +86,10 @@ if [ -n "$sanitizer" ]; then
     --filter "experts: route"
   step initcheck 40 "$sanitizer" --tool initcheck --error-exitcode 9 ./molae_native_tests --device cuda --seed 2 \
     --filter "experts: a bad routing"
+  step memcheck_decoder 60 "$sanitizer" --tool memcheck --error-exitcode 9 ./molae_native_tests --device cuda --seed 3 \
+    --filter "decoder: linear"
+  step racecheck_decoder 60 "$sanitizer" --tool racecheck --error-exitcode 9 ./molae_native_tests --device cuda --seed 3 \
+    --filter "decoder: attention"
 fi
 step smoke 30 ./node smoke.cjs
 step bench 150 ./molae_device_bench --device cuda

@@ -1,14 +1,16 @@
 #!/usr/bin/env node
-// `npm run test:gpu`: the TypeScript tests of tensors, linear algebra, routing, experts and factorization on a GPU.
+// `npm run test:gpu`: the TypeScript tests of tensors, linear algebra, routing, experts, factorization and whole models on
+// a GPU.
 // Without one it says so in one line and succeeds, unless MOLAE_REQUIRE_GPU=1.
 
 import { spawnSync } from 'node:child_process';
 import { createRequire } from 'node:module';
 import { openDevice } from '../dist/index.js';
 
-const tests = ['tensor', 'linalg', 'routing', 'experts', 'factorize', 'golden'].map(
-  (name) => `test/${name}.test.ts`,
-);
+const tests = [
+  ...['tensor', 'linalg', 'routing', 'experts', 'factorize', 'golden'],
+  ...['model/operations', 'model/golden', 'model/families', 'model/model'],
+].map((name) => `test/${name}.test.ts`);
 
 try {
   (await openDevice('cuda')).dispose();

@@ -1,13 +1,14 @@
 import { fileURLToPath } from 'node:url';
 import { afterAll, describe, expect, test } from 'vitest';
 import { SafetensorsFile } from '../../lib/checkpoint/safetensors/reader.ts';
-import { openDevice } from '../../lib/device.ts';
 import { Model } from '../../lib/model/model.ts';
+import { expertsTolerance, openTestDevice } from '../support/device.ts';
 import { relativeError } from '../support/reference.ts';
 
 // Tiny random checkpoints and their logits by the real transformers: test/fixtures/make/families.py.
 const fixture = (name: string) => fileURLToPath(new URL(`../fixtures/families/${name}`, import.meta.url));
-const device = await openDevice('cpu');
+const device = await openTestDevice();
+const tolerance = expertsTolerance(device, 1e-4);
 afterAll(() => device.dispose());
 
 async function goldenOf(name: string) {
@@ -32,7 +33,7 @@ describe.each([
     const { tokens, logits } = await goldenOf(name);
     await using model = await Model.open(fixture(name), { device });
     using ours = await model.forward(tokens);
-    expect(relativeError(await ours.toFloat32(), logits)).toBeLessThan(1e-4);
+    expect(relativeError(await ours.toFloat32(), logits)).toBeLessThan(tolerance);
   });
 
   test('decoding in pieces with a cache gives the same logits', async () => {
@@ -45,7 +46,7 @@ describe.each([
       const last = await model.extend(cache, tokens.slice(done, done + count));
       done += count;
       expect(relativeError(last, logits.subarray((done - 1) * vocabulary, done * vocabulary))).toBeLessThan(
-        1e-4,
+        tolerance,
       );
     }
     expect(done).toBe(tokens.length);
