@@ -2,7 +2,7 @@ import { fileURLToPath } from 'node:url';
 import { afterAll, describe, expect, test } from 'vitest';
 import { SafetensorsFile } from '../../lib/checkpoint/safetensors/reader.ts';
 import { Model } from '../../lib/model/model.ts';
-import { expertsTolerance, openTestDevice } from '../support/device.ts';
+import { expertsTolerance, openOwnDevice, openTestDevice } from '../support/device.ts';
 import { relativeError } from '../support/reference.ts';
 
 // Tiny random checkpoints and their logits by the real transformers: test/fixtures/make/families.py.
@@ -51,6 +51,41 @@ describe.each([
     }
     expect(done).toBe(tokens.length);
   });
+});
+
+describe.each(['deepseek_v2', 'deepseek_v2_groups', 'deepseek_v3', 'deepseek_v3_one_group'])(
+  'latent attention of %s',
+  (name) => {
+    test('decoding one token at a time, from the first on, gives the logits of the whole sequence', async () => {
+      const { tokens, logits } = await goldenOf(name);
+      const vocabulary = logits.length / tokens.length;
+      await using model = await Model.open(fixture(name), { device });
+      using cache = model.newCache(tokens.length);
+      for (const [t, token] of tokens.entries()) {
+        const wanted = logits.subarray(t * vocabulary, (t + 1) * vocabulary);
+        expect(relativeError(await model.extend(cache, [token]), wanted)).toBeLessThan(tolerance);
+      }
+    });
+
+    test('a position takes the latent vector and the rotated part of its key, whatever the number of heads', async () => {
+      using own = await openOwnDevice();
+      await using model = await Model.open(fixture(name), { device: own });
+      const { config } = model.checkpoint;
+      const before = own.memoryUsage().tensors;
+      using cache = model.newCache(20);
+      const wanted =
+        4 * 20 * model.spec.numLayers * (Number(config.kv_lora_rank) + Number(config.qk_rope_head_dim));
+      expect(cache.byteLength).toBe(wanted);
+      expect(own.memoryUsage().tensors - before).toBe(wanted);
+    });
+  },
+);
+
+test('grouped-query attention caches keys and values of the heads that have their own', async () => {
+  await using model = await Model.open(fixture('qwen3_moe'), { device });
+  const { kvHeads, headSize, valueSize } = model.spec.attention;
+  using cache = model.newCache(20);
+  expect(cache.byteLength).toBe(4 * 20 * model.spec.numLayers * kvHeads * (headSize + valueSize));
 });
 
 test('a family that molae converts but cannot run says so', async () => {
