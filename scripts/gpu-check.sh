@@ -11,7 +11,7 @@
 #   cmake -S . -B build -DMOLAE_CUDA=ON -DMOLAE_NATIVE_TESTS=ON && cmake --build build -j2
 #
 # STATUS: as of this writing this script has packed and has run up to the point where a GPU is needed. No GPU has been at
-# hand: parity, compute-sanitizer and the benches have NEVER run on one.
+# hand: parity (of layers and of the decoder's operations), compute-sanitizer and the benches have NEVER run on one.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)

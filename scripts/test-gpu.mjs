@@ -1,11 +1,20 @@
 #!/usr/bin/env node
 // `npm run test:gpu`: the TypeScript tests of tensors, linear algebra, routing, experts, factorization and whole models on
-// a GPU.
-// Without one it says so in one line and succeeds, unless MOLAE_REQUIRE_GPU=1.
+// a GPU. Without one it says so in one line and succeeds, unless MOLAE_REQUIRE_GPU=1.
+// `npm run test:gpu -- --on-host` needs none: the CUDA backend's blocks run on the host (test/cuda/on_host), as a build with
+// MOLAE_NATIVE_TESTS has them in build/on-host.
 
 import { spawnSync } from 'node:child_process';
+import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
+import { fileURLToPath } from 'node:url';
 import { openDevice } from '../dist/index.js';
+
+const onHost = fileURLToPath(new URL('../build/on-host', import.meta.url));
+if (process.argv.includes('--on-host')) {
+  if (!existsSync(onHost)) throw new Error(`There is no ${onHost}: build with -DMOLAE_NATIVE_TESTS=ON`);
+  process.env.MOLAE_PREBUILD = onHost; // where node-gyp-build looks instead
+}
 
 const tests = [
   ...['tensor', 'linalg', 'routing', 'experts', 'factorize', 'golden'],
@@ -20,7 +29,7 @@ try {
   process.exit(required ? 1 : 0);
 }
 const vitest = createRequire(import.meta.url).resolve('vitest/vitest.mjs');
-const { status } = spawnSync(process.execPath, [vitest, 'run', ...tests], {
+const { status } = spawnSync(process.execPath, [vitest, 'run', '--testTimeout=600000', ...tests], {
   stdio: 'inherit',
   env: { ...process.env, MOLAE_TEST_DEVICE: 'cuda' },
 });

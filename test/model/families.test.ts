@@ -61,10 +61,9 @@ describe.each(['deepseek_v2', 'deepseek_v2_groups', 'deepseek_v3', 'deepseek_v3_
       const vocabulary = logits.length / tokens.length;
       await using model = await Model.open(fixture(name), { device });
       using cache = model.newCache(tokens.length);
-      for (const [t, token] of tokens.entries()) {
-        const wanted = logits.subarray(t * vocabulary, (t + 1) * vocabulary);
-        expect(relativeError(await model.extend(cache, [token]), wanted)).toBeLessThan(tolerance);
-      }
+      const ours = new Float32Array(logits.length);
+      for (const [t, token] of tokens.entries()) ours.set(await model.extend(cache, [token]), t * vocabulary);
+      expect(relativeError(ours, logits)).toBeLessThan(tolerance);
     });
 
     test('a position takes the latent vector and the rotated part of its key, whatever the number of heads', async () => {

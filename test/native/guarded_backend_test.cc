@@ -6,8 +6,8 @@
 #include "cpu/cpu_backend.h"
 #include "native/decoder_cases.h"
 
-// The proxy around a backend in a library of its own, here around a CPU backend: what it passes on and how failures come
-// out.
+// The proxy around a backend in a library of its own, here around a CPU backend: what it passes on and how failures
+// come out.
 namespace molae::test {
 namespace {
 
