@@ -7,6 +7,7 @@
 import { spawnSync } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
+import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { openDevice } from '../dist/index.js';
 
@@ -28,7 +29,8 @@ try {
   console.log(`${required ? 'FAILED' : 'skipped'}: ${error.message.split('\n')[0]}`);
   process.exit(required ? 1 : 0);
 }
-const vitest = createRequire(import.meta.url).resolve('vitest/vitest.mjs');
+const packageFile = createRequire(import.meta.url).resolve('vitest/package.json');
+const vitest = join(dirname(packageFile), 'vitest.mjs');
 const { status } = spawnSync(process.execPath, [vitest, 'run', '--testTimeout=600000', ...tests], {
   stdio: 'inherit',
   env: { ...process.env, MOLAE_TEST_DEVICE: 'cuda' },
