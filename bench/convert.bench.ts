@@ -1,11 +1,11 @@
 import { cp, mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { convertCheckpoint } from '../lib/checkpoint/conversion/convert.ts';
 import { SafetensorsWriter, type TensorDeclaration } from '../lib/checkpoint/safetensors/writer.ts';
 import { WrongResult } from './support/check.ts';
 import type { Context, Question } from './support/context.ts';
 import { values } from './support/data.ts';
+import { ROOT } from './support/peers.ts';
 
 /** A layer of Qwen1.5-MoE with fewer experts. */
 interface Shape {
@@ -64,7 +64,8 @@ async function writeCheckpoint(folder: string, { N }: Shape): Promise<number> {
 
 async function measure(context: Context, shape: Shape): Promise<void> {
   const { N, k, r } = shape;
-  const folder = await mkdtemp(join(tmpdir(), 'molae-bench-'));
+  // The system's folder for temporary files may be in memory.
+  const folder = await mkdtemp(join(ROOT, 'build', 'bench', 'convert-'));
   try {
     const [source, output, copy] = [join(folder, 'source'), join(folder, 'out'), join(folder, 'copy')];
     const sourceBytes = await writeCheckpoint(source, shape);
