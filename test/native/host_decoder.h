@@ -14,7 +14,7 @@ namespace molae::test {
 
 class HostDecoderRuntime {
  public:
-  explicit HostDecoderRuntime(unsigned long long* error) : error_(error) {}
+  HostDecoderRuntime(unsigned long long* error, cuda::ThreadOrder order) : error_(error), order_(order) {}
 
   void begin() {}
   HostMemory memory(size_t bytes) { return HostMemory(bytes); }
@@ -31,7 +31,7 @@ class HostDecoderRuntime {
     const auto shared = std::make_unique<Shared>();
     for (int64_t i = 0; i < kernel.blocks(); ++i) {
       std::memset(static_cast<void*>(shared.get()), 0xff, sizeof(Shared));  // as on a GPU, nothing is there yet
-      kernel.run(cuda::HostBlock(static_cast<int>(i), Kernel::kThreads), *shared);
+      kernel.run(cuda::HostBlock(static_cast<int>(i), Kernel::kThreads, order_), *shared);
     }
   }
   void convert(DType from_dtype, const void* from, DType to_dtype, void* to, int64_t count) {
@@ -53,6 +53,7 @@ class HostDecoderRuntime {
 
  private:
   unsigned long long* error_;
+  cuda::ThreadOrder order_;
 };
 
 }  // namespace molae::test

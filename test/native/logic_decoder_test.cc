@@ -7,15 +7,20 @@ namespace molae::test {
 namespace {
 
 struct HostDecoder {
+  explicit HostDecoder(cuda::ThreadOrder order = cuda::ThreadOrder::Forwards)
+      : decoder(HostDecoderRuntime(&error, order)) {}
+
   unsigned long long error = cuda::kNoError;
-  cuda::KernelDecoder<HostDecoderRuntime> decoder{HostDecoderRuntime(&error)};
+  cuda::KernelDecoder<HostDecoderRuntime> decoder;
 };
 
-// That nothing is reported either.
+// In both orders of threads; that nothing is reported either.
 void check(Context& context, void (*cases)(Context&, Decoder&)) {
-  HostDecoder host;
-  cases(context, host.decoder);
-  expect_equal(host.error, cuda::kNoError, "error record");
+  for (const auto order : {cuda::ThreadOrder::Forwards, cuda::ThreadOrder::Backwards}) {
+    HostDecoder host(order);
+    cases(context, host.decoder);
+    expect_equal(host.error, cuda::kNoError, "error record");
+  }
 }
 
 MOLAE_TEST("logic: decoder: gather rows", Logic) { check(context, check_gather_rows); }

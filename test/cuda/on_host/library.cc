@@ -35,7 +35,9 @@ class OwnBuffer final : public Buffer {
 class HostCudaBackend final : public Backend {
  public:
   explicit HostCudaBackend(const Backend* owner)
-      : owner_(owner), cpu_(make_cpu_backend(resolve_threads(0))), decoder_(HostDecoderRuntime(&error_)) {}
+      : owner_(owner),
+        cpu_(make_cpu_backend(resolve_threads(0))),
+        decoder_(HostDecoderRuntime(&error_, cuda::ThreadOrder::Forwards)) {}
 
   DeviceInfo info() const override {
     DeviceInfo info = cpu_->info();
