@@ -20,7 +20,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 
 find_in() {  # BUILD NAME: the file, wherever a generator put it
   local found
-  found=$(find "$1" -name "$2" -type f -not -path '*/CMakeFiles/*' | head -n 1)
+  found=$(find "$1" -name "$2" -type f -not -path '*/CMakeFiles/*' -not -path '*/on-host/*' | head -n 1)
   [ -n "$found" ] || { echo "gpu-check: there is no $2 in $1" >&2; exit 1; }
   echo "$found"
 }
