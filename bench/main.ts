@@ -3,7 +3,9 @@ import { join } from 'node:path';
 import { openDevice } from '../lib/device.ts';
 import { question as batchedGemm } from './batched-gemm.bench.ts';
 import { question as callOverhead } from './call-overhead.bench.ts';
+import { question as convert } from './convert.bench.ts';
 import { question as eigh } from './eigh.bench.ts';
+import { question as evaluation } from './eval.bench.ts';
 import { question as factorize } from './factorize.bench.ts';
 import { question as gemm } from './gemm.bench.ts';
 import { question as layerDecode } from './layer-decode.bench.ts';
@@ -32,6 +34,8 @@ const questions: readonly Question[] = [
   layerPrefill,
   layerDecode,
   callOverhead,
+  evaluation,
+  convert,
 ];
 
 async function main(args: readonly string[]): Promise<number> {

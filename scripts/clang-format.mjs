@@ -10,7 +10,7 @@ const requiredMajor = 14;
 const root = dirname(dirname(fileURLToPath(import.meta.url)));
 const check = process.argv.includes('--check');
 
-const sources = ['native', 'test/native', 'bench', 'cmake']
+const sources = ['native', 'test/native', 'test/cuda', 'bench', 'cmake']
   .filter((folder) => existsSync(join(root, folder)))
   .flatMap((folder) => readdirSync(join(root, folder), { recursive: true }).map((name) => join(folder, name)))
   .filter((name) => /\.(cc|h|cu|cuh)$/.test(name))

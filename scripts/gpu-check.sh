@@ -11,7 +11,7 @@
 #   cmake -S . -B build -DMOLAE_CUDA=ON -DMOLAE_NATIVE_TESTS=ON && cmake --build build -j2
 #
 # STATUS: as of this writing this script has packed and has run up to the point where a GPU is needed. No GPU has been at
-# hand: parity, compute-sanitizer and the benches have NEVER run on one.
+# hand: parity (of layers and of the decoder's operations), compute-sanitizer and the benches have NEVER run on one.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -20,7 +20,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 
 find_in() {  # BUILD NAME: the file, wherever a generator put it
   local found
-  found=$(find "$1" -name "$2" -type f -not -path '*/CMakeFiles/*' | head -n 1)
+  found=$(find "$1" -name "$2" -type f -not -path '*/CMakeFiles/*' -not -path '*/on-host/*' | head -n 1)
   [ -n "$found" ] || { echo "gpu-check: there is no $2 in $1" >&2; exit 1; }
   echo "$found"
 }
@@ -86,6 +86,10 @@ if [ -n "$sanitizer" ]; then
     --filter "experts: route"
   step initcheck 40 "$sanitizer" --tool initcheck --error-exitcode 9 ./molae_native_tests --device cuda --seed 2 \
     --filter "experts: a bad routing"
+  step memcheck_decoder 60 "$sanitizer" --tool memcheck --error-exitcode 9 ./molae_native_tests --device cuda --seed 3 \
+    --filter "decoder: linear"
+  step racecheck_decoder 60 "$sanitizer" --tool racecheck --error-exitcode 9 ./molae_native_tests --device cuda --seed 3 \
+    --filter "decoder: attention"
 fi
 step smoke 30 ./node smoke.cjs
 step bench 150 ./molae_device_bench --device cuda

@@ -19,7 +19,7 @@ export const USAGE = `npm run bench [-- options]
   --only a,b      these questions only (a prefix will do: "layer" is layer-prefill and layer-decode)
   --quick         small layers and few samples: a few minutes
   --threads n     of the CPU device, of OpenBLAS and of the peers (default: all processors)
-  --no-peers      leave out onnxruntime, llama.cpp and numpy
+  --no-peers      leave out onnxruntime, llama.cpp, numpy and PyTorch
   --check         compare with the stored results of this machine: exit code 1 where a ratio fell by more than 15%
   --out folder    where results go (default: bench/results; with --quick, build/bench/results)`;
 

@@ -1,6 +1,7 @@
-import { execFile } from 'node:child_process';
+import { execFile, spawn } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import { dirname, join } from 'node:path';
+import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import type { LayerCell, LayerDType } from './layers.ts';
 import type { Effort, Stats } from './timing.ts';
@@ -84,6 +85,66 @@ export async function numpyLinalg(
     if (!('absent' in result)) break;
   }
   return result;
+}
+
+/** An evaluation of a model in a process of its own, which makes a pass when it is asked to. */
+export interface EvaluationPeer {
+  readonly version: string;
+  /** What its first pass found. */
+  readonly first: { readonly perplexity: number; readonly tokens: number };
+  pass(): Promise<{ readonly seconds: number }>;
+  stop(): void;
+}
+
+/** PyTorch and transformers on the CPU, by the python that PYTHON names. */
+export async function startTransformersEval(
+  checkpoint: string,
+  tokenFile: string,
+  name: string,
+  windows: number,
+  threads: number,
+): Promise<EvaluationPeer | { readonly absent: string }> {
+  const args = [
+    join(PEERS, 'transformers_eval.py'),
+    checkpoint,
+    tokenFile,
+    name,
+    String(windows),
+    String(threads),
+  ];
+  const child = spawn(process.env.PYTHON ?? 'python3', args, {
+    env: { ...process.env, OMP_NUM_THREADS: String(threads) },
+  });
+  let complaints = '';
+  child.stderr.on('data', (text) => {
+    complaints = `${complaints}${text}`.slice(-4096);
+  });
+  const ended = new Promise<void>((resolve) => {
+    child.once('close', () => resolve());
+    child.once('error', (error) => {
+      complaints = error.message;
+      resolve();
+    });
+  });
+  child.stdin.on('error', () => {}); // it ended: the next answer says so
+  const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]();
+  const answer = async <Answer>(): Promise<Answer> => {
+    const { value, done } = await lines.next();
+    if (done) await ended;
+    if (done) throw new Error(complaints.trim().split('\n').at(-1) || 'no result');
+    return JSON.parse(value) as Answer;
+  };
+  try {
+    const { version, ...first } = await answer<{ version: string; perplexity: number; tokens: number }>();
+    const pass = () => {
+      child.stdin.write('\n');
+      return answer<{ seconds: number }>();
+    };
+    return { version, first, pass, stop: () => child.stdin.end() };
+  } catch (error) {
+    child.kill();
+    return { absent: `${(error as Error).message.slice(0, 200)}: see bench/peers/README.md` };
+  }
 }
 
 function notInstalled(name: string): PeerResult {

@@ -111,7 +111,7 @@ const FALL = 0.85;
 /** One line for each tracked ratio that fell by more than 15%. */
 export function compareResults(before: Results, now: readonly Row[]): string[] {
   const key = (row: Row) =>
-    [row.name, row.shape.replace(/: error.*/, ''), row.tokens, row.dtype, row.threads].join('|');
+    [row.name, row.shape.replace(/: .*/, ''), row.tokens, row.dtype, row.threads].join('|');
   const known = new Map(before.results.map((row) => [key(row), row]));
   return now.flatMap((row) => {
     const old = known.get(key(row));

@@ -19,47 +19,44 @@ export interface Projection {
   readonly bias: Tensor | undefined;
 }
 
-/** Where queries, keys and values of some tokens go: [T, heads · headSize], [T, kvHeads · headSize], [T, kvHeads · valueSize]. */
-export interface QueryKeyValue {
-  readonly q: Tensor;
-  readonly k: Tensor;
-  readonly v: Tensor;
+/** What tokens of a layer see. */
+export interface AttentionInput {
+  /** The layer's index. */
+  readonly layer: number;
+  /** Normalized inputs [T, n]. */
+  readonly h: Tensor;
+  readonly batch: Batch;
+  /** What is appended to, and then attended to as a whole. */
+  readonly cache: LayerCache | undefined;
 }
 
-/** How a kind of attention makes queries, keys and values, rotated, of normalized inputs. */
-export interface QueryKeyValueProjection {
-  project(context: LayerContext, h: Tensor, batch: Batch, into: QueryKeyValue): void;
+/** A kind of attention: how queries, keys and values are made, what of them is cached, and how they meet. */
+export interface AttentionKind {
+  /** out [T, heads · valueSize] = what each head of each token of `input` sees, before the output projection. */
+  attend(context: LayerContext, input: AttentionInput, out: Tensor): void;
+  dispose(): void;
 }
 
-/** Attention of a decoder layer, of any kind: projections, attention over all keys so far, output projection. */
+/** Attention of a decoder layer, of any kind, with its output projection. */
 export class AttentionBlock {
-  readonly #projection: QueryKeyValueProjection;
+  readonly #kind: AttentionKind;
   readonly #output: Projection;
 
-  constructor(projection: QueryKeyValueProjection, output: Projection) {
-    this.#projection = projection;
+  constructor(kind: AttentionKind, output: Projection) {
+    this.#kind = kind;
     this.#output = output;
   }
 
-  /** out [T, n] = attention of h [T, n]. With a cache, keys and values are appended to it and all of it is attended to. */
-  forward(
-    context: LayerContext,
-    layer: number,
-    h: Tensor,
-    batch: Batch,
-    cache: LayerCache | undefined,
-    out: Tensor,
-  ): void {
+  /** out [T, n] = attention of the input. */
+  forward(context: LayerContext, input: AttentionInput, out: Tensor): void {
     const { operations, scratch, spec } = context;
-    const { heads, kvHeads, headSize, valueSize, scale, window } = spec.attention;
-    const place = cache?.append(batch.tokens);
-    const q = scratch.get('query', [batch.tokens, heads * headSize]);
-    const k = place?.newKeys ?? scratch.get('key', [batch.tokens, kvHeads * headSize]);
-    const v = place?.newValues ?? scratch.get('value', [batch.tokens, kvHeads * valueSize]);
-    this.#projection.project(context, h, batch, { q, k, v });
-    const attended = scratch.get('attended', [batch.tokens, heads * valueSize]);
-    const sizes = { heads, kvHeads, headSize, valueSize, scale, window: window(layer) };
-    operations.attention(q, place?.keys ?? k, place?.values ?? v, batch.sequences, sizes, attended);
+    const { heads, valueSize } = spec.attention;
+    const attended = scratch.get('attended', [input.batch.tokens, heads * valueSize]);
+    this.#kind.attend(context, input, attended);
     operations.linear(attended, this.#output.weight, this.#output.bias, out);
+  }
+
+  dispose(): void {
+    this.#kind.dispose();
   }
 }

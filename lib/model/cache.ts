@@ -1,40 +1,46 @@
-import type { DecoderSpec } from '../checkpoint/decoder-spec.ts';
+import type { Attention, DecoderSpec } from '../checkpoint/decoder-spec.ts';
 import type { Device } from '../device.ts';
 import { MolaeError } from '../errors.ts';
 import type { Tensor } from '../tensor.ts';
 
-/** The keys and values of one layer: rows for all positions so far. */
+/** What one layer keeps of each position so far: a row in each of some matrices. */
 export class LayerCache {
-  readonly #keys: Tensor;
-  readonly #values: Tensor;
+  readonly #blocks: readonly Tensor[];
   #length = 0;
 
-  constructor(device: Device, capacity: number, keyWidth: number, valueWidth: number) {
-    this.#keys = device.empty('f32', [capacity, keyWidth]);
-    this.#values = device.empty('f32', [capacity, valueWidth]);
+  constructor(device: Device, capacity: number, widths: readonly number[]) {
+    this.#blocks = widths.map((width) => device.empty('f32', [capacity, width]));
   }
 
-  /** Makes room for `tokens` more rows: views of the new rows, to be filled, and of all rows up to them. */
-  append(tokens: number): { newKeys: Tensor; newValues: Tensor; keys: Tensor; values: Tensor } {
+  /** Makes room for `tokens` more rows: views of the new rows of each matrix, to be filled, and of all rows up to them. */
+  append(tokens: number): { added: Tensor[]; all: Tensor[] } {
     const begin = this.#length;
     const end = begin + tokens;
-    const views = {
-      newKeys: this.#keys.rows(begin, end),
-      newValues: this.#values.rows(begin, end),
-      keys: this.#keys.rows(0, end),
-      values: this.#values.rows(0, end),
-    };
     this.#length = end;
-    return views;
+    return {
+      added: this.#blocks.map((block) => block.rows(begin, end)),
+      all: this.#blocks.map((block) => block.rows(0, end)),
+    };
+  }
+
+  get byteLength(): number {
+    return this.#blocks.reduce((sum, block) => sum + block.byteLength, 0);
   }
 
   dispose(): void {
-    this.#keys.dispose();
-    this.#values.dispose();
+    for (const block of this.#blocks) block.dispose();
   }
 }
 
-/** The keys and values of one sequence, in all layers. */
+/** Elements that a layer caches of a position: keys and values, or the latent vector and the rotated part of the keys. */
+function cachedWidths(attention: Attention): number[] {
+  const { kvHeads, headSize, valueSize } = attention;
+  return attention.kind === 'latent'
+    ? [attention.kvLatentSize + headSize - attention.plainSize]
+    : [kvHeads * headSize, kvHeads * valueSize];
+}
+
+/** What all layers keep of one sequence. */
 export class KeyValueCache {
   /** The longest sequence it can hold. */
   readonly capacity: number;
@@ -42,17 +48,19 @@ export class KeyValueCache {
   #length = 0;
 
   constructor(device: Device, spec: DecoderSpec, capacity: number) {
-    const { kvHeads, headSize, valueSize } = spec.attention;
+    const widths = cachedWidths(spec.attention);
     this.capacity = capacity;
-    this.layers = Array.from(
-      { length: spec.numLayers },
-      () => new LayerCache(device, capacity, kvHeads * headSize, kvHeads * valueSize),
-    );
+    this.layers = Array.from({ length: spec.numLayers }, () => new LayerCache(device, capacity, widths));
   }
 
   /** Tokens in it. */
   get length(): number {
     return this.#length;
+  }
+
+  /** Bytes of device memory, for all of its capacity. */
+  get byteLength(): number {
+    return this.layers.reduce((sum, layer) => sum + layer.byteLength, 0);
   }
 
   /** Counts `tokens` more; throws `INVALID_ARGUMENT` where they do not fit. */

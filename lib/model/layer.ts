@@ -38,13 +38,13 @@ export class DecoderLayer {
     return this.feedForward instanceof MoeBlock;
   }
 
-  /** x [T, n] += attention(norm(x)). With a cache, its keys and values are appended and attended to as well. */
+  /** x [T, n] += attention(norm(x)). With a cache, what it keeps of the tokens is appended, and all of it attended to. */
   attend(context: LayerContext, x: Tensor, batch: Batch, cache?: LayerCache): void {
     const { operations, scratch, spec } = context;
     const h = scratch.get('normed', x.shape);
     const out = scratch.get('attentionOutput', x.shape);
     operations.rmsNorm(x, this.weights.attentionNorm, spec.rmsNormEps, h);
-    this.weights.attention.forward(context, this.index, h, batch, cache, out);
+    this.weights.attention.forward(context, { layer: this.index, h, batch, cache }, out);
     operations.accumulate(out, x);
   }
 
@@ -107,6 +107,7 @@ export class DecoderLayer {
   }
 
   dispose(): void {
+    this.weights.attention.dispose();
     this.weights.feedForward.dispose();
     for (const tensor of this.weights.owned) tensor.dispose();
   }

@@ -10,8 +10,8 @@ import type { Device } from '../device.ts';
 import { DenseExperts } from '../experts.ts';
 import type { Tensor } from '../tensor.ts';
 import { AttentionBlock, type Projection } from './attention.ts';
-import { GroupedQueryProjection } from './grouped-query-attention.ts';
-import { LatentProjection } from './latent-attention.ts';
+import { GroupedQueryHeads } from './grouped-query-attention.ts';
+import { LatentHeads } from './latent-attention.ts';
 import { DecoderLayer } from './layer.ts';
 
 /** Loads a decoder layer in the checkpoint's dtype, by the tensor names that all supported families share. */
@@ -65,13 +65,13 @@ class LayerLoader {
   }
 
   async attention(spec: Attention): Promise<AttentionBlock> {
-    const projection = spec.kind === 'latent' ? await this.#latent(spec) : await this.#groupedQuery(spec);
-    return new AttentionBlock(projection, await this.projection('self_attn.o_proj'));
+    const kind = spec.kind === 'latent' ? await this.#latent(spec) : await this.#groupedQuery(spec);
+    return new AttentionBlock(kind, await this.projection('self_attn.o_proj'));
   }
 
-  async #groupedQuery({ queryKeyNorm }: GroupedQueryAttention): Promise<GroupedQueryProjection> {
+  async #groupedQuery({ queryKeyNorm }: GroupedQueryAttention): Promise<GroupedQueryHeads> {
     const normed = queryKeyNorm !== 'none';
-    return new GroupedQueryProjection({
+    return new GroupedQueryHeads({
       query: await this.projection('self_attn.q_proj'),
       key: await this.projection('self_attn.k_proj'),
       value: await this.projection('self_attn.v_proj'),
@@ -80,7 +80,7 @@ class LayerLoader {
     });
   }
 
-  async #latent(spec: LatentAttention): Promise<LatentProjection> {
+  async #latent(spec: LatentAttention): Promise<LatentHeads> {
     const query =
       spec.queryLatentSize === undefined
         ? await this.projection('self_attn.q_proj')
@@ -93,9 +93,9 @@ class LayerLoader {
       query,
       keyValueDown: await this.projection('self_attn.kv_a_proj_with_mqa'),
       keyValueNorm: await this.tensor('self_attn.kv_a_layernorm.weight'),
-      keyValueUp: await this.projection('self_attn.kv_b_proj'),
+      keyValueUp: await this.tensor('self_attn.kv_b_proj.weight'),
     };
-    return new LatentProjection(weights, spec);
+    return new LatentHeads(weights, spec);
   }
 
   /** A dense feed-forward network is a layer of one expert. */

@@ -16,7 +16,7 @@ constexpr int64_t kMaxSize = int64_t{1} << 31;
 Decoder& decoder_of(Device& device) {
   Decoder* decoder = device.backend().decoder();
   if (!decoder) {
-    fail(ErrorCode::DeviceUnavailable, "The ", device.backend().info().kind, " backend cannot run whole models yet");
+    fail(ErrorCode::DeviceUnavailable, "The ", device.backend().info().kind, " backend cannot run whole models");
   }
   return *decoder;
 }

@@ -44,7 +44,8 @@ struct HeadColumns {
   int64_t width = 1;
 };
 
-// What a decoder does beside its experts. Activations are f32, weights of any floating dtype but f64.
+// What a decoder does beside its experts. Activations are f32, weights of any floating dtype but f64. What is wrong
+// with the contents of arguments is thrown by the call, or, by a device of its own, by the next one that waits for it.
 class Decoder {
  public:
   virtual ~Decoder() = default;

@@ -33,19 +33,60 @@ class GuardedLayer final : public LayerForward {
   std::unique_ptr<LayerForward> inner_;
 };
 
+class GuardedDecoder final : public Decoder {
+ public:
+  GuardedDecoder(const BackendPlugin& plugin, Decoder& inner) : plugin_(plugin), inner_(inner) {}
+
+  void gather_rows(const Tensor& table, const Tensor& ids, const Tensor& out) override {
+    guarded(plugin_, [&] { inner_.gather_rows(table, ids, out); });
+  }
+  void linear(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& out) override {
+    guarded(plugin_, [&] { inner_.linear(x, weight, bias, out); });
+  }
+  void rms_norm(const Tensor& x, const Tensor& weight, float eps, const Tensor& out) override {
+    guarded(plugin_, [&] { inner_.rms_norm(x, weight, eps, out); });
+  }
+  void rotary(const Tensor& x, const Tensor& positions, const Tensor& frequencies, const RotarySpec& spec) override {
+    guarded(plugin_, [&] { inner_.rotary(x, positions, frequencies, spec); });
+  }
+  void attention(const Tensor& q, const Tensor& keys, const Tensor& values, const std::vector<Sequence>& sequences,
+                 const AttentionSpec& spec, const Tensor& out) override {
+    guarded(plugin_, [&] { inner_.attention(q, keys, values, sequences, spec, out); });
+  }
+  void copy_head_columns(const Tensor& from, const Tensor& to, const HeadColumns& columns) override {
+    guarded(plugin_, [&] { inner_.copy_head_columns(from, to, columns); });
+  }
+  void add(const Tensor& from, const Tensor& to) override {
+    guarded(plugin_, [&] { inner_.add(from, to); });
+  }
+  void cross_entropy(const Tensor& logits, const Tensor& targets, const Tensor& losses) override {
+    guarded(plugin_, [&] { inner_.cross_entropy(logits, targets, losses); });
+  }
+  void compare_distributions(const Tensor& p, const Tensor& q, const Tensor& divergences,
+                             const Tensor& agreements) override {
+    guarded(plugin_, [&] { inner_.compare_distributions(p, q, divergences, agreements); });
+  }
+
+ private:
+  const BackendPlugin& plugin_;
+  Decoder& inner_;
+};
+
 class GuardedBackend final : public Backend {
  public:
   GuardedBackend(const BackendPlugin& plugin, int index) : plugin_(plugin) {
     PluginFailure failure;
     inner_ = plugin.create(index, this, &failure);
     if (!inner_) raise(failure);
+    if (Decoder* decoder = inner_->decoder()) decoder_ = std::make_unique<GuardedDecoder>(plugin, *decoder);
   }
   ~GuardedBackend() override { plugin_.destroy(inner_); }
 
-  // These three do not throw.
+  // These do not throw.
   DeviceInfo info() const override { return inner_->info(); }
   MemoryUsage memory_usage() const override { return inner_->memory_usage(); }
   bool host_memory() const override { return inner_->host_memory(); }
+  Decoder* decoder() override { return decoder_.get(); }
 
   void trim() override {
     call([&] { inner_->trim(); });
@@ -124,6 +165,7 @@ class GuardedBackend final : public Backend {
 
   const BackendPlugin& plugin_;
   Backend* inner_ = nullptr;
+  std::unique_ptr<Decoder> decoder_;
 };
 
 }  // namespace

@@ -147,7 +147,8 @@ class CpuDecoder final : public Decoder {
       double divergence = 0;
       for (int64_t j = 0; j < size; ++j) {
         const double log_p = a[j] - a_sum;
-        divergence += std::exp(log_p) * (log_p - (b[j] - b_sum));
+        const double probability = std::exp(log_p);
+        if (probability > 0) divergence += probability * (log_p - (b[j] - b_sum));  // 0 log 0 = 0: masked tokens
       }
       divergences.as<double>()[t] = divergence;
       agreements.as<int32_t>()[t] = std::max_element(a, a + size) - a == std::max_element(b, b + size) - b ? 1 : 0;

@@ -1,4 +1,4 @@
-// The addon on a GPU, without anything but node: a tensor there and back, a product, a layer. Part of
+// The addon on a GPU, without anything but node: a tensor there and back, a product, a layer, attention. Part of
 // scripts/gpu-check.sh, which brings no node_modules: plain CommonJS over the addon's own surface (lib/native.ts).
 const assert = require('node:assert');
 const path = require('node:path');
@@ -40,6 +40,20 @@ async function main() {
   const ids = device.fromData('i32', [2, 1], Int32Array.of(1, 0));
   await layer.forward(x, ids, f32([2, 1], [0.5, 2]), y);
   assert.deepStrictEqual(await read(y, 4), [4, 4, 18, 0]);
+
+  // Two queries of one head over their own keys: the first sees one value, the second both, equally.
+  const values = f32([2, 1], [3, 5]);
+  const attended = device.empty('f32', [2, 1]);
+  const sizes = { heads: 1, kvHeads: 1, headSize: 2, valueSize: 1, scale: 1, window: 0 };
+  await device.attention(
+    f32([2, 2], [1, 0, 0, 1]),
+    f32([2, 2], [1, 2, 1, 2]),
+    values,
+    [[0, 2, 0, 2]],
+    sizes,
+    attended,
+  );
+  assert.deepStrictEqual(await read(attended, 2), [3, 4]);
 
   // An id that does not exist: an error by the time the result is read, and the device works on.
   const bad = device.fromData('i32', [2, 1], Int32Array.of(1, 7));

@@ -4,6 +4,7 @@
 
 #include "core/error.h"
 #include "cuda/api/check.h"
+#include "cuda/api/cuda_decoder.h"
 #include "cuda/api/driver.h"
 #include "cuda/api/gpu.h"
 #include "cuda/api/layer_forward.h"
@@ -23,7 +24,8 @@ std::string cublas_name(Gpu& gpu) {
 class CudaBackend final : public Backend {
  public:
   // cuBLAS is opened here, so that a device that opens can multiply.
-  CudaBackend(int index, const Backend* owner) : owner_(owner ? owner : this), gpu_(index) {
+  CudaBackend(int index, const Backend* owner)
+      : owner_(owner ? owner : this), gpu_(index), decoder_(make_decoder(gpu_)) {
     const GpuDescription gpu = describe_gpu(index);
     info_.kind = "cuda";
     info_.index = index;
@@ -88,6 +90,7 @@ class CudaBackend final : public Backend {
     check_layer(layer, owner_);
     return make_layer_forward(active(), std::move(layer));
   }
+  Decoder* decoder() override { return decoder_.get(); }
 
  private:
   Gpu& active() {
@@ -97,6 +100,7 @@ class CudaBackend final : public Backend {
 
   const Backend* owner_;
   Gpu gpu_;
+  std::unique_ptr<Decoder> decoder_;
   DeviceInfo info_;
 };
 

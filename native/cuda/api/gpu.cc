@@ -6,7 +6,7 @@
 #include "core/error.h"
 #include "cuda/api/check.h"
 #include "cuda/kernels/launch.h"
-#include "cuda/logic/error_record.h"
+#include "cuda/logic/raise_error.h"
 
 namespace molae::cuda {
 namespace {
@@ -22,23 +22,6 @@ size_t memory_limit() {
          "\"");
   }
   return bytes;
-}
-
-[[noreturn]] void raise(const DecodedError& error) {
-  switch (error.kind) {
-    case InputError::ExpertOutOfRange:
-      fail(ErrorCode::InvalidArgument, "Routing sends token ", error.token, " to expert ", error.expert,
-           ", which the layer does not have (seen after the call that was given it)");
-    case InputError::ExpertTwice:
-      fail(ErrorCode::InvalidArgument, "Routing sends token ", error.token, " to expert ", error.expert,
-           " twice (seen after the call that was given it)");
-    case InputError::BiasNotFinite:
-      fail(ErrorCode::NonFinite, "correctionBias has NaN or infinity at ", error.expert, " (token ", error.token,
-           "; seen after the call that was given it)");
-    default:
-      fail(ErrorCode::NonFinite, "The router logits of token ", error.token,
-           " have NaN or infinity (seen after the call that was given them)");
-  }
 }
 
 }  // namespace

@@ -60,6 +60,10 @@ cudaError_t combine_output(cudaStream_t stream, const OutputCombine<In>& args);
 template <class In>
 cudaError_t shared_expert_scale(cudaStream_t stream, const SharedScale<In>& args, int64_t tokens);
 
+// A kernel of the decoder (logic/decoder_kernel.h).
+template <class Kernel>
+cudaError_t launch(cudaStream_t stream, const Kernel& kernel);
+
 // Lets the kernels use as much shared memory as they need on the current device. Once per device.
 cudaError_t prepare_grouped_gemm();
 

@@ -7,16 +7,21 @@
 // the thread itself. So the tests run the same source as the GPU, index for index.
 namespace molae::cuda {
 
+// The order in which the threads of a phase run. No result may depend on it: a phase in which one thread reads what
+// another writes lacks a barrier.
+enum class ThreadOrder { Forwards, Backwards };
+
 class HostBlock {
  public:
-  HostBlock(int index, int threads) : index_(index), threads_(threads) {}
+  HostBlock(int index, int threads, ThreadOrder order = ThreadOrder::Forwards)
+      : index_(index), threads_(threads), order_(order) {}
 
   int index() const { return index_; }
   int threads() const { return threads_; }
 
   template <class Phase>
   void each_thread(Phase phase) const {
-    for (int thread = 0; thread < threads_; ++thread) phase(thread);
+    for (int i = 0; i < threads_; ++i) phase(order_ == ThreadOrder::Forwards ? i : threads_ - 1 - i);
   }
 
   // A phase without a barrier behind it.
@@ -47,6 +52,7 @@ class HostBlock {
  private:
   int index_;
   int threads_;
+  ThreadOrder order_;
 };
 
 }  // namespace molae::cuda

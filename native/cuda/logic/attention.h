@@ -1,0 +1,295 @@
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "core/decoder.h"
+#include "cuda/logic/decoder_kernel.h"
+#include "cuda/logic/number.h"
+
+// Attention with an online softmax (Milakov & Gimelshein, arXiv 1805.02867; Dao et al., arXiv 2205.14135): scores are
+// never all in memory. A block goes through the keys of some rows, tile by tile, and keeps for each row the largest
+// score so far, the sum of exp(score - largest) and the sum of values weighted so; when the largest grows, both sums
+// shrink.
+//
+// A row is a query of one head. The heads that share keys and values are rows of the same tiles, so that one query of
+// many heads reads the keys once. Wide values are cut into blocks of columns, each of which computes the scores again.
+// Everything is f32. The keys of one row are not cut: with one sequence of one query, as many blocks work as there are
+// key/value heads.
+namespace molae::cuda {
+
+// Rows of a sequence and one key/value head that one block takes: row r is query r / share of head r % share of the
+// `share` heads that the key/value head serves.
+struct AttentionTile {
+  int64_t query_begin, key_begin;  // of the sequence
+  int64_t past;                    // keys before the one of its first query
+  int64_t first, rows;             // rows of the sequence
+};
+
+struct Attention {
+  static constexpr int kRows = 32;
+  static constexpr int kKeys = 64;       // of a tile of scores
+  static constexpr int kInner = 32;      // elements of queries and keys at a time
+  static constexpr int kValueKeys = 32;  // keys whose values are in shared memory at a time
+  static constexpr int kValues = 128;    // columns of values that a block takes
+  // Thread (y, x) of 8 x 16 has every 8th row and every 16th column.
+  static constexpr int kSideX = 16;
+  static constexpr int kSideY = 8;
+  static constexpr int kThreads = kSideX * kSideY;
+  static constexpr int kThreadRows = kRows / kSideY;
+  static constexpr int kThreadKeys = kKeys / kSideX;
+  static constexpr int kThreadValues = kValues / kSideX;
+
+  // Padded by one, so that threads that read a column read different banks.
+  struct Shared {
+    float queries[kRows][kInner + 1];
+    float keys[kKeys][kInner + 1];
+    float scores[kRows][kKeys + 1];
+    float values[kValueKeys][kValues];
+    float largest[kRows];
+    float shrink[kRows];  // what the sums so far are multiplied by
+    int64_t query_at[kRows], out_at[kRows];
+    int64_t visible_begin[kRows], visible_end[kRows];  // keys of the sequence
+  };
+
+  const float* q;
+  const float* keys;
+  const float* values;
+  float* out;
+  const AttentionTile* tiles;
+  int64_t tile_count;
+  AttentionSpec spec;
+
+  int64_t value_blocks() const { return blocks_of(spec.value_size, kValues); }
+  int64_t blocks() const { return tile_count * spec.kv_heads * value_blocks(); }
+
+  template <class Block>
+  MOLAE_HD void run(const Block& block, Shared& shared) const;
+};
+
+// The tiles of all sequences.
+inline std::vector<AttentionTile> attention_tiles(const std::vector<Sequence>& sequences, const AttentionSpec& spec) {
+  const int64_t share = spec.heads / spec.kv_heads;
+  std::vector<AttentionTile> tiles;
+  for (const Sequence& s : sequences) {
+    const int64_t queries = s.query_end - s.query_begin;
+    const int64_t past = s.key_end - s.key_begin - queries;
+    for (int64_t first = 0; first < queries * share; first += Attention::kRows) {
+      const int64_t rows = std::min<int64_t>(Attention::kRows, queries * share - first);
+      tiles.push_back({s.query_begin, s.key_begin, past, first, rows});
+    }
+  }
+  return tiles;
+}
+
+// One block's work.
+template <class Block>
+class AttentionPass {
+ public:
+  using A = Attention;
+
+  MOLAE_HD AttentionPass(const Block& block, const Attention& args, Attention::Shared& shared)
+      : block_(block), args_(args), shared_(shared), scores_(block), sums_(block) {
+    const int64_t value_blocks = (args.spec.value_size + A::kValues - 1) / A::kValues;
+    const int64_t rest = block.index() / value_blocks;
+    value_begin_ = block.index() % value_blocks * A::kValues;
+    kv_head_ = rest % args.spec.kv_heads;
+    tile_ = args.tiles[rest / args.spec.kv_heads];
+  }
+
+  MOLAE_HD void run() {
+    begin();
+    // What some row sees: from the first key of the first row to the last one of the last row.
+    const int64_t end = shared_.visible_end[tile_.rows - 1];
+    for (int64_t key = shared_.visible_begin[0]; key < end; key += A::kKeys) {
+      score(key, end);
+      rescale();
+      for (int64_t at = 0; at < A::kKeys && key + at < end; at += A::kValueKeys) add_values(key, at, end);
+    }
+    store();
+  }
+
+ private:
+  struct Scores {
+    float of[A::kThreadRows][A::kThreadKeys];
+  };
+  struct Sums {
+    float values[A::kThreadRows][A::kThreadValues];
+    float weights[A::kThreadRows];
+  };
+  static MOLAE_HD int y_of(int thread) { return thread / A::kSideX; }
+  static MOLAE_HD int x_of(int thread) { return thread % A::kSideX; }
+
+  MOLAE_HD void begin() {
+    const AttentionSpec& spec = args_.spec;
+    block_.each_thread([&](int thread) {
+      Sums& sums = sums_[thread];
+      MOLAE_UNROLL
+      for (int i = 0; i < A::kThreadRows; ++i) {
+        sums.weights[i] = 0;
+        MOLAE_UNROLL
+        for (int j = 0; j < A::kThreadValues; ++j) sums.values[i][j] = 0;
+      }
+      if (thread >= A::kRows) return;
+      const int64_t share = spec.heads / spec.kv_heads;
+      const int64_t row = tile_.first + thread;
+      const int64_t token = tile_.query_begin + row / share;
+      const int64_t head = kv_head_ * share + row % share;
+      const int64_t end = tile_.past + row / share + 1;
+      shared_.query_at[thread] = (token * spec.heads + head) * spec.head_size;
+      shared_.out_at[thread] = (token * spec.heads + head) * spec.value_size;
+      shared_.visible_end[thread] = end;
+      shared_.visible_begin[thread] = spec.window > 0 && end > spec.window ? end - spec.window : 0;
+      shared_.largest[thread] = -INFINITY;
+    });
+  }
+
+  // scores[row][j] = scale * query . key of the keys from `key` on; -infinity where the row does not see the key.
+  MOLAE_HD void score(int64_t key, int64_t end) {
+    const int64_t size = args_.spec.head_size;
+    block_.each_thread_unsynced([&](int thread) {
+      MOLAE_UNROLL
+      for (int i = 0; i < A::kThreadRows; ++i) {
+        MOLAE_UNROLL
+        for (int j = 0; j < A::kThreadKeys; ++j) scores_[thread].of[i][j] = 0;
+      }
+    });
+    for (int64_t from = 0; from < size; from += A::kInner) {
+      block_.each_thread([&](int thread) { load_queries_and_keys(thread, key, end, from, size); });
+      block_.each_thread([&](int thread) { multiply_scores(thread); });
+    }
+    block_.each_thread([&](int thread) {
+      MOLAE_UNROLL
+      for (int i = 0; i < A::kThreadRows; ++i) {
+        const int row = y_of(thread) + i * A::kSideY;
+        MOLAE_UNROLL
+        for (int j = 0; j < A::kThreadKeys; ++j) {
+          const int column = x_of(thread) + j * A::kSideX;
+          const bool visible =
+              row < tile_.rows && key + column >= shared_.visible_begin[row] && key + column < shared_.visible_end[row];
+          shared_.scores[row][column] = visible ? args_.spec.scale * scores_[thread].of[i][j] : -INFINITY;
+        }
+      }
+    });
+  }
+
+  MOLAE_HD void load_queries_and_keys(int thread, int64_t key, int64_t end, int64_t from, int64_t size) {
+    const int column = thread % A::kInner;
+    const bool inside = from + column < size;
+    for (int row = thread / A::kInner; row < A::kRows; row += A::kThreads / A::kInner) {
+      shared_.queries[row][column] = inside && row < tile_.rows ? args_.q[shared_.query_at[row] + from + column] : 0.0f;
+    }
+    const int64_t stride = args_.spec.kv_heads * size;
+    const float* first = args_.keys + (tile_.key_begin + key) * stride + kv_head_ * size + from + column;
+    for (int row = thread / A::kInner; row < A::kKeys; row += A::kThreads / A::kInner) {
+      shared_.keys[row][column] = inside && key + row < end ? first[row * stride] : 0.0f;
+    }
+  }
+
+  MOLAE_HD void multiply_scores(int thread) {
+    for (int k = 0; k < A::kInner; ++k) {
+      float rows[A::kThreadRows], columns[A::kThreadKeys];
+      MOLAE_UNROLL
+      for (int i = 0; i < A::kThreadRows; ++i) rows[i] = shared_.queries[y_of(thread) + i * A::kSideY][k];
+      MOLAE_UNROLL
+      for (int j = 0; j < A::kThreadKeys; ++j) columns[j] = shared_.keys[x_of(thread) + j * A::kSideX][k];
+      MOLAE_UNROLL
+      for (int i = 0; i < A::kThreadRows; ++i) {
+        MOLAE_UNROLL
+        for (int j = 0; j < A::kThreadKeys; ++j) scores_[thread].of[i][j] += rows[i] * columns[j];
+      }
+    }
+  }
+
+  // scores become exp(score - largest), with the largest of all keys so far.
+  MOLAE_HD void rescale() {
+    block_.each_thread([&](int thread) {
+      if (thread >= A::kRows) return;
+      const float before = shared_.largest[thread];
+      float largest = before;
+      for (int j = 0; j < A::kKeys; ++j) {
+        largest = shared_.scores[thread][j] > largest ? shared_.scores[thread][j] : largest;
+      }
+      shared_.largest[thread] = largest;
+      // A row that has seen nothing yet has sums of 0, whatever they are multiplied by.
+      shared_.shrink[thread] = before == -INFINITY ? 0.0f : ::expf(before - largest);
+    });
+    block_.each_thread([&](int thread) {
+      for (int i = thread; i < A::kRows * A::kKeys; i += A::kThreads) {
+        float& score = shared_.scores[i / A::kKeys][i % A::kKeys];
+        score = score == -INFINITY ? 0.0f : ::expf(score - shared_.largest[i / A::kKeys]);
+      }
+      Sums& sums = sums_[thread];
+      MOLAE_UNROLL
+      for (int i = 0; i < A::kThreadRows; ++i) {
+        const float shrink = shared_.shrink[y_of(thread) + i * A::kSideY];
+        sums.weights[i] *= shrink;
+        MOLAE_UNROLL
+        for (int j = 0; j < A::kThreadValues; ++j) sums.values[i][j] *= shrink;
+      }
+    });
+  }
+
+  // sums += scores times values, for the keys from key + at on.
+  MOLAE_HD void add_values(int64_t key, int64_t at, int64_t end) {
+    const int64_t size = args_.spec.value_size;
+    block_.each_thread([&](int thread) {
+      const int64_t stride = args_.spec.kv_heads * size;
+      const float* first =
+          args_.values + (tile_.key_begin + key + at) * stride + kv_head_ * size + value_begin_ + thread;
+      static_assert(A::kThreads == A::kValues);
+      for (int row = 0; row < A::kValueKeys; ++row) {
+        const bool inside = value_begin_ + thread < size && key + at + row < end;
+        shared_.values[row][thread] = inside ? first[row * stride] : 0.0f;
+      }
+    });
+    block_.each_thread([&](int thread) {
+      Sums& sums = sums_[thread];
+      for (int k = 0; k < A::kValueKeys; ++k) {
+        float rows[A::kThreadRows], columns[A::kThreadValues];
+        MOLAE_UNROLL
+        for (int i = 0; i < A::kThreadRows; ++i) rows[i] = shared_.scores[y_of(thread) + i * A::kSideY][at + k];
+        MOLAE_UNROLL
+        for (int j = 0; j < A::kThreadValues; ++j) columns[j] = shared_.values[k][x_of(thread) + j * A::kSideX];
+        MOLAE_UNROLL
+        for (int i = 0; i < A::kThreadRows; ++i) {
+          sums.weights[i] += rows[i];
+          MOLAE_UNROLL
+          for (int j = 0; j < A::kThreadValues; ++j) sums.values[i][j] += rows[i] * columns[j];
+        }
+      }
+    });
+  }
+
+  MOLAE_HD void store() {
+    block_.each_thread_unsynced([&](int thread) {
+      const Sums& sums = sums_[thread];
+      MOLAE_UNROLL
+      for (int i = 0; i < A::kThreadRows; ++i) {
+        const int row = y_of(thread) + i * A::kSideY;
+        if (row >= tile_.rows) continue;
+        float* to = args_.out + shared_.out_at[row];
+        MOLAE_UNROLL
+        for (int j = 0; j < A::kThreadValues; ++j) {
+          const int64_t column = value_begin_ + x_of(thread) + j * A::kSideX;
+          if (column < args_.spec.value_size) to[column] = sums.values[i][j] / sums.weights[i];
+        }
+      }
+    });
+  }
+
+  const Block& block_;
+  const Attention& args_;
+  Attention::Shared& shared_;
+  typename Block::template Local<Scores> scores_;
+  typename Block::template Local<Sums> sums_;
+  AttentionTile tile_;
+  int64_t kv_head_, value_begin_;
+};
+
+template <class Block>
+MOLAE_HD void Attention::run(const Block& block, Shared& shared) const {
+  AttentionPass<Block>(block, *this, shared).run();
+}
+
+}  // namespace molae::cuda
