@@ -60,6 +60,8 @@ export class Checkpoint {
   readonly parameters: number;
   /** Elements of the routed experts in all layers, as stored. */
   readonly expertParameters: number;
+  /** Their bytes, with the scales of quantized ones. */
+  readonly expertBytes: number;
   /** Bytes of all tensors. */
   readonly byteLength: number;
 
@@ -78,6 +80,9 @@ export class Checkpoint {
     this.expertScales = verified.expertScales;
     this.parameters = countParameters(shards.tensors.values());
     this.expertParameters = countParameters([...verified.expertTensors].map((name) => shards.tensor(name)));
+    this.expertBytes = countBytes(
+      [...verified.expertTensors, ...verified.expertScales].map((name) => shards.tensor(name)),
+    );
     this.byteLength = countBytes(shards.tensors.values());
   }
 

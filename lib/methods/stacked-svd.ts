@@ -1,0 +1,33 @@
+import type { DenseExperts } from '../experts.ts';
+import { factorizeExperts } from '../factorize.ts';
+import { type Method, withExperts } from './method.ts';
+import { planSizes, sizeOf } from './sizes.ts';
+
+/** The paper's (arXiv 2503.23100): the best shared basis for the weights of a group. */
+export const stackedSvd: Method = {
+  name: 'stacked-svd',
+  summary: "the paper's: one basis for the stacked weights of each group",
+  grouped: true,
+  async prepare(request) {
+    const { groupSize, latentSize } = planSizes(request);
+    return {
+      groupSize,
+      async compress(layer) {
+        const experts = await factorizeExperts(layer.block.experts as DenseExperts, {
+          groupSize,
+          latentSize,
+          signal: request.signal,
+        });
+        return withExperts(layer, experts, sizeOf(experts));
+      },
+    };
+  },
+};
+
+/** The same with a basis for each expert: truncated SVD. */
+export const svd: Method = {
+  name: 'svd',
+  summary: 'truncated SVD of each expert',
+  grouped: false,
+  prepare: (request) => stackedSvd.prepare({ ...request, groupSize: 1 }),
+};
