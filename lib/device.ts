@@ -1,5 +1,5 @@
 import { checkDType, type DType, type TypedArrayOf } from './dtype.ts';
-import { expected, MolaeError } from './errors.ts';
+import { checkObject, expected, MolaeError } from './errors.ts';
 import {
   awaitNative,
   callNative,
@@ -8,7 +8,7 @@ import {
   type NativeMemoryUsage,
   native,
 } from './native.ts';
-import { checkData, checkShape, type Shape, Tensor } from './tensor.ts';
+import { checkData, checkedShape, type Shape, Tensor } from './tensor.ts';
 
 export type DeviceInfo = NativeDeviceInfo;
 /** Bytes of live tensors, bytes of workspaces kept for reuse, and the largest sum of both so far. */
@@ -50,8 +50,7 @@ export class Device {
    */
   tensor<D extends DType>(dtype: D, data: TypedArrayOf[D], shape?: Shape): Tensor<D> {
     checkDType(dtype, 'dtype');
-    const sizes = shape ?? [(data as ArrayLike<number>)?.length ?? 0];
-    checkShape(sizes, 'shape');
+    const sizes = checkedShape(shape ?? [(data as ArrayLike<number>)?.length ?? 0], 'shape');
     checkData(dtype, sizes, data, 'data');
     return new Tensor(
       this,
@@ -64,12 +63,12 @@ export class Device {
   /** A tensor with arbitrary contents, to be written by an operation. */
   empty<D extends DType>(dtype: D, shape: Shape): Tensor<D> {
     checkDType(dtype, 'dtype');
-    checkShape(shape, 'shape');
+    const sizes = checkedShape(shape, 'shape');
     return new Tensor(
       this,
       dtype,
-      shape,
-      callNative(() => this.native.empty(dtype, shape)),
+      sizes,
+      callNative(() => this.native.empty(dtype, sizes)),
     );
   }
 
@@ -111,6 +110,7 @@ export class Device {
  */
 export async function openDevice(name: string = 'auto', options: DeviceOptions = {}): Promise<Device> {
   const { kind, index } = parseDeviceName(name);
+  checkObject(options, 'options');
   const { threads = 0 } = options;
   if (!Number.isSafeInteger(threads) || threads < 0) throw expected('a positive integer', 'threads', threads);
   return new Device(callNative(() => native().openDevice(kind === 'auto' ? 'cpu' : kind, index, threads)));

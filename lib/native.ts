@@ -2,7 +2,7 @@ import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { MolaeError, type MolaeErrorCode } from './errors.ts';
+import { expected, MolaeError, type MolaeErrorCode } from './errors.ts';
 
 /**
  * The one typed description of what the native addon exports. Nothing outside lib/ sees these types.
@@ -293,7 +293,8 @@ export async function awaitAbortable<Result>(
   signal: AbortSignal | undefined,
   call: (cancellation: NativeCancellation | undefined) => Promise<Result>,
 ): Promise<Result> {
-  if (!signal) return awaitNative(() => call(undefined));
+  if (signal === undefined) return awaitNative(() => call(undefined));
+  if (typeof signal?.addEventListener !== 'function') throw expected('an AbortSignal', 'signal', signal);
   if (signal.aborted) throw new MolaeError('ABORTED', 'The operation was aborted', { cause: signal.reason });
   const cancellation = new (native().Cancellation)();
   const onAbort = () => cancellation.cancel();
