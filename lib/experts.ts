@@ -82,6 +82,11 @@ export abstract class Experts {
   readonly #owned: readonly Tensor[];
   #native: NativeLayer | undefined;
 
+  /** @internal Whether `value` is a layer, and no proxy of one. */
+  static is(value: unknown): value is Experts {
+    return typeof value === 'object' && value !== null && #native in value;
+  }
+
   protected constructor(
     groups: readonly (readonly number[])[],
     ops: Record<Operator, LatentOperator | readonly Tensor[]>,

@@ -26,7 +26,7 @@ export class MoeBlock {
     checkTensor(router, 'router');
     checkObject(spec, 'spec');
     if (correctionBias !== undefined) checkTensor(correctionBias, 'correctionBias');
-    if (!(experts instanceof Experts)) throw expected('DenseExperts or LatentExperts', 'experts', experts);
+    if (!Experts.is(experts)) throw expected('DenseExperts or LatentExperts', 'experts', experts);
     this.router = router;
     this.spec = spec;
     this.correctionBias = correctionBias;

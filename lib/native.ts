@@ -230,7 +230,10 @@ export interface NativeBasis {
 
 let addon: NativeAddon | undefined;
 
-/** Loads the addon on first use: from `prebuilds/`, or from a build in `build/`. */
+/**
+ * Loads the addon on first use: from a build in `build/`, or from `prebuilds/`; of the package, or of the folder that the
+ * environment variable `MOLAE_PREBUILD` names.
+ */
 export function native(): NativeAddon {
   addon ??= load();
   return addon;
@@ -258,9 +261,11 @@ function packageRoot(): string {
 
 function describeLoadFailure(root: string, cause: unknown): string {
   const reason = cause instanceof Error ? (cause.message.split('\n')[0] ?? '') : String(cause);
+  const elsewhere = process.env.MOLAE_PREBUILD;
+  const folder = elsewhere || root;
   return [
     `The native addon of molae could not be loaded on ${process.platform}-${process.arch} (Node ${process.version}).`,
-    `Looked in ${join(root, 'prebuilds')} and ${join(root, 'build')}: ${reason}`,
+    `Looked in ${join(folder, 'build')} and ${join(folder, 'prebuilds')}${elsewhere ? ', as MOLAE_PREBUILD says' : ''}: ${reason}`,
     `To build it from source: install a C++20 compiler, CMake 3.20 and OpenBLAS, then run "npm run build:native" in ${root}.`,
   ].join('\n');
 }

@@ -155,6 +155,11 @@ export class Tensor<D extends DType = DType> {
   }
 }
 
+/** @internal Throws unless `data` is a typed array that fits the dtype. */
+export function checkHolder(dtype: DType, data: unknown, name: string): asserts data is NodeJS.TypedArray {
+  if (!holds(dtype, data)) throw expected(`${holderName(dtype)} (${dtype})`, name, data);
+}
+
 /** @internal Throws unless `data` is a typed array that fits dtype and shape. */
 export function checkData(
   dtype: DType,
@@ -162,7 +167,7 @@ export function checkData(
   data: unknown,
   name: string,
 ): asserts data is NodeJS.TypedArray {
-  if (!holds(dtype, data)) throw expected(`${holderName(dtype)} (${dtype})`, name, data);
+  checkHolder(dtype, data, name);
   const wanted = shape.reduce((product, size) => product * size, 1);
   if (data.length !== wanted) {
     throw new MolaeError(
@@ -180,7 +185,7 @@ export function checkTensor(value: unknown, name: string): asserts value is Tens
 /** @internal A copy of `value`, which the caller may change meanwhile. Throws unless it is a shape. */
 export function checkedShape(value: unknown, name: string): Shape {
   if (!Array.isArray(value) || !(value.length <= MOST_DIMENSIONS)) {
-    throw expected(`an array of at most ${MOST_DIMENSIONS} sizes`, name, value);
+    throw expected(`an array of the sizes of at most ${MOST_DIMENSIONS} dimensions`, name, value);
   }
   const sizes: unknown[] = Array.from(value);
   if (!sizes.every((size) => Number.isSafeInteger(size) && (size as number) >= 0)) {
