@@ -40,7 +40,7 @@ cp "$tree/lib/molae.node" "$tree/package/build/Release/"
 # The first finding ends the process. Absurd allocations are part of the tests, and must fail as they do without.
 export ASAN_OPTIONS=abort_on_error=0:allocator_may_return_null=1:detect_stack_use_after_return=1
 export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
-export TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1:allocator_may_return_null=1
+export TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1:suppressions=$PWD/scripts/tsan-suppressions.txt:allocator_may_return_null=1
 export OPENBLAS_NUM_THREADS=2
 
 native() {

@@ -10,6 +10,8 @@ import { builtCli, compile, ROOT, runNode, TINY } from './cli/support.ts';
 const cli = builtCli();
 const pages = [
   join(ROOT, 'README.md'),
+  join(ROOT, 'CONTRIBUTING.md'),
+  join(ROOT, 'CHANGELOG.md'),
   ...(await readdir(join(ROOT, 'docs')))
     .filter((name) => name.endsWith('.md'))
     .map((name) => join(ROOT, 'docs', name)),
@@ -121,6 +123,17 @@ describe('code blocks', () => {
     },
     180_000,
   );
+});
+
+describe('npm run docs', () => {
+  it('writes an entry for everything that is exported, and nothing internal', async () => {
+    const { status, stderr } = await runNode([join(ROOT, 'scripts/docs.mjs')], ROOT);
+    expect(status, stderr).toBe(0);
+    const reference = await readFile(join(ROOT, 'build/docs/reference.md'), 'utf8');
+    for (const name of Object.keys(await import('../lib/index.ts')))
+      expect(reference).toContain(`### ${name}\n`);
+    expect(reference).not.toMatch(/@internal|#private/);
+  });
 });
 
 describe('troubleshooting', () => {
