@@ -1,8 +1,7 @@
-import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
-import { dirname, join } from 'node:path';
-import { fileURLToPath } from 'node:url';
+import { join } from 'node:path';
 import { expected, MolaeError, type MolaeErrorCode } from './errors.ts';
+import { PACKAGE_ROOT } from './package.ts';
 
 /**
  * The one typed description of what the native addon exports. Nothing outside lib/ sees these types.
@@ -14,6 +13,8 @@ export interface NativeAddon {
   readonly version: string;
   readonly Cancellation: new () => NativeCancellation;
   openDevice(kind: string, index: number, threads: number): NativeDevice;
+  /** What a backend in a library of its own ('cuda') finds: keys are driver, device, library and tried. */
+  probeBackend(kind: string): NativeProbe;
   /** In place: the second half of `bytes` holds E4M3 codes of whole rows, all of it becomes their bf16 values. */
   expandE4m3(
     bytes: Uint8Array,
@@ -25,6 +26,13 @@ export interface NativeAddon {
     blockCols: number,
   ): void;
   measureCeilings(threads: number): Promise<NativeCeilings>;
+}
+
+export interface NativeProbe {
+  readonly available: boolean;
+  /** Empty where it is available. */
+  readonly reason: string;
+  readonly details: readonly (readonly [key: string, value: string])[];
 }
 
 export interface NativeCeilings {
@@ -240,22 +248,13 @@ export function native(): NativeAddon {
 }
 
 function load(): NativeAddon {
-  const root = packageRoot();
+  const root = PACKAGE_ROOT;
   const require = createRequire(import.meta.url);
   try {
     const nodeGypBuild = require('node-gyp-build') as (root: string) => NativeAddon;
     return nodeGypBuild(root);
   } catch (cause) {
     throw new MolaeError('ADDON_UNAVAILABLE', describeLoadFailure(root, cause), { cause });
-  }
-}
-
-/** The nearest folder above with a package.json: this file may be in lib/, in dist/, or deeper in a build folder. */
-function packageRoot(): string {
-  const start = dirname(fileURLToPath(import.meta.url));
-  for (let folder = start; ; folder = dirname(folder)) {
-    if (existsSync(join(folder, 'package.json'))) return folder;
-    if (folder === dirname(folder)) return join(start, '..');
   }
 }
 
