@@ -71,7 +71,10 @@ export async function route(logits: Tensor, spec: RouterSpec, options: RouteOpti
     );
   }
   const { numGroups, chosenGroups, score } = checkedGroupLimit(groupLimit);
-  const shape = [logits.shape[0] as number, topK];
+  const [tokens, experts] = logits.shape as [number, number];
+  // Before there are results of that size.
+  if (topK > experts) throw expected(`1 to ${experts}, the number of experts,`, 'topK', topK);
+  const shape = [tokens, topK];
   const { device } = logits;
   const nativeSpec = {
     scoring,

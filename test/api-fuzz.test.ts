@@ -62,12 +62,20 @@ describe('findings', () => {
 
   test('a call that fails gives the tensors back that it made for its results', () =>
     withDevice(async (device) => {
-      const spec: RouterSpec = { scoring: 'softmax', topK: 9, renormalize: true };
+      const spec: RouterSpec = { scoring: any('nothing known'), topK: 1, renormalize: true };
       using x = matrix(device, 2, 3);
       expect(await codeOf(() => route(x, spec))).toBe('INVALID_ARGUMENT');
       expect(await codeOf(() => gemm(x, x))).toBe('SHAPE_MISMATCH');
       using half = device.empty('bf16', [2, 2]);
       expect(await codeOf(() => svd(half))).toBe('DTYPE_MISMATCH');
+    }));
+
+  test('topK above the number of experts is refused before there are results of that size', () =>
+    withDevice(async (device) => {
+      const spec: RouterSpec = { scoring: 'softmax', topK: 2 ** 31, renormalize: true };
+      using x = matrix(device, 2, 3);
+      expect(await codeOf(() => route(x, spec))).toBe('INVALID_ARGUMENT');
+      expect(device.memoryUsage().peak).toBeLessThan(2 ** 31);
     }));
 
   test('a layer that cannot be made gives the slices back that it was about to use', () =>
