@@ -1,5 +1,5 @@
 import { checkDType, type DType, type TypedArrayOf } from './dtype.ts';
-import { expected, MolaeError } from './errors.ts';
+import { checkObject, expected, MolaeError } from './errors.ts';
 import {
   awaitNative,
   callNative,
@@ -8,7 +8,7 @@ import {
   type NativeMemoryUsage,
   native,
 } from './native.ts';
-import { checkData, checkShape, type Shape, Tensor } from './tensor.ts';
+import { checkData, checkedShape, checkHolder, type Shape, Tensor } from './tensor.ts';
 
 export type DeviceInfo = NativeDeviceInfo;
 /** Bytes of live tensors, bytes of workspaces kept for reuse, and the largest sum of both so far. */
@@ -50,8 +50,8 @@ export class Device {
    */
   tensor<D extends DType>(dtype: D, data: TypedArrayOf[D], shape?: Shape): Tensor<D> {
     checkDType(dtype, 'dtype');
-    const sizes = shape ?? [(data as ArrayLike<number>)?.length ?? 0];
-    checkShape(sizes, 'shape');
+    checkHolder(dtype, data, 'data');
+    const sizes = checkedShape(shape ?? [data.length], 'shape');
     checkData(dtype, sizes, data, 'data');
     return new Tensor(
       this,
@@ -64,12 +64,12 @@ export class Device {
   /** A tensor with arbitrary contents, to be written by an operation. */
   empty<D extends DType>(dtype: D, shape: Shape): Tensor<D> {
     checkDType(dtype, 'dtype');
-    checkShape(shape, 'shape');
+    const sizes = checkedShape(shape, 'shape');
     return new Tensor(
       this,
       dtype,
-      shape,
-      callNative(() => this.native.empty(dtype, shape)),
+      sizes,
+      callNative(() => this.native.empty(dtype, sizes)),
     );
   }
 
@@ -104,21 +104,34 @@ export class Device {
 /**
  * Opens a device: `'cpu'`, `'cuda'` (the first GPU), `'cuda:1'`, or `'auto'`.
  *
- * `'auto'` is the CPU for now: the CUDA backend builds and its logic is tested on the host, but it has not been run on a
+ * `'auto'` is what the environment variable `MOLAE_BACKEND` names, and otherwise the CPU for now: the CUDA backend builds and its logic is tested on the host, but it has not been run on a
  * GPU yet, and nobody should get it without having asked.
  *
  * @throws MolaeError `DEVICE_UNAVAILABLE` with the reason; `'cuda'` never falls back to the CPU.
  */
 export async function openDevice(name: string = 'auto', options: DeviceOptions = {}): Promise<Device> {
-  const { kind, index } = parseDeviceName(name);
+  const { kind, index } = chosenDevice(name);
+  checkObject(options, 'options');
   const { threads = 0 } = options;
   if (!Number.isSafeInteger(threads) || threads < 0) throw expected('a positive integer', 'threads', threads);
-  return new Device(callNative(() => native().openDevice(kind === 'auto' ? 'cpu' : kind, index, threads)));
+  return new Device(callNative(() => native().openDevice(kind, index, threads)));
 }
 
-function parseDeviceName(name: unknown): { kind: 'auto' | 'cpu' | 'cuda'; index: number } {
-  const match = typeof name === 'string' ? /^(auto|cpu|cuda)(?::(\d{1,4}))?$/.exec(name) : null;
-  if (!match || (match[2] !== undefined && match[1] !== 'cuda'))
-    throw expected('auto, cpu, cuda or cuda:<index>', 'device', name);
-  return { kind: match[1] as 'auto' | 'cpu' | 'cuda', index: Number(match[2] ?? 0) };
+interface DeviceName {
+  readonly kind: 'cpu' | 'cuda';
+  readonly index: number;
+}
+
+function chosenDevice(name: unknown): DeviceName {
+  if (name !== 'auto') return parseDeviceName(name, 'auto, cpu, cuda or cuda:<index>', 'device');
+  const wanted = process.env.MOLAE_BACKEND;
+  return wanted === undefined || wanted === ''
+    ? { kind: 'cpu', index: 0 }
+    : parseDeviceName(wanted, 'cpu, cuda or cuda:<index>', 'the environment variable MOLAE_BACKEND');
+}
+
+function parseDeviceName(name: unknown, wanted: string, place: string): DeviceName {
+  const match = typeof name === 'string' ? /^(cpu|cuda)(?::(\d{1,4}))?$/.exec(name) : null;
+  if (!match || (match[2] !== undefined && match[1] !== 'cuda')) throw expected(wanted, place, name);
+  return { kind: match[1] as 'cpu' | 'cuda', index: Number(match[2] ?? 0) };
 }

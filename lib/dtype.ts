@@ -1,4 +1,4 @@
-import { expected } from './errors.ts';
+import { expected, MolaeError } from './errors.ts';
 
 /** Element types of tensors. `i32` is for expert ids only. */
 export type DType = 'f32' | 'f64' | 'f16' | 'bf16' | 'i32';
@@ -34,17 +34,20 @@ export function checkDType(value: unknown, name: string): asserts value is DType
 
 /** A zeroed typed array for `length` elements. */
 export function newTypedArray<D extends DType>(dtype: D, length: number): TypedArrayOf[D] {
-  return new constructors[dtype](length) as TypedArrayOf[D];
+  try {
+    return new constructors[dtype](length) as TypedArrayOf[D];
+  } catch (cause) {
+    throw new MolaeError('OUT_OF_MEMORY', `No JavaScript array of ${length} ${dtype} elements can be had`, {
+      cause,
+    });
+  }
 }
 
 /** True where `data` can hold elements of `dtype`: its own typed array, or Float16Array for f16. */
 export function holds(dtype: DType, data: unknown): data is NodeJS.TypedArray {
-  if (data instanceof constructors[dtype]) return true;
+  if (!ArrayBuffer.isView(data)) return false; // a proxy of a typed array is none
   return (
-    dtype === 'f16' &&
-    typeof data === 'object' &&
-    data?.constructor?.name === 'Float16Array' &&
-    ArrayBuffer.isView(data)
+    data instanceof constructors[dtype] || (dtype === 'f16' && data.constructor?.name === 'Float16Array')
   );
 }
 

@@ -57,24 +57,49 @@ export function expected(what: string, name: string, received: unknown): MolaeEr
   );
 }
 
+/** @internal Throws unless `value` is an object, such as options are. */
+export function checkObject(value: unknown, name: string): asserts value is object {
+  if (typeof value !== 'object' || value === null) throw expected('an object', name, value);
+}
+
 /** Throws an `ABORTED` error, with the signal's reason as its cause, when the signal has fired. */
 export function throwIfAborted(signal: AbortSignal | undefined): void {
   if (signal?.aborted) throw new MolaeError('ABORTED', 'The operation was aborted', { cause: signal.reason });
 }
 
 function describe(value: unknown): string {
-  if (typeof value === 'string')
-    return JSON.stringify(value.length > 80 ? `${value.slice(0, 77)}...` : value);
+  return nameable(() => {
+    if (Array.isArray(value))
+      return value.length > 8 ? `an array of ${value.length}` : `[${value.map(describeItem).join(', ')}]`;
+    return describeItem(value);
+  }, 'an object');
+}
+
+/** One level only: an array may contain itself. */
+function describeItem(value: unknown): string {
+  if (typeof value === 'string') return shortened(value);
   if (typeof value === 'bigint') return `${value}n`;
-  if (typeof value === 'function') return value.name || 'a function';
+  if (typeof value === 'function') return nameable(() => value.name, 'a function');
   if (ArrayBuffer.isView(value)) return `${value.byteLength} bytes`;
-  if (Array.isArray(value))
-    return value.length > 8 ? `an array of ${value.length}` : `[${value.map(describe).join(', ')}]`;
-  if (typeof value === 'object' && value !== null) return 'an object';
+  if (typeof value === 'object' && value !== null) return Array.isArray(value) ? 'an array' : 'an object';
   return String(value);
+}
+
+function shortened(text: string): string {
+  return JSON.stringify(text.length > 80 ? `${text.slice(0, 77)}...` : text);
 }
 
 function typeName(value: unknown): string {
   if (value === null) return 'null';
-  return typeof value === 'object' ? (value.constructor?.name ?? 'object') : typeof value;
+  return typeof value === 'object' ? nameable(() => value.constructor?.name, 'object') : typeof value;
+}
+
+/** What `read` says, unless the value's own code (a getter, a proxy) throws or gives no name. */
+function nameable(read: () => unknown, otherwise: string): string {
+  try {
+    const name = read();
+    return typeof name === 'string' && name !== '' ? name : otherwise;
+  } catch {
+    return otherwise;
+  }
 }

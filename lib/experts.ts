@@ -1,12 +1,15 @@
 import type { Device } from './device.ts';
-import { expected, MolaeError } from './errors.ts';
+import { checkObject, expected, MolaeError } from './errors.ts';
 import type { FactorizationReport } from './factorize.ts';
 import { awaitAbortable, callNative, type NativeLayer, type NativeOperator } from './native.ts';
 import type { Routing } from './routing.ts';
-import { checkTensor, Tensor } from './tensor.ts';
+import { checkTensor, Tensor, withResults } from './tensor.ts';
 
 /** The three matrices of an expert: E(x) = down · (act(gate · x) ⊙ (up · x)). */
 export type Operator = 'gate' | 'up' | 'down';
+
+/** Of one layer. Real ones have hundreds. */
+const MOST_EXPERTS = 65_536;
 
 export const OPERATORS: readonly Operator[] = ['gate', 'up', 'down'];
 
@@ -79,39 +82,50 @@ export abstract class Experts {
   readonly #owned: readonly Tensor[];
   #native: NativeLayer | undefined;
 
+  /** @internal Whether `value` is a layer, and no proxy of one. */
+  static is(value: unknown): value is Experts {
+    return typeof value === 'object' && value !== null && #native in value;
+  }
+
   protected constructor(
     groups: readonly (readonly number[])[],
     ops: Record<Operator, LatentOperator | readonly Tensor[]>,
     { activation = 'silu', sharedExpert, owned = [] }: Common,
   ) {
-    const gate = expand(ops.gate, groups, 'gate');
-    const up = expand(ops.up, groups, 'up');
-    const down = expand(ops.down, groups, 'down');
-    const first = gate.perExpert[0];
-    if (!first) throw new MolaeError('INVALID_ARGUMENT', 'A layer needs at least one expert');
-    this.device = first.device;
-    this.numExperts = gate.perExpert.length;
-    this.intermediateSize = first.shape[0] as number;
-    this.hiddenSize = (gate.shared[0] ?? first).shape[1] as number;
-    this.activation = activation;
-    this.sharedExpert = sharedExpert;
-    this.#owned = owned;
-    this.#native = callNative(() =>
-      this.device.native.prepareLayer({
-        activation,
-        groups,
-        gate: toNative(gate),
-        up: toNative(up),
-        down: toNative(down),
-        sharedExpert: sharedExpert && {
-          gate: sharedExpert.gate.native,
-          up: sharedExpert.up.native,
-          down: sharedExpert.down.native,
-          gateLogit: sharedExpert.gateLogit?.native,
-        },
-      }),
-    );
-    for (const view of [gate, up, down].flatMap((op) => op.views)) view.dispose();
+    if (typeof activation !== 'string') throw expected('the name of an activation', 'activation', activation);
+    const shared = sharedExpert && checkedSharedExpert(sharedExpert);
+    const views: Tensor[] = [];
+    try {
+      const gate = expand(ops.gate, groups, 'gate', views);
+      const up = expand(ops.up, groups, 'up', views);
+      const down = expand(ops.down, groups, 'down', views);
+      const first = gate.perExpert[0];
+      if (!first) throw new MolaeError('INVALID_ARGUMENT', 'A layer needs at least one expert');
+      this.device = first.device;
+      this.numExperts = gate.perExpert.length;
+      this.intermediateSize = first.shape[0] as number;
+      this.hiddenSize = (gate.shared[0] ?? first).shape[1] as number;
+      this.activation = activation;
+      this.sharedExpert = shared;
+      this.#owned = [...owned];
+      this.#native = callNative(() =>
+        this.device.native.prepareLayer({
+          activation,
+          groups,
+          gate: toNative(gate),
+          up: toNative(up),
+          down: toNative(down),
+          sharedExpert: shared && {
+            gate: shared.gate.native,
+            up: shared.up.native,
+            down: shared.down.native,
+            gateLogit: shared.gateLogit?.native,
+          },
+        }),
+      );
+    } finally {
+      for (const view of views) view.dispose();
+    }
   }
 
   /**
@@ -119,12 +133,14 @@ export abstract class Experts {
    * output. x may be of any floating dtype; y has x's.
    */
   async forward(x: Tensor, routing: Routing, options: ForwardOptions = {}): Promise<Tensor> {
-    checkTensor(x, 'x');
-    const out = options.out ?? this.device.empty(x.dtype, x.shape);
-    await awaitAbortable(options.signal, (cancellation) =>
-      this.#alive().forward(x.native, routing.ids.native, routing.weights.native, out.native, cancellation),
-    );
-    return out;
+    const { ids, weights, out: given, signal } = checkedCall(x, routing, options);
+    return withResults(this.device, async (make) => {
+      const out = given ?? make(x.dtype, x.shape);
+      await awaitAbortable(signal, (cancellation) =>
+        this.#alive().forward(x.native, ids.native, weights.native, out.native, cancellation),
+      );
+      return out;
+    });
   }
 
   /**
@@ -132,11 +148,14 @@ export abstract class Experts {
    * through the queue costs more than the arithmetic.
    */
   forwardSync(x: Tensor, routing: Routing, options: { readonly out?: Tensor } = {}): Tensor {
-    checkTensor(x, 'x');
-    const out = options.out ?? this.device.empty(x.dtype, x.shape);
-    callNative(() =>
-      this.#alive().forwardSync(x.native, routing.ids.native, routing.weights.native, out.native),
-    );
+    const { ids, weights, out: given } = checkedCall(x, routing, options);
+    const out = given ?? this.device.empty(x.dtype, x.shape);
+    try {
+      callNative(() => this.#alive().forwardSync(x.native, ids.native, weights.native, out.native));
+    } catch (error) {
+      if (!given) out.dispose();
+      throw error;
+    }
     return out;
   }
 
@@ -164,15 +183,22 @@ export class DenseExperts extends Experts {
   readonly down: readonly Tensor[];
 
   constructor(init: DenseExpertsInit) {
-    const ops = {
-      gate: denseOperator(init.gate, 'gate'),
-      up: denseOperator(init.up, 'up'),
-      down: denseOperator(init.down, 'down'),
-    };
-    super([], ops, init);
-    this.gate = ops.gate;
-    this.up = ops.up;
-    this.down = ops.down;
+    checkObject(init, 'init');
+    const slices: Tensor[] = [];
+    try {
+      const ops = {
+        gate: denseOperator(init.gate, 'gate', slices),
+        up: denseOperator(init.up, 'up', slices),
+        down: denseOperator(init.down, 'down', slices),
+      };
+      super([], ops, owning(init, slices));
+      this.gate = ops.gate;
+      this.up = ops.up;
+      this.down = ops.down;
+    } catch (error) {
+      for (const slice of slices) slice.dispose();
+      throw error;
+    }
   }
 }
 
@@ -186,18 +212,25 @@ export class LatentExperts extends Experts {
   readonly down: LatentOperator | readonly Tensor[];
 
   constructor(init: LatentExpertsInit) {
-    if (!Array.isArray(init.groups)) throw expected('an array of arrays', 'groups', init.groups);
-    const ops = {
-      gate: anyOperator(init.gate, 'gate'),
-      up: anyOperator(init.up, 'up'),
-      down: anyOperator(init.down, 'down'),
-    };
-    super(init.groups, ops, init);
-    this.report = init.report ?? [];
-    this.groups = init.groups;
-    this.gate = ops.gate;
-    this.up = ops.up;
-    this.down = ops.down;
+    checkObject(init, 'init');
+    const groups = checkedGroups(init.groups);
+    const slices: Tensor[] = [];
+    try {
+      const ops = {
+        gate: anyOperator(init.gate, 'gate', slices),
+        up: anyOperator(init.up, 'up', slices),
+        down: anyOperator(init.down, 'down', slices),
+      };
+      super(groups, ops, owning(init, slices));
+      this.report = init.report ?? [];
+      this.groups = groups;
+      this.gate = ops.gate;
+      this.up = ops.up;
+      this.down = ops.down;
+    } catch (error) {
+      for (const slice of slices) slice.dispose();
+      throw error;
+    }
   }
 }
 
@@ -206,35 +239,93 @@ export function isLatent(op: LatentOperator | DenseOperator): op is LatentOperat
   return typeof op === 'object' && op !== null && 'a' in op && 'b' in op;
 }
 
-function anyOperator(op: LatentOperator | DenseOperator, name: string): LatentOperator | readonly Tensor[] {
-  return isLatent(op) ? op : denseOperator(op, name);
+function anyOperator(
+  op: LatentOperator | DenseOperator,
+  name: string,
+  slices: Tensor[],
+): LatentOperator | readonly Tensor[] {
+  if (!isLatent(op)) return denseOperator(op, name, slices);
+  return { a: checkTensors(op.a, `${name}.a`), b: checkTensors(op.b, `${name}.b`) };
 }
 
-function denseOperator(op: DenseOperator, name: string): readonly Tensor[] {
-  if (op instanceof Tensor) return Array.from({ length: op.shape[0] ?? 0 }, (_, i) => op.slice(i));
-  if (!Array.isArray(op)) throw expected('a tensor [N, …] or an array of N matrices', name, op);
-  return op;
+/** One matrix for each expert; the slices of a tensor [N, …] go to `slices`, too. */
+function denseOperator(op: DenseOperator, name: string, slices: Tensor[]): readonly Tensor[] {
+  if (!Tensor.is(op)) return checkTensors(op, name);
+  const experts = op.shape[0] ?? 0;
+  if (experts > MOST_EXPERTS) throw expected(`at most ${MOST_EXPERTS} experts`, name, experts);
+  return Array.from({ length: experts }, (_, i) => {
+    const slice = op.slice(i);
+    slices.push(slice);
+    return slice;
+  });
+}
+
+/** The layer goes with the slices that were made for it. */
+function owning(init: Common, slices: readonly Tensor[]): Common {
+  const { activation, sharedExpert, owned = [] } = init;
+  return { activation, sharedExpert, owned: [...checkTensors(owned, 'owned'), ...slices] };
+}
+
+/** A copy of a list of tensors. */
+function checkTensors(value: unknown, name: string): readonly Tensor[] {
+  if (!Array.isArray(value)) throw expected('an array of tensors', name, value);
+  if (value.length > MOST_EXPERTS) throw expected(`at most ${MOST_EXPERTS} tensors`, name, value);
+  return Array.from(value, (tensor, i) => {
+    checkTensor(tensor, `${name}[${i}]`);
+    return tensor;
+  });
+}
+
+function checkedSharedExpert(given: SharedExpert): SharedExpert {
+  checkObject(given, 'sharedExpert');
+  const { gate, up, down, gateLogit } = given;
+  checkTensor(gate, 'sharedExpert.gate');
+  checkTensor(up, 'sharedExpert.up');
+  checkTensor(down, 'sharedExpert.down');
+  if (gateLogit !== undefined) checkTensor(gateLogit, 'sharedExpert.gateLogit');
+  return { gate, up, down, gateLogit };
+}
+
+/** A copy. That it is a partition of the layer's experts the device checks. */
+function checkedGroups(value: unknown): readonly (readonly number[])[] {
+  if (!Array.isArray(value) || !(value.length <= MOST_EXPERTS) || !value.every(isGroup)) {
+    throw expected(`an array of arrays of expert indices below ${MOST_EXPERTS}`, 'groups', value);
+  }
+  return Array.from(value, (group: readonly number[]) => Array.from(group));
+}
+
+function isGroup(value: unknown): boolean {
+  const isIndex = (i: unknown) =>
+    Number.isSafeInteger(i) && (i as number) >= 0 && (i as number) < MOST_EXPERTS;
+  return Array.isArray(value) && value.length <= MOST_EXPERTS && value.every(isIndex);
+}
+
+/** The arguments of a call, each read once: getters may give something else the next time. */
+function checkedCall(x: Tensor, routing: Routing, options: ForwardOptions) {
+  checkTensor(x, 'x');
+  checkObject(routing, 'routing');
+  const { ids, weights } = routing;
+  checkTensor(ids, 'routing.ids');
+  checkTensor(weights, 'routing.weights');
+  checkObject(options, 'options');
+  const { out, signal } = options;
+  if (out !== undefined) checkTensor(out, 'out');
+  return { ids, weights, out, signal };
 }
 
 interface ExpandedOperator {
   readonly perExpert: readonly Tensor[];
   readonly shared: readonly Tensor[];
-  /** Made here, to be disposed. */
-  readonly views: readonly Tensor[];
 }
 
-/** Per-expert matrices by expert index, whichever way the operator is given. */
+/** Per-expert matrices by expert index, whichever way the operator is given; views made here go to `views`. */
 function expand(
   op: LatentOperator | readonly Tensor[],
   groups: readonly (readonly number[])[],
   name: string,
+  views: Tensor[],
 ): ExpandedOperator {
-  if (!isLatent(op)) {
-    op.forEach((tensor, i) => {
-      checkTensor(tensor, `${name}[${i}]`);
-    });
-    return { perExpert: op, shared: [], views: [] };
-  }
+  if (!isLatent(op)) return { perExpert: op, shared: [] };
   if (op.a.length !== groups.length || op.b.length !== groups.length) {
     throw new MolaeError(
       'SHAPE_MISMATCH',
@@ -243,9 +334,7 @@ function expand(
   }
   const perExpert: Tensor[] = [];
   groups.forEach((group, g) => {
-    const a = op.a[g];
-    checkTensor(a, `${name}.a[${g}]`);
-    checkTensor(op.b[g], `${name}.b[${g}]`);
+    const a = op.a[g] as Tensor;
     if (a.shape.length !== 3 || a.shape[0] !== group.length) {
       throw new MolaeError(
         'SHAPE_MISMATCH',
@@ -253,15 +342,19 @@ function expand(
       );
     }
     group.forEach((expert, i) => {
-      perExpert[expert] = a.slice(i);
+      const view = a.slice(i);
+      views.push(view);
+      perExpert[expert] = view;
     });
   });
-  return { perExpert: Array.from(perExpert), shared: op.b, views: perExpert };
+  const missing = Array.from<Tensor | undefined>(perExpert).indexOf(undefined);
+  if (missing >= 0) throw new MolaeError('INVALID_ARGUMENT', `Expert ${missing} is in no group`);
+  return { perExpert, shared: op.b };
 }
 
 function toNative(op: ExpandedOperator): NativeOperator {
   return {
-    perExpert: op.perExpert.map((tensor) => tensor?.native),
+    perExpert: op.perExpert.map((tensor) => tensor.native),
     shared: op.shared.map((tensor) => tensor.native),
   };
 }

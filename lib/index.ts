@@ -26,6 +26,7 @@ export type { LoadOptions } from './checkpoint/load-experts.ts';
 export { SafetensorsFile } from './checkpoint/safetensors/reader.ts';
 export { SafetensorsWriter, type TensorDeclaration } from './checkpoint/safetensors/writer.ts';
 export { type Device, type DeviceInfo, type DeviceOptions, type MemoryUsage, openDevice } from './device.ts';
+export { type BackendDiagnosis, type Diagnosis, diagnose } from './diagnosis.ts';
 export type { DType, TypedArrayOf } from './dtype.ts';
 export { MolaeError, type MolaeErrorCode } from './errors.ts';
 export {

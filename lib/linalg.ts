@@ -1,7 +1,10 @@
 import type { DType } from './dtype.ts';
-import { expected, MolaeError } from './errors.ts';
+import { checkObject, expected, MolaeError } from './errors.ts';
 import { awaitNative, type NativeGemm } from './native.ts';
-import { checkTensor, type Shape, type Tensor } from './tensor.ts';
+import { checkTensor, type Tensor, withResults } from './tensor.ts';
+
+/** Of one call. */
+const MOST_PRODUCTS = 2 ** 20;
 
 /** C = alpha · op(A) · op(B) + beta · C */
 export interface GemmOptions {
@@ -21,40 +24,54 @@ export interface GemmOptions {
 export async function gemm(a: Tensor, b: Tensor, options: GemmOptions = {}): Promise<Tensor> {
   checkMatrix(a, 'a');
   checkMatrix(b, 'b');
-  const out =
-    options.out ?? a.device.empty(a.dtype, [opRows(a, options.transposeA), opCols(b, options.transposeB)]);
-  await awaitNative(() => a.device.native.gemm([problem(a, b, out, options)]));
-  return out;
+  const given = checkedOptions(options);
+  return withResults(a.device, async (make) => {
+    const out = given.out ?? make(a.dtype, [opRows(a, given.transposeA), opCols(b, given.transposeB)]);
+    await awaitNative(() => a.device.native.gemm([problem(a, b, out, given)]));
+    return out;
+  });
 }
 
 /** Products of matching slices: A [batch, …] · B [batch, …] → [batch, m, n]. */
 export async function batchedGemm(a: Tensor, b: Tensor, options: GemmOptions = {}): Promise<Tensor> {
   checkRank(a, 3, 'a');
   checkRank(b, 3, 'b');
+  const given = checkedOptions(options);
   const batch = a.shape[0] as number;
+  if (batch > MOST_PRODUCTS) throw expected(`at most ${MOST_PRODUCTS} slices`, 'a', batch);
   if (b.shape[0] !== batch) {
     throw new MolaeError(
       'SHAPE_MISMATCH',
       `Batches differ: a [${a.shape.join(', ')}], b [${b.shape.join(', ')}]`,
     );
   }
-  const m = a.shape[options.transposeA ? 2 : 1] as number;
-  const n = b.shape[options.transposeB ? 1 : 2] as number;
-  const out = options.out ?? a.device.empty(a.dtype, [batch, m, n]);
-  checkRank(out, 3, 'out');
-  if (out.shape[0] !== batch) {
-    throw new MolaeError(
-      'SHAPE_MISMATCH',
-      `Expected shape [${batch}, ${m}, ${n}] for out but received [${out.shape.join(', ')}]`,
-    );
-  }
-  const slices = Array.from({ length: batch }, (_, i) => [a.slice(i), b.slice(i), out.slice(i)] as const);
-  try {
-    await awaitNative(() => a.device.native.gemm(slices.map(([x, y, z]) => problem(x, y, z, options))));
-  } finally {
-    for (const slice of slices.flat()) slice.dispose();
-  }
-  return out;
+  const m = a.shape[given.transposeA ? 2 : 1] as number;
+  const n = b.shape[given.transposeB ? 1 : 2] as number;
+  return withResults(a.device, async (make) => {
+    const out = given.out ?? make(a.dtype, [batch, m, n]);
+    checkRank(out, 3, 'out');
+    if (out.shape[0] !== batch) {
+      throw new MolaeError(
+        'SHAPE_MISMATCH',
+        `Expected shape [${batch}, ${m}, ${n}] for out but received [${out.shape.join(', ')}]`,
+      );
+    }
+    const slices: Tensor[] = [];
+    const slice = (tensor: Tensor, i: number) => {
+      const view = tensor.slice(i);
+      slices.push(view);
+      return view;
+    };
+    try {
+      const problems = Array.from({ length: batch }, (_, i) =>
+        problem(slice(a, i), slice(b, i), slice(out, i), given),
+      );
+      await awaitNative(() => a.device.native.gemm(problems));
+    } finally {
+      for (const view of slices) view.dispose();
+    }
+    return out;
+  });
 }
 
 /** One product of a group. */
@@ -66,21 +83,28 @@ export interface GroupedGemmProblem extends GemmOptions {
 /** Independent products of any shapes, as one operation: the threads are shared out over all of them. */
 export async function groupedGemm(problems: readonly GroupedGemmProblem[]): Promise<Tensor[]> {
   if (!Array.isArray(problems)) throw expected('an array', 'problems', problems);
-  const [first] = problems;
-  if (!first) return [];
-  const outs = problems.map(({ a, b, ...options }, i) => {
+  if (problems.length > MOST_PRODUCTS)
+    throw expected(`at most ${MOST_PRODUCTS} products`, 'problems', problems);
+  const given = Array.from(problems, (item: GroupedGemmProblem, i) => {
+    checkObject(item, `problems[${i}]`);
+    const { a, b } = item;
     checkMatrix(a, `problems[${i}].a`);
     checkMatrix(b, `problems[${i}].b`);
-    return (
-      options.out ?? a.device.empty(a.dtype, [opRows(a, options.transposeA), opCols(b, options.transposeB)])
-    );
+    return { a, b, ...checkedOptions(item) };
   });
-  await awaitNative(() =>
-    first.a.device.native.gemm(
-      problems.map(({ a, b, ...options }, i) => problem(a, b, outs[i] as Tensor, options)),
-    ),
-  );
-  return outs;
+  const [first] = given;
+  if (!first) return [];
+  const { device } = first.a;
+  return withResults(device, async (make) => {
+    const outs: Tensor[] = given.map(
+      ({ a, b, transposeA, transposeB, out }) =>
+        out ?? make(a.dtype, [opRows(a, transposeA), opCols(b, transposeB)]),
+    );
+    await awaitNative(() =>
+      device.native.gemm(given.map((item, i) => problem(item.a, item.b, outs[i] as Tensor, item))),
+    );
+    return outs;
+  });
 }
 
 export interface Svd {
@@ -101,13 +125,12 @@ export async function svd(a: Tensor): Promise<Svd> {
   checkMatrix(a, 'a');
   const [p, q] = a.shape as [number, number];
   const k = Math.min(p, q);
-  const result: Svd = {
-    u: a.device.empty(a.dtype, [p, k]),
-    s: a.device.empty(a.dtype, [k]),
-    vt: a.device.empty(a.dtype, [k, q]),
-  };
-  await awaitNative(() => a.device.native.svd(a.native, result.u.native, result.s.native, result.vt.native));
-  return result;
+  return withResults(a.device, async (make) => {
+    const result: Svd = { u: make(a.dtype, [p, k]), s: make(a.dtype, [k]), vt: make(a.dtype, [k, q]) };
+    const { u, s, vt } = result;
+    await awaitNative(() => a.device.native.svd(a.native, u.native, s.native, vt.native));
+    return result;
+  });
 }
 
 export interface Eigh {
@@ -125,43 +148,64 @@ export interface Eigh {
  */
 export async function eigh(a: Tensor, options: { readonly top?: number } = {}): Promise<Eigh> {
   checkMatrix(a, 'a');
+  checkObject(options, 'options');
   const [n] = a.shape as [number, number];
   const { top = n } = options;
   if (!Number.isSafeInteger(top) || top < 0 || top > n)
     throw expected(`an integer from 0 to ${n}`, 'top', top);
   const work = await a.to(a.dtype);
-  const result: Eigh = { values: a.device.empty(a.dtype, [n]), vectors: a.device.empty(a.dtype, [top, n]) };
   try {
-    await awaitNative(() => a.device.native.eigh(work.native, result.values.native, result.vectors.native));
+    return await withResults(a.device, async (make) => {
+      const result: Eigh = { values: make(a.dtype, [n]), vectors: make(a.dtype, [top, n]) };
+      await awaitNative(() => a.device.native.eigh(work.native, result.values.native, result.vectors.native));
+      return result;
+    });
   } finally {
     work.dispose();
   }
-  return result;
 }
 
 /** The transpose [q, p] of a matrix [p, q], as a new tensor. */
 export async function transpose<D extends DType>(a: Tensor<D>): Promise<Tensor<D>> {
   checkMatrix(a, 'a');
-  const out = a.device.empty(a.dtype, [...a.shape].reverse() as Shape);
-  await awaitNative(() => a.device.native.transpose(a.native, out.native));
-  return out;
+  const { device, dtype, shape } = a;
+  return withResults(device, async (make) => {
+    const out = make(dtype, [...shape].reverse());
+    await awaitNative(() => device.native.transpose(a.native, out.native));
+    return out;
+  });
 }
 
-function problem(a: Tensor, b: Tensor, out: Tensor, options: GemmOptions): NativeGemm {
-  const { transposeA = false, transposeB = false, alpha = 1, beta = 0 } = options;
+interface CheckedOptions {
+  readonly transposeA: boolean;
+  readonly transposeB: boolean;
+  readonly alpha: number;
+  readonly beta: number;
+  readonly out: Tensor | undefined;
+}
+
+function checkedOptions(options: GemmOptions): CheckedOptions {
+  checkObject(options, 'options');
+  const { transposeA = false, transposeB = false, alpha = 1, beta = 0, out } = options;
+  if (typeof transposeA !== 'boolean') throw expected('a boolean', 'transposeA', transposeA);
+  if (typeof transposeB !== 'boolean') throw expected('a boolean', 'transposeB', transposeB);
   if (typeof alpha !== 'number') throw expected('a number', 'alpha', alpha);
   if (typeof beta !== 'number') throw expected('a number', 'beta', beta);
-  if (beta !== 0 && options.out === undefined) {
-    throw new MolaeError('INVALID_ARGUMENT', 'beta needs out: there is nothing to add to');
-  }
+  if (out !== undefined) checkTensor(out, 'out');
+  else if (beta !== 0) throw new MolaeError('INVALID_ARGUMENT', 'beta needs out: there is nothing to add to');
+  return { transposeA, transposeB, alpha, beta, out };
+}
+
+function problem(a: Tensor, b: Tensor, out: Tensor, options: CheckedOptions): NativeGemm {
+  const { transposeA, transposeB, alpha, beta } = options;
   return [a.native, b.native, out.native, transposeA, transposeB, alpha, beta];
 }
 
-function opRows(a: Tensor, transpose: boolean | undefined): number {
+function opRows(a: Tensor, transpose: boolean): number {
   return a.shape[transpose ? 1 : 0] as number;
 }
 
-function opCols(b: Tensor, transpose: boolean | undefined): number {
+function opCols(b: Tensor, transpose: boolean): number {
   return b.shape[transpose ? 0 : 1] as number;
 }
 

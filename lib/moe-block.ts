@@ -1,7 +1,8 @@
-import type { Experts, ForwardOptions } from './experts.ts';
+import { checkObject, expected } from './errors.ts';
+import { Experts, type ForwardOptions } from './experts.ts';
 import { gemm } from './linalg.ts';
 import { type RouterSpec, type Routing, route } from './routing.ts';
-import type { Tensor } from './tensor.ts';
+import { checkTensor, type Tensor } from './tensor.ts';
 
 export interface MoeBlockInit {
   /** The router's weight [N, n]. */
@@ -19,7 +20,13 @@ export class MoeBlock {
   readonly correctionBias: Tensor<'f32'> | undefined;
   readonly experts: Experts;
 
-  constructor({ router, spec, correctionBias, experts }: MoeBlockInit) {
+  constructor(init: MoeBlockInit) {
+    checkObject(init, 'init');
+    const { router, spec, correctionBias, experts } = init;
+    checkTensor(router, 'router');
+    checkObject(spec, 'spec');
+    if (correctionBias !== undefined) checkTensor(correctionBias, 'correctionBias');
+    if (!Experts.is(experts)) throw expected('DenseExperts or LatentExperts', 'experts', experts);
     this.router = router;
     this.spec = spec;
     this.correctionBias = correctionBias;
@@ -28,6 +35,7 @@ export class MoeBlock {
 
   /** The router's logits [tokens, N] in f32 for x [tokens, n]. */
   async routerLogits(x: Tensor): Promise<Tensor> {
+    checkTensor(x, 'x');
     const wide = x.dtype === 'f32' ? x : await x.to('f32');
     try {
       return await gemm(wide, this.router, { transposeB: true });

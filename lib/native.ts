@@ -1,8 +1,7 @@
-import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
-import { dirname, join } from 'node:path';
-import { fileURLToPath } from 'node:url';
-import { MolaeError, type MolaeErrorCode } from './errors.ts';
+import { join } from 'node:path';
+import { expected, MolaeError, type MolaeErrorCode } from './errors.ts';
+import { PACKAGE_ROOT } from './package.ts';
 
 /**
  * The one typed description of what the native addon exports. Nothing outside lib/ sees these types.
@@ -14,6 +13,8 @@ export interface NativeAddon {
   readonly version: string;
   readonly Cancellation: new () => NativeCancellation;
   openDevice(kind: string, index: number, threads: number): NativeDevice;
+  /** What a backend in a library of its own ('cuda') finds: keys are driver, device, library and tried. */
+  probeBackend(kind: string): NativeProbe;
   /** In place: the second half of `bytes` holds E4M3 codes of whole rows, all of it becomes their bf16 values. */
   expandE4m3(
     bytes: Uint8Array,
@@ -25,6 +26,13 @@ export interface NativeAddon {
     blockCols: number,
   ): void;
   measureCeilings(threads: number): Promise<NativeCeilings>;
+}
+
+export interface NativeProbe {
+  readonly available: boolean;
+  /** Empty where it is available. */
+  readonly reason: string;
+  readonly details: readonly (readonly [key: string, value: string])[];
 }
 
 export interface NativeCeilings {
@@ -272,14 +280,17 @@ export interface NativeCalibratedGroup {
 
 let addon: NativeAddon | undefined;
 
-/** Loads the addon on first use: from `prebuilds/`, or from a build in `build/`. */
+/**
+ * Loads the addon on first use: from a build in `build/`, or from `prebuilds/`; of the package, or of the folder that the
+ * environment variable `MOLAE_PREBUILD` names.
+ */
 export function native(): NativeAddon {
   addon ??= load();
   return addon;
 }
 
 function load(): NativeAddon {
-  const root = packageRoot();
+  const root = PACKAGE_ROOT;
   const require = createRequire(import.meta.url);
   try {
     const nodeGypBuild = require('node-gyp-build') as (root: string) => NativeAddon;
@@ -289,20 +300,13 @@ function load(): NativeAddon {
   }
 }
 
-/** The nearest folder above with a package.json: this file may be in lib/, in dist/, or deeper in a build folder. */
-function packageRoot(): string {
-  const start = dirname(fileURLToPath(import.meta.url));
-  for (let folder = start; ; folder = dirname(folder)) {
-    if (existsSync(join(folder, 'package.json'))) return folder;
-    if (folder === dirname(folder)) return join(start, '..');
-  }
-}
-
 function describeLoadFailure(root: string, cause: unknown): string {
   const reason = cause instanceof Error ? (cause.message.split('\n')[0] ?? '') : String(cause);
+  const elsewhere = process.env.MOLAE_PREBUILD;
+  const folder = elsewhere || root;
   return [
     `The native addon of molae could not be loaded on ${process.platform}-${process.arch} (Node ${process.version}).`,
-    `Looked in ${join(root, 'prebuilds')} and ${join(root, 'build')}: ${reason}`,
+    `Looked in ${join(folder, 'build')} and ${join(folder, 'prebuilds')}${elsewhere ? ', as MOLAE_PREBUILD says' : ''}: ${reason}`,
     `To build it from source: install a C++20 compiler, CMake 3.20 and OpenBLAS, then run "npm run build:native" in ${root}.`,
   ].join('\n');
 }
@@ -335,7 +339,8 @@ export async function awaitAbortable<Result>(
   signal: AbortSignal | undefined,
   call: (cancellation: NativeCancellation | undefined) => Promise<Result>,
 ): Promise<Result> {
-  if (!signal) return awaitNative(() => call(undefined));
+  if (signal === undefined) return awaitNative(() => call(undefined));
+  if (typeof signal?.addEventListener !== 'function') throw expected('an AbortSignal', 'signal', signal);
   if (signal.aborted) throw new MolaeError('ABORTED', 'The operation was aborted', { cause: signal.reason });
   const cancellation = new (native().Cancellation)();
   const onAbort = () => cancellation.cancel();

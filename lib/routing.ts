@@ -1,6 +1,6 @@
-import { expected, MolaeError } from './errors.ts';
+import { checkObject, expected, MolaeError } from './errors.ts';
 import { awaitNative } from './native.ts';
-import { checkTensor, type Tensor } from './tensor.ts';
+import { checkTensor, type Tensor, withResults } from './tensor.ts';
 
 /** How router logits become expert ids and weights. */
 export interface RouterSpec {
@@ -54,15 +54,15 @@ export interface Routing {
  * @throws MolaeError `NON_FINITE` with the token whose logits have NaN or infinity; `INVALID_ARGUMENT` for a spec that
  * does not fit the number of experts or that the device cannot do.
  */
-export async function route(
-  logits: Tensor,
-  spec: RouterSpec,
-  { correctionBias }: RouteOptions = {},
-): Promise<Routing> {
+export async function route(logits: Tensor, spec: RouterSpec, options: RouteOptions = {}): Promise<Routing> {
   checkTensor(logits, 'logits');
+  checkObject(spec, 'spec');
+  checkObject(options, 'options');
+  const { correctionBias } = options;
   if (correctionBias !== undefined) checkTensor(correctionBias, 'correctionBias');
   const { scoring, topK, renormalize, scalingFactor = 1, groupLimit, jitter = 0 } = spec;
   if (!Number.isSafeInteger(topK) || topK < 1) throw expected('a positive integer', 'topK', topK);
+  if (typeof scoring !== 'string') throw expected('the name of a scoring', 'scoring', scoring);
   if (typeof renormalize !== 'boolean') throw expected('a boolean', 'renormalize', renormalize);
   if (logits.shape.length !== 2) {
     throw new MolaeError(
@@ -70,25 +70,39 @@ export async function route(
       `Expected shape [tokens, experts] for logits but received [${logits.shape.join(', ')}]`,
     );
   }
-  if (groupLimit !== undefined && !(groupLimit.numGroups >= 1)) {
-    throw expected('a positive integer', 'groupLimit.numGroups', groupLimit.numGroups);
-  }
-  const shape = [logits.shape[0] as number, topK];
+  const { numGroups, chosenGroups, score } = checkedGroupLimit(groupLimit);
+  const [tokens, experts] = logits.shape as [number, number];
+  // Before there are results of that size.
+  if (topK > experts) throw expected(`1 to ${experts}, the number of experts,`, 'topK', topK);
+  const shape = [tokens, topK];
   const { device } = logits;
-  const routing: Routing = { ids: device.empty('i32', shape), weights: device.empty('f32', shape) };
   const nativeSpec = {
     scoring,
     topK,
     renormalize,
     scalingFactor,
-    numGroups: groupLimit?.numGroups ?? 0,
-    chosenGroups: groupLimit?.chosenGroups ?? 0,
-    groupScore: groupLimit?.score ?? 'max',
+    numGroups,
+    chosenGroups,
+    groupScore: score,
     jitter,
     correctionBias: correctionBias?.native,
   };
-  await awaitNative(() =>
-    device.native.route(logits.native, nativeSpec, routing.ids.native, routing.weights.native),
-  );
-  return routing;
+  return withResults(device, async (make) => {
+    const routing: Routing = { ids: make('i32', shape), weights: make('f32', shape) };
+    await awaitNative(() =>
+      device.native.route(logits.native, nativeSpec, routing.ids.native, routing.weights.native),
+    );
+    return routing;
+  });
+}
+
+/** `numGroups` 0: no limit. */
+function checkedGroupLimit(limit: GroupLimit | undefined): GroupLimit {
+  if (limit === undefined) return { numGroups: 0, chosenGroups: 0, score: 'max' };
+  checkObject(limit, 'groupLimit');
+  const { numGroups, chosenGroups, score } = limit;
+  if (!Number.isSafeInteger(numGroups) || numGroups < 1)
+    throw expected('a positive integer', 'groupLimit.numGroups', numGroups);
+  if (typeof score !== 'string') throw expected('max or top2', 'groupLimit.score', score);
+  return { numGroups, chosenGroups, score };
 }

@@ -11,8 +11,10 @@ import {
 import { expected, MolaeError } from './errors.ts';
 import { awaitNative, callNative, type NativeTensor } from './native.ts';
 
-/** Sizes of a tensor, outermost first; elements are stored row-major. */
+/** Sizes of a tensor, outermost first, at most 8; elements are stored row-major. */
 export type Shape = readonly number[];
+
+const MOST_DIMENSIONS = 8;
 
 /**
  * A dense, row-major tensor in the memory of a device.
@@ -32,6 +34,11 @@ export class Tensor<D extends DType = DType> {
     this.dtype = dtype;
     this.shape = Object.freeze([...shape]);
     this.#native = handle;
+  }
+
+  /** @internal Whether `value` is a tensor, and no proxy of one. */
+  static is(value: unknown): value is Tensor {
+    return typeof value === 'object' && value !== null && #native in value;
   }
 
   /** Number of elements. */
@@ -87,9 +94,12 @@ export class Tensor<D extends DType = DType> {
   /** A copy in another floating dtype, rounded to nearest even. */
   async to<To extends DType>(dtype: To): Promise<Tensor<To>> {
     checkDType(dtype, 'dtype');
-    const copy = this.device.empty(dtype, this.shape);
-    await awaitNative(() => this.device.native.copy(this.native, copy.native));
-    return copy;
+    const { device, shape, native } = this;
+    return withResults(device, async (make) => {
+      const copy = make(dtype, shape);
+      await awaitNative(() => device.native.copy(native, copy.native));
+      return copy;
+    });
   }
 
   /** The values as numbers in a Float32Array, whatever the floating dtype. */
@@ -105,17 +115,23 @@ export class Tensor<D extends DType = DType> {
 
   /** The view [b, …] at `index` of a tensor [a, b, …]. */
   slice(index: number): Tensor<D> {
-    return this.#view(this.shape.slice(1), () => this.native.slice(index));
+    const view = callNative(() => this.native.slice(index));
+    return this.#view(this.shape.slice(1), view);
   }
 
   /** The view [end − begin, …] of the rows from `begin` up to, not including, `end`. */
   rows(begin: number, end: number): Tensor<D> {
-    return this.#view([end - begin, ...this.shape.slice(1)], () => this.native.rowRange(begin, end));
+    const view = callNative(() => this.native.rowRange(begin, end));
+    return this.#view([end - begin, ...this.shape.slice(1)], view);
   }
 
   /** The same elements under another shape. */
   reshape(shape: Shape): Tensor<D> {
-    return this.#view(shape, () => this.native.reshape(shape));
+    const sizes = checkedShape(shape, 'shape');
+    return this.#view(
+      sizes,
+      callNative(() => this.native.reshape(sizes)),
+    );
   }
 
   /** Gives the memory back; a second call does nothing. */
@@ -128,8 +144,8 @@ export class Tensor<D extends DType = DType> {
     this.dispose();
   }
 
-  #view(shape: Shape, make: () => NativeTensor): Tensor<D> {
-    return new Tensor(this.device, this.dtype, shape, callNative(make));
+  #view(shape: Shape, view: NativeTensor): Tensor<D> {
+    return new Tensor(this.device, this.dtype, shape, view);
   }
 
   #target(target: TypedArrayOf[D] | undefined): TypedArrayOf[D] {
@@ -139,6 +155,11 @@ export class Tensor<D extends DType = DType> {
   }
 }
 
+/** @internal Throws unless `data` is a typed array that fits the dtype. */
+export function checkHolder(dtype: DType, data: unknown, name: string): asserts data is NodeJS.TypedArray {
+  if (!holds(dtype, data)) throw expected(`${holderName(dtype)} (${dtype})`, name, data);
+}
+
 /** @internal Throws unless `data` is a typed array that fits dtype and shape. */
 export function checkData(
   dtype: DType,
@@ -146,7 +167,7 @@ export function checkData(
   data: unknown,
   name: string,
 ): asserts data is NodeJS.TypedArray {
-  if (!holds(dtype, data)) throw expected(`${holderName(dtype)} (${dtype})`, name, data);
+  checkHolder(dtype, data, name);
   const wanted = shape.reduce((product, size) => product * size, 1);
   if (data.length !== wanted) {
     throw new MolaeError(
@@ -158,12 +179,38 @@ export function checkData(
 
 /** @internal Throws unless `value` is a tensor. */
 export function checkTensor(value: unknown, name: string): asserts value is Tensor {
-  if (!(value instanceof Tensor)) throw expected('a Tensor', name, value);
+  if (!Tensor.is(value)) throw expected('a Tensor', name, value);
 }
 
-/** @internal Throws unless `value` is a list of non-negative integers. */
-export function checkShape(value: unknown, name: string): asserts value is Shape {
-  if (!Array.isArray(value) || !value.every((size) => Number.isSafeInteger(size) && size >= 0)) {
+/** @internal A copy of `value`, which the caller may change meanwhile. Throws unless it is a shape. */
+export function checkedShape(value: unknown, name: string): Shape {
+  if (!Array.isArray(value) || !(value.length <= MOST_DIMENSIONS)) {
+    throw expected(`an array of the sizes of at most ${MOST_DIMENSIONS} dimensions`, name, value);
+  }
+  const sizes: unknown[] = Array.from(value);
+  if (!sizes.every((size) => Number.isSafeInteger(size) && (size as number) >= 0)) {
     throw expected('an array of non-negative integers', name, value);
+  }
+  return sizes as number[];
+}
+
+/**
+ * @internal Results of an operation, made by `make` in `fill`: the caller's when it is done, and gone when it fails,
+ * without waiting for the garbage collector.
+ */
+export async function withResults<Result>(
+  device: Device,
+  fill: (make: <D extends DType>(dtype: D, shape: Shape) => Tensor<D>) => Promise<Result>,
+): Promise<Result> {
+  const made: Tensor[] = [];
+  try {
+    return await fill((dtype, shape) => {
+      const tensor = device.empty(dtype, shape);
+      made.push(tensor);
+      return tensor;
+    });
+  } catch (error) {
+    for (const tensor of made) tensor.dispose();
+    throw error;
   }
 }

@@ -1,4 +1,7 @@
 import { execFile } from 'node:child_process';
+import { cp, mkdtemp, rm, symlink } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { describe, expect, test } from 'vitest';
@@ -6,11 +9,12 @@ import { openDevice } from '../lib/device.ts';
 import { DenseExperts } from '../lib/experts.ts';
 import { Random, toTensor } from './support/random.ts';
 
-const library = JSON.stringify(fileURLToPath(new URL('../dist/index.js', import.meta.url)));
+const root = fileURLToPath(new URL('..', import.meta.url));
+const library = JSON.stringify(join(root, 'dist/index.js'));
 
 /** Runs a module in a process of its own; a crash or a hang is an error with what it wrote. */
-function run(code: string): Promise<{ stdout: string }> {
-  return promisify(execFile)(process.execPath, ['--input-type=module', '-e', code], { timeout: 60_000 });
+function run(code: string, env: NodeJS.ProcessEnv = process.env): Promise<{ stdout: string }> {
+  return promisify(execFile)(process.execPath, ['--input-type=module', '-e', code], { timeout: 60_000, env });
 }
 
 /** Starts many products and a decomposition, and waits for none of them. */
@@ -121,4 +125,72 @@ describe('many calls', () => {
     expect((await out.read()).every(Number.isFinite)).toBe(true);
     device.dispose();
   });
+});
+
+describe('environment variables', () => {
+  const open = `
+    const { openDevice } = await import(${library});
+    await openDevice('auto').then(
+      ({ kind }) => console.log(kind),
+      ({ code, message }) => console.log(code + ' ' + message),
+    );`;
+  const runWith = (variables: Record<string, string>) => run(open, { ...process.env, ...variables });
+
+  test('MOLAE_BACKEND is the device of auto, and a wrong one is an error that names it', async () => {
+    expect((await runWith({ MOLAE_BACKEND: 'cpu' })).stdout).toBe('cpu\n');
+    expect((await runWith({ MOLAE_BACKEND: '' })).stdout).toBe('cpu\n');
+    expect((await runWith({ MOLAE_BACKEND: 'tpu' })).stdout).toMatch(
+      /^INVALID_ARGUMENT .*MOLAE_BACKEND.*"tpu"/,
+    );
+    // No machine has that many: it must not fall back to the CPU.
+    expect((await runWith({ MOLAE_BACKEND: 'cuda:999' })).stdout).toMatch(/^DEVICE_UNAVAILABLE /);
+  });
+
+  test('MOLAE_PREBUILD is where the addon is looked for, and the error names it', async () => {
+    const elsewhere = await mkdtemp(join(tmpdir(), 'molae-prebuild-'));
+    try {
+      const { stdout } = await runWith({ MOLAE_PREBUILD: elsewhere });
+      expect(stdout).toMatch(/^ADDON_UNAVAILABLE /);
+      expect(stdout).toContain(join(elsewhere, 'prebuilds'));
+      expect(stdout).toContain('MOLAE_PREBUILD');
+      await cp(join(root, 'build/Release'), join(elsewhere, 'build/Release'), { recursive: true });
+      expect((await runWith({ MOLAE_PREBUILD: elsewhere })).stdout).toBe('cpu\n');
+    } finally {
+      await rm(elsewhere, { recursive: true });
+    }
+  });
+});
+
+test('two copies of the package in one process compute side by side and refuse each other', async () => {
+  const copy = await mkdtemp(join(tmpdir(), 'molae-copy-'));
+  try {
+    for (const part of ['dist', 'build/Release', 'package.json'])
+      await cp(join(root, part), join(copy, part), { recursive: true });
+    await symlink(join(root, 'node_modules'), join(copy, 'node_modules'));
+    const { stdout } = await run(`
+      const one = await import(${library});
+      const two = await import(${JSON.stringify(join(copy, 'dist/index.js'))});
+      const layers = [];
+      const products = await Promise.all([one, two, one, two].map(async (molae) => {
+        const device = await molae.openDevice('cpu');
+        const a = device.tensor('f32', Float32Array.from({ length: 90000 }, (_, i) => i % 7), [300, 300]);
+        layers.push(new molae.DenseExperts({ gate: [a], up: [a], down: [a] }));
+        let y = a;
+        for (let i = 0; i < 5; i++) y = await molae.gemm(y, a, { alpha: 1e-3 });
+        return { a, sum: (await y.read()).reduce((s, v) => s + v, 0) };
+      }));
+      if (new Set(products.map(({ sum }) => sum)).size !== 1) throw new Error('results differ');
+      const code = (call) => call().then(() => 'nothing', (error) => error.code);
+      console.log(await code(() => one.gemm(products[0].a, products[1].a)));
+      console.log(await code(() => one.factorizeExperts(layers[1], { groupSize: 1, latentSize: 4, onProgress() {} })));
+      // The native side alone, as when TypeScript's checks miss something.
+      console.log(await code(async () => products[0].a.device.native.copy(products[0].a.native, products[1].a.native)));`);
+    expect(stdout.split('\n').slice(0, 3)).toEqual([
+      'INVALID_ARGUMENT',
+      'INVALID_ARGUMENT',
+      'INVALID_ARGUMENT',
+    ]);
+  } finally {
+    await rm(copy, { recursive: true });
+  }
 });

@@ -1,11 +1,11 @@
 #!/usr/bin/env node
+import { packageVersion } from '../package.ts';
 import type { Arguments } from './arguments.ts';
 import type { CommandDefinition } from './command.ts';
 import { COMMANDS } from './commands.ts';
 import { commandHelp, generalHelp } from './help.ts';
 import { EXIT, Output, reportError } from './output.ts';
 import { parse } from './parse.ts';
-import { packageVersion } from './version.ts';
 
 /** The command at work, for error messages. */
 let running: string | undefined;

@@ -10,6 +10,7 @@
 #include "addon/module.h"
 #include "addon/node_api.h"
 #include "addon/tensor_object.h"
+#include "core/backend_library.h"
 #include "core/fp8.h"
 #include "cpu/ceilings.h"
 #include "cpu/cpu_backend.h"
@@ -34,6 +35,27 @@ Napi::Value measure_ceilings(const Napi::CallbackInfo& info) {
       object.Set("readGBps", measured->read_gbps);
       return object;
     });
+  });
+}
+
+// (kind) -> { available, reason, details: [key, value][] }: what a backend in a library of its own finds on this
+// machine.
+Napi::Value probe(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  return guarded(env, [&]() -> Napi::Value {
+    const BackendProbe found = probe_backend(Args(info).string(0, "kind"));
+    Napi::Array details = Napi::Array::New(env);
+    for (const auto& [key, value] : found.details) {
+      Napi::Array detail = Napi::Array::New(env, 2);
+      detail.Set(0u, key);
+      detail.Set(1u, value);
+      details.Set(details.Length(), detail);
+    }
+    Napi::Object object = Napi::Object::New(env);
+    object.Set("available", found.available);
+    object.Set("reason", found.reason);
+    object.Set("details", details);
+    return object;
   });
 }
 
@@ -67,6 +89,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   exports.Set("version", Napi::String::New(env, MOLAE_VERSION));
   exports.Set("Cancellation", CancellationObject::define(env));
   exports.Set("openDevice", Napi::Function::New(env, DeviceObject::open, "openDevice"));
+  exports.Set("probeBackend", Napi::Function::New(env, probe, "probeBackend"));
   exports.Set("expandE4m3", Napi::Function::New(env, expand_e4m3, "expandE4m3"));
   exports.Set("measureCeilings", Napi::Function::New(env, measure_ceilings, "measureCeilings"));
   return exports;

@@ -10,6 +10,7 @@
 namespace molae::addon {
 namespace {
 
+constexpr size_t kMostShown = 80;  // of a value, in a message
 constexpr int64_t kMaxSafeInteger = (int64_t{1} << 53) - 1;
 
 std::string type_name(Napi::Value value) {
@@ -39,7 +40,9 @@ std::string type_name(Napi::Value value) {
 
 void unexpected(const std::string& wanted, const std::string& name, Napi::Value received) {
   const bool scalar = received.IsNumber() || received.IsString() || received.IsBoolean();
-  const std::string shown = scalar ? received.ToString().Utf8Value() + " of type " : "";
+  std::string shown = scalar ? received.ToString().Utf8Value() : "";
+  if (shown.size() > kMostShown) shown = shown.substr(0, kMostShown) + "...";
+  if (scalar) shown += " of type ";
   fail(ErrorCode::InvalidArgument, "Expected ", wanted, " for ", name, " but received ", shown, type_name(received));
 }
 

@@ -1,5 +1,7 @@
 #include "addon/errors.h"
 
+#include <system_error>
+
 namespace molae::addon {
 namespace {
 
@@ -18,6 +20,9 @@ Napi::Error to_js(Napi::Env env, std::exception_ptr error) {
     return make(env, e.code(), e.what());
   } catch (const std::bad_alloc&) {
     return make(env, ErrorCode::OutOfMemory, "Out of memory");
+  } catch (const std::system_error& e) {  // no more threads
+    const bool exhausted = e.code() == std::errc::resource_unavailable_try_again;
+    return make(env, exhausted ? ErrorCode::OutOfMemory : ErrorCode::Internal, e.what());
   } catch (const std::exception& e) {
     return make(env, ErrorCode::Internal, e.what());
   } catch (...) {

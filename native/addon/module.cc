@@ -23,15 +23,23 @@ void Completions::end(uint64_t ticket, bool begun) {
 
 void Completions::open(napi_threadsafe_function wake) { wake_ = wake; }
 
+void Completions::expect(size_t tickets) {
+  taken_.reserve(tickets);
+  std::lock_guard lock(mutex_);
+  done_.reserve(tickets);
+}
+
 void Completions::close() {
   std::unique_lock lock(mutex_);
   closed_ = true;
   idle_.wait(lock, [&] { return running_ == 0; });
 }
 
-std::vector<uint64_t> Completions::take() {
+const std::vector<uint64_t>& Completions::take() {
+  taken_.clear();
   std::lock_guard lock(mutex_);
-  return std::exchange(done_, {});
+  done_.swap(taken_);
+  return taken_;
 }
 
 Module& Module::of(Napi::Env env) { return *env.GetInstanceData<Module>(); }
@@ -50,10 +58,22 @@ void Module::install(Napi::Env env) {
 
 Napi::Promise Module::submit(Napi::Env env, Device& device, std::shared_ptr<Work> work, Finish finish) {
   const uint64_t ticket = next_ticket_++;
-  if (pending_.empty()) napi_ref_threadsafe_function(env, wake_);
   const auto deferred = Napi::Promise::Deferred::New(env);
-  pending_.emplace(ticket, Pending{deferred, work, std::move(finish)});
-  device.queue().push([completions = completions_, work, ticket] {
+  try {
+    pending_.emplace(ticket, Pending{deferred, work, std::move(finish)});
+    completions_->expect(pending_.size());
+    device.queue().push(job(work, ticket));
+  } catch (...) {  // no memory: the call throws, and nobody has the promise
+    pending_.erase(ticket);
+    deferred.Resolve(env.Undefined());
+    throw;
+  }
+  if (pending_.size() == 1) napi_ref_threadsafe_function(env, wake_);
+  return deferred.Promise();
+}
+
+std::function<void()> Module::job(std::shared_ptr<Work> work, uint64_t ticket) const {
+  return [completions = completions_, work = std::move(work), ticket] {
     const bool begun = completions->begin();
     if (begun) {
       try {
@@ -65,8 +85,7 @@ Napi::Promise Module::submit(Napi::Env env, Device& device, std::shared_ptr<Work
     }
     work->run = nullptr;  // what it kept alive may go now
     completions->end(ticket, begun);
-  });
-  return deferred.Promise();
+  };
 }
 
 Napi::Promise Module::submit(Napi::Env env, Device& device, std::function<void()> run) {

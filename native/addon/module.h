@@ -30,9 +30,11 @@ class Completions {
   void end(uint64_t ticket, bool begun);
 
   void open(napi_threadsafe_function wake);
+  // Room for so many tickets: end(), which has nobody to complain to, allocates nothing.
+  void expect(size_t tickets);
   // After this nothing reaches the environment any more; waits for the work that is running.
   void close();
-  std::vector<uint64_t> take();
+  const std::vector<uint64_t>& take();  // valid until the next call
 
  private:
   std::mutex mutex_;
@@ -41,6 +43,7 @@ class Completions {
   bool closed_ = false;
   int running_ = 0;
   std::vector<uint64_t> done_;
+  std::vector<uint64_t> taken_;  // of the JavaScript thread
 };
 
 // All state of one environment (the main thread, or a worker_thread). Destruction, in order: the cleanup hook closes
@@ -70,6 +73,7 @@ class Module {
     Finish finish;
   };
 
+  std::function<void()> job(std::shared_ptr<Work> work, uint64_t ticket) const;
   static void on_wake(napi_env env, napi_value callback, void* context, void* data);
   static void on_cleanup(void* module);
   void settle(Napi::Env env);

@@ -2,6 +2,7 @@
 
 #include <cstdlib>
 #include <map>
+#include <new>
 #include <tuple>
 
 #include "core/backend_library.h"
@@ -17,7 +18,12 @@ void Device::retain() {
 
 void Device::release() {
   std::lock_guard lock(mutex_);
-  if (--users_ == 0) queue_.push([this] { backend_->trim(); });
+  if (--users_ > 0) return;
+  try {
+    queue_.push([this] { backend_->trim(); });
+  } catch (const std::bad_alloc&) {
+    // The workspaces stay for the next user: whoever lets go of a device has no use for an error.
+  }
 }
 
 namespace {

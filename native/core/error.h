@@ -3,6 +3,7 @@
 #include <exception>
 #include <sstream>
 #include <string>
+#include <string_view>
 #include <utility>
 
 namespace molae {
@@ -35,6 +36,11 @@ class Error : public std::exception {
   ErrorCode code_;
   std::string message_;
 };
+
+// A name from outside, for a message: not more of it than fits.
+inline std::string quoted(std::string_view name) {
+  return '"' + std::string(name.substr(0, 80)) + (name.size() > 80 ? "...\"" : "\"");
+}
 
 // Throws an Error whose message is all the parts written one after the other.
 template <class... Parts>

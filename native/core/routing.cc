@@ -34,13 +34,13 @@ Scoring parse_scoring(std::string_view name) {
   if (name == "softmax") return Scoring::Softmax;
   if (name == "sigmoid") return Scoring::Sigmoid;
   if (name == "sparsemixer") return Scoring::SparseMixer;
-  fail(ErrorCode::InvalidArgument, "Expected softmax, sigmoid or sparsemixer for scoring but received \"", name, "\"");
+  fail(ErrorCode::InvalidArgument, "Expected softmax, sigmoid or sparsemixer for scoring but received ", quoted(name));
 }
 
 GroupScore parse_group_score(std::string_view name) {
   if (name == "max") return GroupScore::Max;
   if (name == "top2") return GroupScore::TopTwo;
-  fail(ErrorCode::InvalidArgument, "Expected max or top2 for the score of a group but received \"", name, "\"");
+  fail(ErrorCode::InvalidArgument, "Expected max or top2 for the score of a group but received ", quoted(name));
 }
 
 void check_router(const RouterSpec& spec, int64_t num_experts) {

@@ -62,7 +62,7 @@ void multiply(Backend& backend, const Tensor& a, bool ta, const Tensor& b, bool 
 Solver parse_solver(std::string_view name) {
   if (name == "gram") return Solver::Gram;
   if (name == "svd") return Solver::Svd;
-  fail(ErrorCode::InvalidArgument, "Expected gram or svd for solver but received \"", name, "\"");
+  fail(ErrorCode::InvalidArgument, "Expected gram or svd for solver but received ", quoted(name));
 }
 
 SharedBasis::SharedBasis(Backend& backend, Options options) : backend_(backend), options_(options) {

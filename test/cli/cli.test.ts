@@ -295,6 +295,7 @@ describe('doctor', () => {
     expect(cpu).toMatchObject({ name: 'cpu', available: true, reason: null });
     expect(cuda).toMatchObject({ name: 'cuda', devices: expect.any(Array) });
     if (cuda?.available === false) expect(cuda.reason).toEqual(expect.any(String));
+    expect(cuda?.found).toMatchObject({ libraries: expect.any(Array), tried: expect.any(Array) });
   });
 });
 

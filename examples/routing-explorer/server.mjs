@@ -1,0 +1,116 @@
+// A web page that draws which experts fire for a text, per layer and token:
+//
+//   node examples/routing-explorer/server.mjs <checkpoint> [--port 8081] [--device auto]
+//
+// For dense and converted checkpoints; of converted ones the page shows the groups, too.
+
+import { readFile } from 'node:fs/promises';
+import { createServer } from 'node:http';
+import { basename, resolve } from 'node:path';
+import { parseArgs } from 'node:util';
+import { calibrate, Model, openDevice, Tokenizer } from 'molae';
+
+const { values: options, positionals } = parseArgs({
+  allowPositionals: true,
+  options: { port: { type: 'string', default: '8081' }, device: { type: 'string', default: 'auto' } },
+});
+const [checkpoint] = positionals;
+if (checkpoint === undefined) {
+  console.error(
+    'usage: node examples/routing-explorer/server.mjs <checkpoint> [--port 8081] [--device auto]',
+  );
+  process.exit(2);
+}
+
+/** More would not be readable on a page. */
+const MOST_TOKENS = 160;
+const LONGEST_BODY = 1e5;
+const FILES = {
+  '/': ['page.html', 'text/html; charset=utf-8'],
+  '/page.js': ['page.js', 'text/javascript'],
+  '/page.css': ['page.css', 'text/css'],
+};
+
+const device = await openDevice(options.device);
+const [model, tokenizer] = await Promise.all([
+  Model.open(checkpoint, { device }),
+  Tokenizer.open(checkpoint),
+]);
+
+/** The tokens of a text, and for each MoE layer the experts [tokens][topK] and their weights. */
+async function explore(text) {
+  const ids = tokenizer.encode(text).slice(0, MOST_TOKENS);
+  if (ids.length < 2) throw new Error('Give it a text of at least two tokens');
+  const window = Math.min(ids.length, model.spec.contextLength);
+  const layers = [];
+  const visit = async ({ layer, block, routing }) => {
+    const [experts, weights] = await Promise.all([routing.ids.read(), routing.weights.read()]);
+    layers.push({
+      layer,
+      groups: block.experts.groups ?? null,
+      experts: rows(experts, routing.ids.shape[1]),
+      weights: rows(weights, routing.ids.shape[1]),
+    });
+  };
+  await calibrate(model, ids, visit, { window });
+  return {
+    model: basename(resolve(checkpoint)),
+    numExperts: model.checkpoint.spec.numExperts,
+    topK: model.checkpoint.spec.topK,
+    tokens: ids.map((id) => tokenizer.decode([id])),
+    layers,
+  };
+}
+
+function rows(values, width) {
+  return Array.from({ length: values.length / width }, (_, t) => [
+    ...values.subarray(t * width, (t + 1) * width),
+  ]);
+}
+
+async function readText(request) {
+  let body = '';
+  for await (const chunk of request.setEncoding('utf8')) {
+    body += chunk;
+    if (body.length > LONGEST_BODY) throw new Error('The text is too long');
+  }
+  return body;
+}
+
+let last = Promise.resolve(); // one text at a time
+async function answer(request, response) {
+  const text = await readText(request);
+  const turn = last.then(() => explore(text));
+  last = turn.catch(() => {});
+  const answer = JSON.stringify(await turn);
+  response.writeHead(200, { 'content-type': 'application/json' }).end(answer);
+}
+
+const server = createServer(async (request, response) => {
+  try {
+    const file = FILES[request.url];
+    if (request.method === 'POST' && request.url === '/explore') {
+      await answer(request, response);
+    } else if (request.method === 'GET' && file) {
+      response
+        .writeHead(200, { 'content-type': file[1] })
+        .end(await readFile(new URL(file[0], import.meta.url)));
+    } else {
+      response.writeHead(404).end();
+    }
+  } catch (error) {
+    response
+      .writeHead(400, { 'content-type': 'application/json' })
+      .end(JSON.stringify({ error: error.message }));
+  }
+});
+server.listen(Number(options.port), '127.0.0.1', () =>
+  console.log(`http://127.0.0.1:${server.address().port}`),
+);
+process.once('SIGINT', async () => {
+  server.close();
+  server.closeAllConnections();
+  await last;
+  await model.close();
+  device.dispose();
+});

@@ -1,0 +1,109 @@
+// A small HTTP server that streams what a model writes, dense or converted:
+//
+//   node examples/server.mjs <checkpoint> [--port 8080] [--device auto]
+//   curl -N localhost:8080/generate -d '{"prompt": "Call me", "maxTokens": 40, "temperature": 0.7}'
+//
+// The answer comes as server-sent events: {"text": …} for every piece, and {"done": true, "tokens": …} at the end.
+
+import { createServer } from 'node:http';
+import { parseArgs } from 'node:util';
+import { generate, Model, MolaeError, openDevice, Tokenizer } from 'molae';
+
+const { values: options, positionals } = parseArgs({
+  allowPositionals: true,
+  options: { port: { type: 'string', default: '8080' }, device: { type: 'string', default: 'auto' } },
+});
+const [checkpoint] = positionals;
+if (checkpoint === undefined) {
+  console.error('usage: node examples/server.mjs <checkpoint> [--port 8080] [--device auto]');
+  process.exit(2);
+}
+
+const LONGEST_BODY = 1e6;
+const device = await openDevice(options.device);
+const [model, tokenizer] = await Promise.all([
+  Model.open(checkpoint, { device }),
+  Tokenizer.open(checkpoint),
+]);
+
+// One text at a time: a model is one sequence of layers, and two that take turns are no faster.
+let last = Promise.resolve();
+function inTurn(work) {
+  const turn = last.then(work);
+  last = turn.catch(() => {});
+  return turn;
+}
+
+/** Pieces of text as tokens come; an unfinished character waits for the rest of its bytes. */
+async function* pieces(prompt, { maxTokens, temperature, topP, seed }, signal) {
+  const tokens = [];
+  let written = '';
+  for await (const token of generate(model, prompt, { maxTokens, temperature, topP, seed, signal })) {
+    tokens.push(token);
+    const text = tokenizer.decode(tokens);
+    if (text.endsWith('\ufffd')) continue;
+    yield { text: text.slice(written.length) };
+    written = text;
+  }
+  yield { done: true, tokens: tokens.length };
+}
+
+async function readJson(request) {
+  let body = '';
+  for await (const chunk of request.setEncoding('utf8')) {
+    body += chunk;
+    if (body.length > LONGEST_BODY) throw new SyntaxError('The body is too long');
+  }
+  return JSON.parse(body);
+}
+
+async function answer(request, response) {
+  const body = await readJson(request);
+  if (typeof body?.prompt !== 'string' || body.prompt === '')
+    throw new SyntaxError('Expected {"prompt": "…"}');
+  const controller = new AbortController();
+  response.on('close', () => controller.abort()); // nobody listens any more: stop computing
+  await inTurn(async () => {
+    if (controller.signal.aborted) return;
+    // The first piece comes before the head: an error in the arguments is a status, not an event.
+    const events = pieces(tokenizer.encodePrompt(body.prompt), body, controller.signal);
+    let next = await events.next();
+    response.writeHead(200, { 'content-type': 'text/event-stream', 'cache-control': 'no-store' });
+    for (; !next.done; next = await events.next()) response.write(`data: ${JSON.stringify(next.value)}\n\n`);
+    response.end();
+  });
+}
+
+function fail(response, error) {
+  if (error instanceof MolaeError && error.code === 'ABORTED') return response.destroy();
+  const wrong =
+    error instanceof SyntaxError || (error instanceof MolaeError && error.code === 'INVALID_ARGUMENT');
+  if (!wrong) console.error(error);
+  const message = { error: wrong ? error.message : 'The server failed', code: error.code ?? null };
+  if (response.headersSent) response.end(`data: ${JSON.stringify(message)}\n\n`);
+  else
+    response
+      .writeHead(wrong ? 400 : 500, { 'content-type': 'application/json' })
+      .end(JSON.stringify(message));
+}
+
+const server = createServer((request, response) => {
+  if (request.method === 'POST' && request.url === '/generate') {
+    answer(request, response).catch((error) => fail(response, error));
+  } else if (request.method === 'GET' && request.url === '/health') {
+    response.writeHead(200, { 'content-type': 'application/json' });
+    response.end(JSON.stringify({ model: checkpoint, device: device.info.name }));
+  } else {
+    response.writeHead(404).end();
+  }
+});
+server.listen(Number(options.port), '127.0.0.1', () =>
+  console.log(`http://127.0.0.1:${server.address().port}/generate`),
+);
+process.once('SIGINT', async () => {
+  server.close();
+  server.closeAllConnections();
+  await last;
+  await model.close();
+  device.dispose();
+});
