@@ -36,21 +36,6 @@ enum ForwardSlot : size_t {
 // Workspaces of a chunk of tokens stay below this.
 constexpr size_t kChunkBytes = size_t{256} << 20;
 
-struct Tile {
-  int32_t problem;  // an expert or a group
-  int64_t row, rows, col, cols;
-};
-
-// Appends the tiles of a rows x cols result. Few rows: narrow tiles, so that all threads have some.
-void add_tiles(std::vector<Tile>& tiles, int32_t problem, int64_t rows, int64_t cols) {
-  const int64_t width = rows <= 16 ? 64 : kTileCols;
-  for (int64_t row = 0; row < rows; row += kTileRows) {
-    for (int64_t col = 0; col < cols; col += width) {
-      tiles.push_back({problem, row, std::min(kTileRows, rows - row), col, std::min(width, cols - col)});
-    }
-  }
-}
-
 template <class Real>
 class CpuLayerForward final : public LayerForward {
  public:
@@ -103,7 +88,7 @@ class CpuLayerForward final : public LayerForward {
     sorted_.sort({ids_, ids.elements()}, tokens_, top_k_, group_of_, num_groups_);
     x_ = input(x);
     y_ = kReal == y.dtype() ? y.as<Real>() : get(kOutput, tokens_ * layer_.hidden_size);
-    scratch_stride_ = linear_tile_scratch(largest_inner_) + kTileRows * std::max(kTileCols, int64_t{256});
+    scratch_stride_ = tile_scratch<Real>(largest_inner_) + kTileRows * kTileCols;
     scratch_ = get(kTileScratch, scratch_stride_ * context_.threads);
 
     cancel.check();
@@ -167,31 +152,17 @@ class CpuLayerForward final : public LayerForward {
     }
     for_tiles([&](const Tile& tile, Real* scratch) {
       const int64_t row = sorted_.expert_begin[tile.problem] + tile.row;
-      Real* out = hidden_ + row * m + tile.col;
-      Real* up_out = scratch + linear_tile_scratch(largest_inner_);
-      expert_input_tile(layer_.gate, gate, tile, row, out, m, scratch);
-      expert_input_tile(layer_.up, up, tile, row, up_out, tile.cols, scratch);
-      gate_times_up(out, m, up_out, tile.cols, tile.rows, tile.cols);
+      gated_tile<Real>(expert_input(layer_.gate, gate, tile.problem, row),
+                       expert_input(layer_.up, up, tile.problem, row), layer_.activation, tile.rows, tile.col,
+                       tile.cols, hidden_ + row * m + tile.col, m, scratch);
     });
   }
 
-  void expert_input_tile(const ExpertOperator& op, const Latent& latent, const Tile& tile, int64_t row, Real* out,
-                         int64_t out_stride, Real* scratch) {
-    const Tensor& weight = op.per_expert[tile.problem];
-    const Rows<Real> rows = op.latent() ? Rows<Real>{latent.data + latent.begin[group_of_[tile.problem]], weight.cols(),
-                                                     sorted_.row_latent.data() + row}
-                                        : Rows<Real>{x_, layer_.hidden_size, sorted_.row_token.data() + row};
-    linear_tile<Real>(rows, tile.rows, weight, tile.col, tile.cols, out, out_stride, scratch);
-  }
-
-  void gate_times_up(Real* gate, int64_t gate_stride, const Real* up, int64_t up_stride, int64_t rows,
-                     int64_t cols) const {
-    for (int64_t i = 0; i < rows; ++i) {
-      for (int64_t j = 0; j < cols; ++j) {
-        Real& g = gate[i * gate_stride + j];
-        g = activate(layer_.activation, g) * up[i * up_stride + j];
-      }
-    }
+  // What one expert's gate or up matrix multiplies, from a row of the sorted routing on.
+  GatedSide<Real> expert_input(const ExpertOperator& op, const Latent& latent, int32_t expert, int64_t row) const {
+    const Tensor& weight = op.per_expert[expert];
+    if (!op.latent()) return {{x_, layer_.hidden_size, sorted_.row_token.data() + row}, weight};
+    return {{latent.data + latent.begin[group_of_[expert]], weight.cols(), sorted_.row_latent.data() + row}, weight};
   }
 
   // Stage 3. Returns where each expert's outputs begin; their width is that of its down matrix.
@@ -270,7 +241,7 @@ class CpuLayerForward final : public LayerForward {
     const auto first = std::lower_bound(begin, end, tile.row);
     const auto last = std::lower_bound(first, end, tile.row + tile.rows);
     const Tensor& b = layer_.down.shared[g];
-    Real* product = scratch + linear_tile_scratch(largest_inner_);
+    Real* product = scratch + tile_scratch<Real>(largest_inner_);
     linear_tile<Real>({latent_out_ + latent_out_begin_[g] + (first - begin) * b.cols(), b.cols()}, last - first, b,
                       tile.col, tile.cols, product, tile.cols, scratch);
     for (auto token = first; token != last; ++token) {
@@ -298,11 +269,8 @@ class CpuLayerForward final : public LayerForward {
     const Rows<Real> x{x_, layer_.hidden_size};
     for_tiles([&](const Tile& tile, Real* scratch) {
       const Rows<Real> rows{x.row(tile.row), x.stride};
-      Real* out = shared_hidden_ + tile.row * width + tile.col;
-      Real* up_out = scratch + linear_tile_scratch(largest_inner_);
-      linear_tile<Real>(rows, tile.rows, shared.gate, tile.col, tile.cols, out, width, scratch);
-      linear_tile<Real>(rows, tile.rows, shared.up, tile.col, tile.cols, up_out, tile.cols, scratch);
-      gate_times_up(out, width, up_out, tile.cols, tile.rows, tile.cols);
+      gated_tile<Real>({rows, shared.gate}, {rows, shared.up}, layer_.activation, tile.rows, tile.col, tile.cols,
+                       shared_hidden_ + tile.row * width + tile.col, width, scratch);
       if (tile.col != 0) return;
       Real* scale = shared_scale_ + tile.row;
       if (!shared.gate_logit) {
@@ -316,7 +284,7 @@ class CpuLayerForward final : public LayerForward {
 
   void add_shared_output(const SharedExpert& shared, const Tile& tile, Real* scratch) {
     const int64_t width = shared.gate.rows();
-    Real* product = scratch + linear_tile_scratch(largest_inner_);
+    Real* product = scratch + tile_scratch<Real>(largest_inner_);
     linear_tile<Real>({shared_hidden_ + tile.row * width, width}, tile.rows, shared.down, tile.col, tile.cols, product,
                       tile.cols, scratch);
     for (int64_t i = 0; i < tile.rows; ++i) {
