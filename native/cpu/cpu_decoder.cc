@@ -2,13 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
-#include <vector>
 
 #include "core/error.h"
 #include "cpu/attention.h"
 #include "cpu/compute_pool.h"
 #include "cpu/convert.h"
 #include "cpu/linear_tile.h"
+#include "cpu/tile_list.h"
 
 namespace molae::cpu {
 namespace {
@@ -40,9 +40,9 @@ class CpuDecoder final : public Decoder {
     const int64_t scratch_stride = tile_scratch<float>(inner);
     float* scratch = context_.workspace.get<float>(kScratch, scratch_stride * context_.threads);
     tiles_.clear();
-    add_tiles(tiles_, 0, rows, cols);
-    const auto count = static_cast<int64_t>(tiles_.size());
-    ComputePool::instance().parallel_for(context_.threads, count, [&](int64_t index, int participant) {
+    tiles_.add(0, rows, cols);
+    tiles_.cut(context_.threads);
+    ComputePool::instance().parallel_for(context_.threads, tiles_.size(), [&](int64_t index, int participant) {
       const Tile& tile = tiles_[index];
       float* to = out.as<float>() + tile.row * cols + tile.col;
       linear_tile<float>({x.as<const float>() + tile.row * inner, inner}, tile.rows, weight, tile.col, tile.cols, to,
@@ -175,7 +175,7 @@ class CpuDecoder final : public Decoder {
   }
 
   Context context_;
-  std::vector<Tile> tiles_;  // of the product at hand, kept for its memory
+  TileList tiles_;
 };
 
 }  // namespace

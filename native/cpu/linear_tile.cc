@@ -11,19 +11,6 @@
 namespace molae::cpu {
 namespace {
 
-// Of both the rows of a tile and its columns, what kernels take at a time; parts of this unit leave no rest but the
-// last.
-constexpr int64_t kRowUnit = 32;
-constexpr int64_t kColUnit = 12;
-constexpr int64_t kStreamCols = 64;
-
-// `count` cut into parts of about the same size: multiples of `unit`, none above `most`.
-int64_t part_size(int64_t count, int64_t most, int64_t unit) {
-  const int64_t parts = (count + most - 1) / most;
-  const int64_t size = (count + parts - 1) / parts;
-  return std::min(most, (size + unit - 1) / unit * unit);
-}
-
 // Of one weight.
 constexpr int64_t kSums = kTileRows * kTileCols;
 
@@ -45,18 +32,6 @@ void blas_tile(const Rows<double>& x, int64_t rows, const Tensor& weight, int64_
 }
 
 }  // namespace
-
-void add_tiles(std::vector<Tile>& tiles, int32_t problem, int64_t rows, int64_t cols) {
-  if (rows == 0) return;
-  const int64_t height = part_size(rows, kTileRows, kRowUnit);
-  // Few rows: narrow tiles, so that all threads have some.
-  const int64_t width = rows <= kStreamRows ? kStreamCols : part_size(cols, kTileCols, kColUnit);
-  for (int64_t row = 0; row < rows; row += height) {
-    for (int64_t col = 0; col < cols; col += width) {
-      tiles.push_back({problem, row, std::min(height, rows - row), col, std::min(width, cols - col)});
-    }
-  }
-}
 
 template <>
 int64_t tile_scratch<float>(int64_t inner) {

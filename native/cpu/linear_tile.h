@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
 #include "core/activation.h"
 #include "core/tensor.h"
@@ -13,15 +12,6 @@ namespace molae::cpu {
 // The largest tile; scratch is sized by it.
 constexpr int64_t kTileRows = kPanelRows;
 constexpr int64_t kTileCols = kPanelCols;
-
-// A part of a product: what one thread computes at a time.
-struct Tile {
-  int32_t problem;  // which of several products; their meaning is the caller's
-  int64_t row, rows, col, cols;
-};
-
-// Appends the tiles of a rows x cols result.
-void add_tiles(std::vector<Tile>& tiles, int32_t problem, int64_t rows, int64_t cols);
 
 // Scratch elements that one thread needs for tiles with inputs of `inner` elements.
 template <class Real>
