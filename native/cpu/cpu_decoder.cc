@@ -40,9 +40,9 @@ class CpuDecoder final : public Decoder {
     const int64_t scratch_stride = tile_scratch<float>(inner);
     float* scratch = context_.workspace.get<float>(kScratch, scratch_stride * context_.threads);
     tiles_.clear();
-    tiles_.add(0, rows, cols);
-    tiles_.cut(context_.threads);
-    ComputePool::instance().parallel_for(context_.threads, tiles_.size(), [&](int64_t index, int participant) {
+    tiles_.add(0, rows, cols, inner);
+    const int threads = tiles_.cut(context_.threads);
+    ComputePool::instance().parallel_for(threads, tiles_.size(), [&](int64_t index, int participant) {
       const Tile& tile = tiles_[index];
       float* to = out.as<float>() + tile.row * cols + tile.col;
       linear_tile<float>({x.as<const float>() + tile.row * inner, inner}, tile.rows, weight, tile.col, tile.cols, to,

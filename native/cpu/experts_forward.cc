@@ -148,7 +148,7 @@ class CpuLayerForward final : public LayerForward {
     latent_begins(op, 0, latent.begin);
     latent.data = get(slot, latent.begin.back());
     for (int64_t g = 0; g < num_groups_; ++g) {
-      tiles_.add(static_cast<int32_t>(first_problem + g), latent_rows(g), op.shared[g].rows());
+      tiles_.add(static_cast<int32_t>(first_problem + g), latent_rows(g), op.shared[g].rows(), layer_.hidden_size);
     }
   }
 
@@ -158,7 +158,7 @@ class CpuLayerForward final : public LayerForward {
     hidden_ = get(kHidden, tokens_ * top_k_ * m);
     tiles_.clear();
     const auto experts = static_cast<int32_t>(layer_.num_experts());
-    for (int32_t i = 0; i < experts; ++i) tiles_.add(i, expert_rows(i), m);
+    for (int32_t i = 0; i < experts; ++i) tiles_.add(i, expert_rows(i), m, layer_.gate.per_expert[i].cols());
     if (layer_.shared_expert) add_shared_hidden(*layer_.shared_expert, experts);
     const Latent& latent_up = shares_basis_ ? latent_gate_ : latent_up_;
     for_tiles([&](const Tile& tile, Real* scratch) {
@@ -185,7 +185,7 @@ class CpuLayerForward final : public LayerForward {
     for (int64_t i = 0; i < layer_.num_experts(); ++i) {
       const int64_t width = layer_.down.per_expert[i].rows();
       out_begin_[i + 1] = out_begin_[i] + expert_rows(i) * width;
-      tiles_.add(static_cast<int32_t>(i), expert_rows(i), width);
+      tiles_.add(static_cast<int32_t>(i), expert_rows(i), width, m);
     }
     expert_out_ = get(kExpertOut, out_begin_.back());
     for_tiles([&](const Tile& tile, Real* scratch) {
@@ -231,7 +231,7 @@ class CpuLayerForward final : public LayerForward {
   // Stage 5: a tile is a block of tokens by a block of the hidden size.
   void outputs() {
     tiles_.clear();
-    tiles_.add(0, tokens_, layer_.hidden_size);
+    tiles_.add(0, tokens_, layer_.hidden_size, output_products());
     for_tiles([&](const Tile& tile, Real* scratch) {
       for (int64_t i = 0; i < tile.rows; ++i) {
         Real* y = y_ + (tile.row + i) * layer_.hidden_size + tile.col;
@@ -244,6 +244,14 @@ class CpuLayerForward final : public LayerForward {
       }
       if (layer_.shared_expert) add_shared_output(*layer_.shared_expert, tile, scratch);
     });
+  }
+
+  // Multiplications for one element of y, about.
+  int64_t output_products() const {
+    int64_t products = top_k_;
+    if (layer_.down.latent()) products += largest_rank(layer_.down, 1);
+    if (layer_.shared_expert) products += layer_.shared_expert->gate.rows();
+    return products;
   }
 
   void add_group_output(int64_t g, const Tile& tile, Real* scratch) {
@@ -276,7 +284,7 @@ class CpuLayerForward final : public LayerForward {
     const int64_t width = shared.gate.rows();
     shared_hidden_ = get(kSharedHidden, tokens_ * width);
     shared_scale_ = get(kSharedScale, tokens_);
-    tiles_.add(problem, tokens_, width);
+    tiles_.add(problem, tokens_, width, layer_.hidden_size);
   }
 
   void shared_hidden(const SharedExpert& shared, const Tile& tile, Real* scratch) {
@@ -320,8 +328,8 @@ class CpuLayerForward final : public LayerForward {
 
   template <class Body>
   void for_tiles(Body body) {
-    tiles_.cut(context_.threads);
-    ComputePool::instance().parallel_for(context_.threads, tiles_.size(), [&](int64_t index, int participant) {
+    const int threads = tiles_.cut(context_.threads);
+    ComputePool::instance().parallel_for(threads, tiles_.size(), [&](int64_t index, int participant) {
       body(tiles_[index], scratch_ + scratch_stride_ * participant);
     });
   }

@@ -15,10 +15,10 @@ struct Tile {
 class TileList {
  public:
   void clear();
-  // One rows x cols product.
-  void add(int32_t problem, int64_t rows, int64_t cols);
-  // Cuts what was added into tiles, with enough of them for `threads`.
-  void cut(int threads);
+  // One rows x cols product of `inner` elements each.
+  void add(int32_t problem, int64_t rows, int64_t cols, int64_t inner);
+  // Cuts what was added into tiles for up to `threads`, and says for how many: little work is not worth waking anybody.
+  int cut(int threads);
 
   int64_t size() const { return static_cast<int64_t>(tiles_.size()); }
   const Tile& operator[](int64_t i) const { return tiles_[i]; }
@@ -32,6 +32,7 @@ class TileList {
   std::vector<Problem> problems_;
   std::vector<Tile> tiles_;
   int64_t streamed_cols_ = 0;
+  int64_t products_ = 0;
 };
 
 }  // namespace molae::cpu
