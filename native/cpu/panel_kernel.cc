@@ -5,7 +5,7 @@
 namespace molae::cpu {
 namespace {
 
-// Steps between two requests for what comes next, each for a cache line of every row.
+// Steps between two requests for what comes next, each for a cache line of every row, and between two pieces of a copy.
 constexpr int64_t kSteps = 16;
 constexpr int64_t kLineBytes = 64;
 
@@ -41,10 +41,19 @@ MOLAE_INLINE void multiply(const PanelProduct& p, int64_t col) {
     }
   };
   int64_t k = 0;
-  for (int64_t fetched = 0; p.next && fetched < p.next_bytes && k + kSteps <= p.inner; fetched += kLineBytes) {
-#pragma GCC unroll 32
-    for (int j = 0; j < Cols; ++j) __builtin_prefetch(p.next + j * p.next_stride + fetched, 0, 2);
-    for (const int64_t end = k + kSteps; k < end; ++k) step(k);
+  if (p.next) {
+    for (int64_t fetched = 0; k + kSteps <= p.inner; fetched += kLineBytes) {
+      for (int j = 0; j < Cols && fetched < p.next_bytes; ++j) {
+        __builtin_prefetch(p.next + j * p.next_stride + fetched, 0, 2);
+      }
+      for (int j = 0; j < Cols && p.copy; ++j) {
+        __builtin_memcpy(p.copy + (col + j) * p.copy_stride + k, weights[j] + k, kSteps * sizeof(float));
+      }
+      for (const int64_t end = k + kSteps; k < end; ++k) step(k);
+    }
+    for (int j = 0; j < Cols && p.copy; ++j) {
+      for (int64_t i = k; i < p.inner; ++i) p.copy[(col + j) * p.copy_stride + i] = weights[j][i];
+    }
   }
   for (; k < p.inner; ++k) step(k);
 
@@ -72,17 +81,18 @@ MOLAE_INLINE void multiply_from(const PanelProduct& p, int64_t col) {
 }
 
 // One function for each instruction set: the width of the vectors is part of the source, so clones of one function
-// would not do. Sums take 12 of AVX2's 16 registers and 24 of AVX-512's 32.
-#define MOLAE_PANEL_KERNEL(name, lanes, wide_cols, attributes)                                             \
-  attributes void name##_narrow(const PanelProduct& p) { multiply_from<lanes, 1, 2 * (wide_cols)>(p, 0); } \
-  attributes void name##_wide(const PanelProduct& p) { multiply_from<lanes, 2, wide_cols>(p, 0); }         \
-  constexpr PanelKernel name = {lanes, wide_cols, name##_narrow, name##_wide};
+// would not do. `cols` of the three widths: sums take up to 12 of AVX2's 16 registers and 24 of AVX-512's 32.
+#define MOLAE_PANEL_KERNEL(name, lanes, cols1, cols2, cols3, attributes)                    \
+  attributes void name##_1(const PanelProduct& p) { multiply_from<lanes, 1, cols1>(p, 0); } \
+  attributes void name##_2(const PanelProduct& p) { multiply_from<lanes, 2, cols2>(p, 0); } \
+  attributes void name##_3(const PanelProduct& p) { multiply_from<lanes, 3, cols3>(p, 0); } \
+  constexpr PanelKernel name = {lanes, {{cols1, name##_1}, {cols2, name##_2}, {cols3, name##_3}}};
 
 #define MOLAE_PLAIN
-MOLAE_PANEL_KERNEL(kPlain, 8, 2, MOLAE_PLAIN)
+MOLAE_PANEL_KERNEL(kPlain, 8, 4, 2, 1, MOLAE_PLAIN)
 #if defined(__x86_64__)
-MOLAE_PANEL_KERNEL(kAvx2, 8, 6, __attribute__((target("avx2,fma"))))
-MOLAE_PANEL_KERNEL(kAvx512, 16, 12, __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,fma"))))
+MOLAE_PANEL_KERNEL(kAvx2, 8, 12, 6, 4, __attribute__((target("avx2,fma"))))
+MOLAE_PANEL_KERNEL(kAvx512, 16, 24, 12, 8, __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,fma"))))
 #endif
 
 const PanelKernel& choose() {

@@ -22,16 +22,24 @@ struct PanelProduct {
   const std::byte* next;
   int64_t next_bytes;
   int64_t next_stride;
+  // Where to leave a copy of the weights, or null: while they are near anyway.
+  float* copy;
+  int64_t copy_stride;
 };
 
-// The kernels of one instruction set. A panel has `lanes` rows or, the faster way, twice as many.
+// The kernels of one instruction set, for panels of one, two and three vectors of `lanes` rows. Narrow ones are limited
+// by the loads of weights.
 struct PanelKernel {
-  int64_t lanes;
-  int64_t wide_cols;  // columns that a wide panel computes together
-  void (*narrow)(const PanelProduct&);
-  void (*wide)(const PanelProduct&);
+  static constexpr int64_t kMostVectors = 3;
+  struct Width {
+    int64_t cols;  // computed together
+    void (*multiply)(const PanelProduct&);
+  };
 
-  int64_t wide_lanes() const { return 2 * lanes; }
+  int64_t lanes;
+  Width widths[kMostVectors];  // by vectors - 1
+
+  const Width& of(int64_t width) const { return widths[width / lanes - 1]; }
 };
 
 // The best for this processor.

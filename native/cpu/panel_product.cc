@@ -65,13 +65,15 @@ MOLAE_MULTIVERSION void unpack_panel(const float* sums, int64_t width, int64_t r
   }
 }
 
-// Calls body(first row, rows, width) for every panel: wide ones, and a narrow one at the end where that is enough.
+// Calls body(first row, rows, width) for every panel: two vectors wide, and what is left in one of one to three.
 template <class Body>
 void for_panels(int64_t rows, Body body) {
-  const PanelKernel& kernel = panel_kernel();
-  for (int64_t row = 0; row < rows; row += kernel.wide_lanes()) {
-    const int64_t count = std::min(kernel.wide_lanes(), rows - row);
-    body(row, count, count <= kernel.lanes ? kernel.lanes : kernel.wide_lanes());
+  const int64_t lanes = panel_kernel().lanes;
+  for (int64_t row = 0; row < rows;) {
+    const int64_t left = rows - row;
+    const int64_t width = left <= PanelKernel::kMostVectors * lanes ? round_up(left, lanes) : 2 * lanes;
+    body(row, std::min(left, width), width);
+    row += width;
   }
 }
 
@@ -88,41 +90,52 @@ class WeightBlocks {
 
   // inputs: panels of the same part of the rows.
   void multiply(int64_t begin, int64_t inner, int64_t rows, const float* inputs, float* sums) {
-    const PanelKernel& kernel = panel_kernel();
-    const std::byte* block = first_ + begin * item_;
     PanelProduct product{};
-    product.weight_stride = kBlockStride;
     product.inner = inner;
     product.first = begin == 0;
-    product.next_bytes = inner * item_;
-    product.next_stride = stride_;
     for_panels(rows, [&](int64_t row, int64_t, int64_t width) {
-      const bool narrow = width == kernel.lanes;
-      const auto run = narrow ? kernel.narrow : kernel.wide;
-      const int64_t together = narrow ? 2 * kernel.wide_cols : kernel.wide_cols;
       product.inputs = inputs + row * inner;
-      if (row > 0) {
-        product.cols = cols_;
-        product.weights = copy_;
-        product.sums = sums + row * cols_;
-        product.next = nullptr;
-        return run(product);
-      }
-      for (int64_t col = 0; col < cols_; col += together) {
-        product.cols = std::min(together, cols_ - col);
-        product.weights = copy_ + col * kBlockStride;
-        product.sums = sums + col * width;
-        for (int64_t j = col; j < col + product.cols; ++j) {
-          widen_elements(dtype_, block + j * stride_, copy_ + j * kBlockStride, inner);
-        }
-        const int64_t next = col + product.cols;
-        product.next = next < cols_ ? block + next * stride_ : block + inner * item_;
-        run(product);
-      }
+      product.sums = sums + row * cols_;
+      if (row == 0) return multiply_first(product, begin, width, rows > width);
+      product.cols = cols_;
+      product.weights = copy_;
+      product.weight_stride = kBlockStride;
+      panel_kernel().of(width).multiply(product);
     });
   }
 
  private:
+  // The first panel takes the weights from memory, a few rows at a time, fetches the rows that come next, and leaves a
+  // copy for the panels that follow.
+  void multiply_first(PanelProduct product, int64_t begin, int64_t width, bool more) {
+    const PanelKernel::Width& kernel = panel_kernel().of(width);
+    const std::byte* block = first_ + begin * item_;
+    float* sums = product.sums;
+    product.next_bytes = product.inner * item_;
+    product.next_stride = stride_;
+    product.copy_stride = kBlockStride;
+    for (int64_t col = 0; col < cols_; col += kernel.cols) {
+      const std::byte* rows = block + col * stride_;
+      float* copy = copy_ + col * kBlockStride;
+      product.cols = std::min(kernel.cols, cols_ - col);
+      if (dtype_ == DType::F32) {
+        product.weights = reinterpret_cast<const float*>(rows);
+        product.weight_stride = stride_ / item_;
+        product.copy = more ? copy : nullptr;
+      } else {
+        for (int64_t j = 0; j < product.cols; ++j) {
+          widen_elements(dtype_, rows + j * stride_, copy + j * kBlockStride, product.inner);
+        }
+        product.weights = copy;
+        product.weight_stride = kBlockStride;
+      }
+      const int64_t next = col + product.cols;
+      product.next = next < cols_ ? block + next * stride_ : block + product.inner * item_;
+      product.sums = sums + col * width;
+      kernel.multiply(product);
+    }
+  }
+
   DType dtype_;
   int64_t item_;
   int64_t stride_;
