@@ -13,8 +13,8 @@ namespace {
 
 constexpr int kLanes = 8;
 
-// How sixteen weights become two vectors of floats. Of halves the first vector has the even and the second the odd
-// ones: the inputs are brought into the same order once (split_pairs), which is cheaper than ordering every weight.
+// How sixteen weights become two vectors of floats. Of pairs of halves the first vector has the even and the second the
+// odd ones: the inputs are brought into the same order once (split_pairs), which is cheaper than ordering every weight.
 constexpr int64_t kBlock = 2 * kLanes;
 
 struct F32Weights {
@@ -53,6 +53,22 @@ struct F16Weights {
   }
   static float one(uint16_t w) { return f16_to_f32(w); }
 };
+
+#if defined(__x86_64__)
+// The instruction for it, by name: always_inline functions can't ask for an instruction set that their callers lack.
+struct F16CWeights {
+  using Item = uint16_t;
+  static MOLAE_INLINE void load_block(Floats8& first, Floats8& second, const uint16_t* from) {
+    widen(first, from);
+    widen(second, from + kLanes);
+  }
+  static MOLAE_INLINE void widen(Floats8& to, const uint16_t* from) {
+    typedef uint16_t Halves __attribute__((vector_size(kLanes * 2), aligned(2), may_alias));
+    asm("vcvtph2ps %1, %0" : "=x"(to) : "m"(*reinterpret_cast<const Halves*>(from)));
+  }
+  static float one(uint16_t w) { return f16_to_f32(w); }
+};
+#endif
 
 MOLAE_INLINE float sum_of_lanes(const Floats8& sums) {
   float lanes[kLanes];
@@ -148,6 +164,24 @@ MOLAE_MULTIVERSION void stream_f16(const float* const* x, int64_t rows, const ui
   stream<F16Weights>(x, rows, w, inner, cols, out, out_stride);
 }
 
+#if defined(__x86_64__)
+__attribute__((target("avx2,fma,f16c"))) void stream_f16c(const float* const* x, int64_t rows, const uint16_t* w,
+                                                          int64_t inner, int64_t cols, float* out, int64_t out_stride) {
+  stream<F16CWeights>(x, rows, w, inner, cols, out, out_stride);
+}
+
+bool converts_halves() {
+  static const bool found = [] {
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  }();
+  return found;
+}
+#else
+constexpr auto stream_f16c = stream_f16;
+constexpr bool converts_halves() { return false; }
+#endif
+
 // Whole blocks of a row with the even elements before the odd ones; the rest as it is.
 MOLAE_MULTIVERSION void split_pairs(const float* from, float* to, int64_t count) {
   int64_t k = 0;
@@ -165,22 +199,25 @@ MOLAE_MULTIVERSION void split_pairs(const float* from, float* to, int64_t count)
 void stream_rows(const Rows<float>& x, int64_t rows, const Tensor& weight, int64_t col, int64_t cols, float* out,
                  int64_t out_stride, float* scratch) {
   const int64_t inner = weight.cols();
+  const DType dtype = weight.dtype();
+  const bool pairs = dtype == DType::BF16 || (dtype == DType::F16 && !converts_halves());
   const float* row_pointers[kStreamRows];
   for (int64_t i = 0; i < rows; ++i) {
     row_pointers[i] = x.row(i);
-    if (!is_half(weight.dtype())) continue;
+    if (!pairs) continue;
     split_pairs(x.row(i), scratch + i * inner, inner);
     row_pointers[i] = scratch + i * inner;
   }
-  switch (weight.dtype()) {
+  switch (dtype) {
     case DType::F32:
       return stream_f32(row_pointers, rows, weight.as<const float>() + col * inner, inner, cols, out, out_stride);
     case DType::BF16:
       return stream_bf16(row_pointers, rows, weight.as<const uint16_t>() + col * inner, inner, cols, out, out_stride);
     case DType::F16:
-      return stream_f16(row_pointers, rows, weight.as<const uint16_t>() + col * inner, inner, cols, out, out_stride);
+      return (pairs ? stream_f16 : stream_f16c)(row_pointers, rows, weight.as<const uint16_t>() + col * inner, inner,
+                                                cols, out, out_stride);
     default:
-      fail(ErrorCode::DTypeMismatch, "Cannot stream weights of ", dtype_name(weight.dtype()));
+      fail(ErrorCode::DTypeMismatch, "Cannot stream weights of ", dtype_name(dtype));
   }
 }
 

@@ -7,9 +7,9 @@
 
 namespace molae::cpu {
 
-// Up to this many rows a product is bound by reading the weights, not by arithmetic: they are streamed once, in their
-// own dtype and order.
-constexpr int64_t kStreamRows = 16;
+// Up to this many rows weights are best streamed once, in their own dtype and order: to read them takes about as long
+// as to multiply them. Beyond it panels are faster.
+constexpr int64_t kStreamRows = 12;
 
 // Scratch elements of one call with inputs of `inner` elements.
 constexpr int64_t stream_scratch(int64_t inner) { return kStreamRows * inner; }
