@@ -1,6 +1,15 @@
 #include "core/device_queue.h"
 
+#include <chrono>
+
 namespace molae {
+namespace {
+
+// Who awaits one call after the other comes back within this time. To wake a thread on another processor takes as long,
+// and every call already wakes the thread of JavaScript.
+constexpr std::chrono::microseconds kSpinTime{50};
+
+}  // namespace
 
 DeviceQueue::DeviceQueue() : worker_([this] { work(); }) {}
 
@@ -17,6 +26,7 @@ void DeviceQueue::push(std::function<void()> job) {
   {
     std::lock_guard lock(mutex_);
     jobs_.push_back(std::move(job));
+    pushed_.fetch_add(1, std::memory_order_relaxed);
   }
   changed_.notify_all();
 }
@@ -61,7 +71,18 @@ void DeviceQueue::work() {
     lock.lock();
     busy_ = false;
     changed_.notify_all();
+    if (!jobs_.empty()) continue;
+    const uint64_t seen = pushed_.load(std::memory_order_relaxed);
+    lock.unlock();
+    spin(seen);
+    lock.lock();
   }
+}
+
+void DeviceQueue::spin(uint64_t seen) const {
+  const auto end = std::chrono::steady_clock::now() + kSpinTime;
+  while (pushed_.load(std::memory_order_relaxed) == seen && std::chrono::steady_clock::now() < end)
+    std::this_thread::yield();
 }
 
 }  // namespace molae

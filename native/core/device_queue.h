@@ -1,6 +1,8 @@
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
+#include <cstdint>
 #include <deque>
 #include <functional>
 #include <mutex>
@@ -28,10 +30,13 @@ class DeviceQueue {
 
  private:
   void work();
+  // Waits a little for a job beyond the first `seen`, without going to sleep; others that want the processor have it.
+  void spin(uint64_t seen) const;
 
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<std::function<void()>> jobs_;
+  std::atomic<uint64_t> pushed_{0};  // jobs so far
   bool busy_ = false;
   bool stopping_ = false;
   bool closed_ = false;

@@ -6,8 +6,12 @@
 namespace molae {
 namespace {
 
-// A few microseconds: stages of one forward pass follow each other faster than a futex wakes anybody.
+// Tens of microseconds: stages of one forward pass follow each other faster than a futex wakes anybody.
 constexpr int kSpins = 2000;
+
+// Below these bits of the claims are the indices that are left, above them the number of the job.
+constexpr int kJobShift = 40;
+constexpr uint64_t kLeftMask = (uint64_t{1} << kJobShift) - 1;
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -41,36 +45,48 @@ void ComputePool::run(int threads, int64_t count, Call call, void* context) {
   call_ = call;
   context_ = context;
   count_ = count;
-  participants_ = participants;
-  next_.store(0, std::memory_order_relaxed);
-  running_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
+  failed_.store(false, std::memory_order_relaxed);
+  left_.store(count, std::memory_order_relaxed);
+  participants_.store(participants, std::memory_order_relaxed);
+  const uint64_t job = (claims_.load(std::memory_order_relaxed) >> kJobShift) + 1;
+  claims_.store(job << kJobShift | static_cast<uint64_t>(count), std::memory_order_release);
   epoch_.fetch_add(1, std::memory_order_release);
   epoch_.notify_all();
   take_part(0);
-  for (int spins = 0; spins < kSpins && running_.load(std::memory_order_acquire) != 0; ++spins) pause();
-  for (int left; (left = running_.load(std::memory_order_acquire)) != 0;) running_.wait(left);
+  for (int spins = 0; spins < kSpins && left_.load(std::memory_order_acquire) != 0; ++spins) pause();
+  for (int64_t left; (left = left_.load(std::memory_order_acquire)) != 0;) left_.wait(left, std::memory_order_acquire);
   if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
 }
 
-void ComputePool::work(int participant, uint64_t seen) {
+void ComputePool::work(int participant, uint32_t seen) {
   while (true) {
     for (int spins = 0; spins < kSpins && epoch_.load(std::memory_order_acquire) == seen; ++spins) pause();
     epoch_.wait(seen, std::memory_order_acquire);
-    ++seen;
-    if (participant < participants_) take_part(participant);
-    if (running_.fetch_sub(1, std::memory_order_acq_rel) == 1) running_.notify_all();
+    seen = epoch_.load(std::memory_order_acquire);
+    take_part(participant);
   }
 }
 
 void ComputePool::take_part(int participant) {
+  uint64_t claims = claims_.load(std::memory_order_acquire);
+  while ((claims & kLeftMask) != 0 && participant < participants_.load(std::memory_order_acquire)) {
+    if (!claims_.compare_exchange_weak(claims, claims - 1, std::memory_order_acq_rel)) continue;
+    call_one(count_ - static_cast<int64_t>(claims & kLeftMask), participant);
+    // The caller may leave with the last index, and start another job.
+    if (left_.fetch_sub(1, std::memory_order_acq_rel) == 1) left_.notify_all();
+    claims = claims_.load(std::memory_order_acquire);
+  }
+}
+
+// After a failure the rest is taken, but not done.
+void ComputePool::call_one(int64_t index, int participant) {
+  if (failed_.load(std::memory_order_relaxed)) return;
   try {
-    for (int64_t index; (index = next_.fetch_add(1, std::memory_order_relaxed)) < count_;) {
-      call_(context_, index, participant);
-    }
+    call_(context_, index, participant);
   } catch (...) {
-    next_.store(count_, std::memory_order_relaxed);
     std::lock_guard lock(error_mutex_);
     if (!error_) error_ = std::current_exception();
+    failed_.store(true, std::memory_order_relaxed);
   }
 }
 

@@ -33,20 +33,24 @@ class ComputePool {
   ComputePool() = default;
   void run(int threads, int64_t count, Call call, void* context);
   void grow(int workers);
-  void work(int participant, uint64_t seen);
+  void work(int participant, uint32_t seen);
   void take_part(int participant);
+  void call_one(int64_t index, int participant);
 
   std::mutex turn_;
   std::vector<std::thread> workers_;
 
-  // The current job. Written by the caller before `epoch_` moves on, read by the workers after it has.
+  // The current job. `claims_` has how many indices nobody took yet, and above them the number of the job. A thread
+  // that took one may read the rest of the job: nobody changes it before that index is done. Nobody waits for threads
+  // that took none: on a busy machine they may not even have woken.
   Call call_ = nullptr;
   void* context_ = nullptr;
   int64_t count_ = 0;
-  int participants_ = 0;
-  std::atomic<int64_t> next_{0};
-  std::atomic<int> running_{0};
-  std::atomic<uint64_t> epoch_{0};
+  std::atomic<uint64_t> claims_{0};
+  std::atomic<int> participants_{0};
+  std::atomic<int64_t> left_{0};  // indices that are not done
+  std::atomic<bool> failed_{false};
+  std::atomic<uint32_t> epoch_{0};  // of jobs, for workers to wait for
   std::mutex error_mutex_;
   std::exception_ptr error_;
 };

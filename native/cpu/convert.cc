@@ -6,6 +6,10 @@
 #include <cstring>
 #include <limits>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include "core/error.h"
 #include "core/half.h"
 #include "cpu/multiversion.h"
@@ -45,9 +49,29 @@ inline uint16_t f32_to_f16_flat(float f) {
 MOLAE_MULTIVERSION void bf16_to_f32(const uint16_t* from, float* to, size_t count) {
   for (size_t i = 0; i < count; ++i) to[i] = molae::bf16_to_f32(from[i]);
 }
-MOLAE_MULTIVERSION void f16_to_f32(const uint16_t* from, float* to, size_t count) {
+MOLAE_MULTIVERSION void f16_to_f32_plain(const uint16_t* from, float* to, size_t count) {
   for (size_t i = 0; i < count; ++i) to[i] = f16_to_f32_flat(from[i]);
 }
+#if defined(__x86_64__)
+__attribute__((target("avx,f16c"))) void f16_to_f32_f16c(const uint16_t* from, float* to, size_t count) {
+  size_t i = 0;
+  for (; i + 8 <= count; i += 8) {
+    const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i));
+    _mm256_storeu_ps(to + i, _mm256_cvtph_ps(halves));
+  }
+  for (; i < count; ++i) to[i] = f16_to_f32_flat(from[i]);
+}
+
+void f16_to_f32(const uint16_t* from, float* to, size_t count) {
+  static const bool found = [] {
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx") && __builtin_cpu_supports("f16c");
+  }();
+  (found ? f16_to_f32_f16c : f16_to_f32_plain)(from, to, count);
+}
+#else
+void f16_to_f32(const uint16_t* from, float* to, size_t count) { f16_to_f32_plain(from, to, count); }
+#endif
 MOLAE_MULTIVERSION void f32_to_bf16(const float* from, uint16_t* to, size_t count) {
   for (size_t i = 0; i < count; ++i) to[i] = f32_to_bf16_flat(from[i]);
 }

@@ -8,6 +8,7 @@
 #include "cpu/compute_pool.h"
 #include "cpu/convert.h"
 #include "cpu/linear_tile.h"
+#include "cpu/tile_list.h"
 
 namespace molae::cpu {
 namespace {
@@ -35,23 +36,20 @@ class CpuDecoder final : public Decoder {
     const int64_t rows = x.rows();
     const int64_t inner = x.cols();
     const int64_t cols = weight.rows();
-    const int64_t row_tiles = (rows + kTileRows - 1) / kTileRows;
-    // One row only streams the weights: small tiles keep all threads at it to the end.
-    const int64_t width = rows <= 16 ? 64 : kTileCols;
-    const int64_t col_tiles = (cols + width - 1) / width;
     const float* wide_bias = bias ? widened_bias(bias) : nullptr;
-    float* scratch = context_.workspace.get<float>(kScratch, linear_tile_scratch(inner) * context_.threads);
-    ComputePool::instance().parallel_for(context_.threads, row_tiles * col_tiles, [&](int64_t index, int participant) {
-      const int64_t row = index % row_tiles * kTileRows;
-      const int64_t col = index / row_tiles * width;
-      const int64_t tile_rows = std::min(kTileRows, rows - row);
-      const int64_t tile_cols = std::min(width, cols - col);
-      float* to = out.as<float>() + row * cols + col;
-      linear_tile<float>({x.as<const float>() + row * inner, inner}, tile_rows, weight, col, tile_cols, to, cols,
-                         scratch + linear_tile_scratch(inner) * participant);
+    const int64_t scratch_stride = tile_scratch<float>(inner);
+    float* scratch = context_.workspace.get<float>(kScratch, scratch_stride * context_.threads);
+    tiles_.clear();
+    tiles_.add(0, rows, cols, inner);
+    const int threads = tiles_.cut(context_.threads);
+    ComputePool::instance().parallel_for(threads, tiles_.size(), [&](int64_t index, int participant) {
+      const Tile& tile = tiles_[index];
+      float* to = out.as<float>() + tile.row * cols + tile.col;
+      linear_tile<float>({x.as<const float>() + tile.row * inner, inner}, tile.rows, weight, tile.col, tile.cols, to,
+                         cols, scratch + scratch_stride * participant);
       if (!wide_bias) return;
-      for (int64_t i = 0; i < tile_rows; ++i) {
-        for (int64_t j = 0; j < tile_cols; ++j) to[i * cols + j] += wide_bias[col + j];
+      for (int64_t i = 0; i < tile.rows; ++i) {
+        for (int64_t j = 0; j < tile.cols; ++j) to[i * cols + j] += wide_bias[tile.col + j];
       }
     });
   }
@@ -178,6 +176,7 @@ class CpuDecoder final : public Decoder {
   }
 
   Context context_;
+  TileList tiles_;
 };
 
 }  // namespace

@@ -8,15 +8,16 @@
 #include "cpu/compute_pool.h"
 #include "cpu/convert.h"
 #include "cpu/linear_tile.h"
+#include "cpu/tile_list.h"
 
 // The forward pass of a layer of dense or latent experts, as stages of tiles over sorted tokens:
 //   1. latent inputs   z[g] = x B_g^T             once per distinct (token, group), for gate and for up
-//   2. hidden          h = act(gate) * up          per (token, expert)
+//   2. hidden          h = act(gate) * up          per (token, expert), and for the shared expert
 //   3. expert outputs  e = h W_down^T or h A_down^T  per (token, expert)
 //   4. latent outputs  d[t, g] = sum_i w[t, i] e   in the latent space
 //   5. outputs         y[t] = sum_g B_down[g] d[t, g], or the weighted sum of e itself; + the shared expert
 // All tiles of a stage are independent: one flat queue, one barrier. Every sum has a fixed order, so results do not
-// depend on the number of threads.
+// depend on the number of threads. Everything is kept from call to call: a steady state allocates nothing.
 namespace molae::cpu {
 namespace {
 
@@ -36,20 +37,8 @@ enum ForwardSlot : size_t {
 // Workspaces of a chunk of tokens stay below this.
 constexpr size_t kChunkBytes = size_t{256} << 20;
 
-struct Tile {
-  int32_t problem;  // an expert or a group
-  int64_t row, rows, col, cols;
-};
-
-// Appends the tiles of a rows x cols result. Few rows: narrow tiles, so that all threads have some.
-void add_tiles(std::vector<Tile>& tiles, int32_t problem, int64_t rows, int64_t cols) {
-  const int64_t width = rows <= 16 ? 64 : kTileCols;
-  for (int64_t row = 0; row < rows; row += kTileRows) {
-    for (int64_t col = 0; col < cols; col += width) {
-      tiles.push_back({problem, row, std::min(kTileRows, rows - row), col, std::min(width, cols - col)});
-    }
-  }
-}
+// Sums of less than this many elements are not worth waking other threads for.
+constexpr int64_t kInlineElements = 1 << 15;
 
 template <class Real>
 class CpuLayerForward final : public LayerForward {
@@ -58,7 +47,8 @@ class CpuLayerForward final : public LayerForward {
       : context_(context),
         layer_(std::move(layer)),
         group_of_(layer_.group_of_expert()),
-        num_groups_(std::max<int64_t>(1, layer_.groups.size())) {
+        num_groups_(std::max<int64_t>(1, layer_.groups.size())),
+        shares_basis_(layer_.shares_gate_up_basis()) {
     largest_inner_ = std::max(layer_.hidden_size, layer_.intermediate_size);
     for (const ExpertOperator* op : {&layer_.gate, &layer_.up, &layer_.down}) {
       for (const Tensor& b : op->shared) largest_inner_ = std::max({largest_inner_, b.rows(), b.cols()});
@@ -68,23 +58,30 @@ class CpuLayerForward final : public LayerForward {
 
   void run(const Tensor& x, const Routing& routing, const Tensor& y, const Cancellation& cancel) override {
     const int64_t tokens = x.rows();
-    const int64_t top_k = routing.ids.cols();
-    const int64_t chunk = tokens_per_chunk(top_k);
-    for (int64_t begin = 0; begin < tokens; begin += chunk) {
-      const int64_t end = std::min(tokens, begin + chunk);
-      run_chunk(x.row_range(begin, end), routing.ids.row_range(begin, end), routing.weights.row_range(begin, end),
-                y.row_range(begin, end), cancel);
+    top_k_ = routing.ids.cols();
+    const int64_t most = tokens_per_chunk();
+    const int64_t chunks = (tokens + most - 1) / most;
+    for (int64_t i = 0; i < chunks; ++i) {
+      const int64_t begin = tokens * i / chunks;
+      tokens_ = tokens * (i + 1) / chunks - begin;
+      ids_ = routing.ids.as<const int32_t>() + begin * top_k_;
+      weights_ = routing.weights.as<const float>() + begin * top_k_;
+      run_chunk(x.dtype(), elements_of(x, begin), y.dtype(), elements_of(y, begin), cancel);
     }
   }
 
  private:
   static constexpr DType kReal = sizeof(Real) == 4 ? DType::F32 : DType::F64;
 
-  int64_t tokens_per_chunk(int64_t top_k) const {
+  std::byte* elements_of(const Tensor& tensor, int64_t row) const {
+    return tensor.as<std::byte>() + row * layer_.hidden_size * static_cast<int64_t>(item_size(tensor.dtype()));
+  }
+
+  int64_t tokens_per_chunk() const {
     const int64_t down_width = layer_.down.latent() ? 2 * largest_rank(layer_.down, 1) : layer_.hidden_size;
     int64_t width = layer_.intermediate_size + down_width;
     if (layer_.gate.latent()) width += 2 * largest_rank(layer_.gate, 0);
-    const size_t token_bytes = (width * std::max<int64_t>(top_k, 1) + 2 * layer_.hidden_size) * sizeof(Real);
+    const size_t token_bytes = (width * std::max<int64_t>(top_k_, 1) + 2 * layer_.hidden_size) * sizeof(Real);
     return std::clamp<int64_t>(kChunkBytes / token_bytes, 64, 8192);
   }
 
@@ -94,115 +91,101 @@ class CpuLayerForward final : public LayerForward {
     return largest;
   }
 
-  void run_chunk(const Tensor& x, const Tensor& ids, const Tensor& weights, const Tensor& y,
-                 const Cancellation& cancel) {
-    tokens_ = x.rows();
-    top_k_ = ids.cols();
-    weights_ = weights.as<const float>();
-    ids_ = ids.as<const int32_t>();
-    sorted_.sort({ids_, ids.elements()}, tokens_, top_k_, group_of_, num_groups_);
-    x_ = input(x);
-    y_ = kReal == y.dtype() ? y.as<Real>() : get(kOutput, tokens_ * layer_.hidden_size);
-    scratch_stride_ = linear_tile_scratch(largest_inner_) + kTileRows * std::max(kTileCols, int64_t{256});
+  void run_chunk(DType x_dtype, const void* x, DType y_dtype, void* y, const Cancellation& cancel) {
+    const int64_t elements = tokens_ * layer_.hidden_size;
+    sorted_.sort({ids_, static_cast<size_t>(tokens_ * top_k_)}, tokens_, top_k_, group_of_, num_groups_);
+    x_ = input(x_dtype, x, elements);
+    y_ = kReal == y_dtype ? static_cast<Real*>(y) : get(kOutput, elements);
+    scratch_stride_ = tile_scratch<Real>(largest_inner_) + kTileRows * kTileCols;
     scratch_ = get(kTileScratch, scratch_stride_ * context_.threads);
 
     cancel.check();
-    const Latent gate = latent_input(layer_.gate, kLatentGate);
-    const Latent up = layer_.shares_gate_up_basis() ? gate : latent_input(layer_.up, kLatentUp);
+    latent_inputs();
     cancel.check();
-    hidden(gate, up);
+    hidden();
     cancel.check();
-    const std::vector<int64_t>& out_begin = expert_outputs();
+    expert_outputs();
     cancel.check();
-    if (layer_.shared_expert) shared_hidden(*layer_.shared_expert);
-    if (layer_.down.latent()) latent_outputs(out_begin);
+    if (layer_.down.latent()) latent_outputs();
     outputs();
-    if (kReal != y.dtype()) {
-      convert_elements(kReal, y_, y.dtype(), y.data(), tokens_ * layer_.hidden_size);
-    }
+    if (kReal != y_dtype) convert_elements(kReal, y_, y_dtype, y, elements);
   }
 
-  // The values that a gate or up matrix multiplies: x itself, or the latent rows of all groups, group after group,
-  // `begin[g]` the first element of group g.
+  // The rows that gate or up matrices of latent experts multiply: those of all groups, group after group, `begin[g]`
+  // the first element of group g.
   struct Latent {
-    const Real* data = nullptr;
+    const ExpertOperator* op = nullptr;
+    Real* data = nullptr;
     std::vector<int64_t> begin;
   };
 
-  const Real* input(const Tensor& x) {
-    if (x.dtype() == kReal) return x.as<const Real>();
-    Real* wide = get(kInput, tokens_ * layer_.hidden_size);
-    widen_elements(x.dtype(), x.data(), wide, x.elements());
+  const Real* input(DType dtype, const void* x, int64_t elements) {
+    if (dtype == kReal) return static_cast<const Real*>(x);
+    Real* wide = get(kInput, elements);
+    widen_elements(dtype, x, wide, elements);
     return wide;
   }
 
-  // Stage 1.
-  Latent latent_input(const ExpertOperator& op, size_t slot) {
-    Latent latent;
-    if (!op.latent()) return latent;
-    latent.begin = latent_begins(op, 0);
-    Real* z = get(slot, latent.begin.back());
+  // Stage 1, gate and up in one. The problem of group g is g for gate and G + g for up.
+  void latent_inputs() {
     tiles_.clear();
-    for (int64_t g = 0; g < num_groups_; ++g) {
-      add_tiles(tiles_, static_cast<int32_t>(g), latent_rows(g), op.shared[g].rows());
-    }
+    if (layer_.gate.latent()) add_latent_input(latent_gate_, layer_.gate, kLatentGate, 0);
+    if (layer_.up.latent() && !shares_basis_) add_latent_input(latent_up_, layer_.up, kLatentUp, num_groups_);
     for_tiles([&](const Tile& tile, Real* scratch) {
-      const Tensor& b = op.shared[tile.problem];
+      const bool is_gate = tile.problem < num_groups_;
+      const int64_t g = is_gate ? tile.problem : tile.problem - num_groups_;
+      const Latent& latent = is_gate ? latent_gate_ : latent_up_;
+      const Tensor& b = latent.op->shared[g];
       const int64_t rank = b.rows();
-      const int32_t* tokens = sorted_.latent_token.data() + sorted_.group_begin[tile.problem] + tile.row;
+      const int32_t* tokens = sorted_.latent_token.data() + sorted_.group_begin[g] + tile.row;
       linear_tile<Real>({x_, layer_.hidden_size, tokens}, tile.rows, b, tile.col, tile.cols,
-                        z + latent.begin[tile.problem] + tile.row * rank + tile.col, rank, scratch);
+                        latent.data + latent.begin[g] + tile.row * rank + tile.col, rank, scratch);
     });
-    latent.data = z;
-    return latent;
   }
 
-  // Stage 2.
-  void hidden(const Latent& gate, const Latent& up) {
+  void add_latent_input(Latent& latent, const ExpertOperator& op, size_t slot, int64_t first_problem) {
+    latent.op = &op;
+    latent_begins(op, 0, latent.begin);
+    latent.data = get(slot, latent.begin.back());
+    for (int64_t g = 0; g < num_groups_; ++g) {
+      tiles_.add(static_cast<int32_t>(first_problem + g), latent_rows(g), op.shared[g].rows(), layer_.hidden_size);
+    }
+  }
+
+  // Stage 2. The problem after those of the experts is the shared expert.
+  void hidden() {
     const int64_t m = layer_.intermediate_size;
     hidden_ = get(kHidden, tokens_ * top_k_ * m);
     tiles_.clear();
-    for (int64_t i = 0; i < layer_.num_experts(); ++i) {
-      add_tiles(tiles_, static_cast<int32_t>(i), expert_rows(i), m);
-    }
+    const auto experts = static_cast<int32_t>(layer_.num_experts());
+    for (int32_t i = 0; i < experts; ++i) tiles_.add(i, expert_rows(i), m, layer_.gate.per_expert[i].cols());
+    if (layer_.shared_expert) add_shared_hidden(*layer_.shared_expert, experts);
+    const Latent& latent_up = shares_basis_ ? latent_gate_ : latent_up_;
     for_tiles([&](const Tile& tile, Real* scratch) {
+      if (tile.problem == experts) return shared_hidden(*layer_.shared_expert, tile, scratch);
       const int64_t row = sorted_.expert_begin[tile.problem] + tile.row;
-      Real* out = hidden_ + row * m + tile.col;
-      Real* up_out = scratch + linear_tile_scratch(largest_inner_);
-      expert_input_tile(layer_.gate, gate, tile, row, out, m, scratch);
-      expert_input_tile(layer_.up, up, tile, row, up_out, tile.cols, scratch);
-      gate_times_up(out, m, up_out, tile.cols, tile.rows, tile.cols);
+      gated_tile<Real>(expert_input(layer_.gate, latent_gate_, tile.problem, row),
+                       expert_input(layer_.up, latent_up, tile.problem, row), layer_.activation, tile.rows, tile.col,
+                       tile.cols, hidden_ + row * m + tile.col, m, scratch);
     });
   }
 
-  void expert_input_tile(const ExpertOperator& op, const Latent& latent, const Tile& tile, int64_t row, Real* out,
-                         int64_t out_stride, Real* scratch) {
-    const Tensor& weight = op.per_expert[tile.problem];
-    const Rows<Real> rows = op.latent() ? Rows<Real>{latent.data + latent.begin[group_of_[tile.problem]], weight.cols(),
-                                                     sorted_.row_latent.data() + row}
-                                        : Rows<Real>{x_, layer_.hidden_size, sorted_.row_token.data() + row};
-    linear_tile<Real>(rows, tile.rows, weight, tile.col, tile.cols, out, out_stride, scratch);
+  // What one expert's gate or up matrix multiplies, from a row of the sorted routing on.
+  GatedSide<Real> expert_input(const ExpertOperator& op, const Latent& latent, int32_t expert, int64_t row) const {
+    const Tensor& weight = op.per_expert[expert];
+    if (!op.latent()) return {{x_, layer_.hidden_size, sorted_.row_token.data() + row}, weight};
+    return {{latent.data + latent.begin[group_of_[expert]], weight.cols(), sorted_.row_latent.data() + row}, weight};
   }
 
-  void gate_times_up(Real* gate, int64_t gate_stride, const Real* up, int64_t up_stride, int64_t rows,
-                     int64_t cols) const {
-    for (int64_t i = 0; i < rows; ++i) {
-      for (int64_t j = 0; j < cols; ++j) {
-        Real& g = gate[i * gate_stride + j];
-        g = activate(layer_.activation, g) * up[i * up_stride + j];
-      }
-    }
-  }
-
-  // Stage 3. Returns where each expert's outputs begin; their width is that of its down matrix.
-  const std::vector<int64_t>& expert_outputs() {
+  // Stage 3. The outputs of expert i begin at out_begin_[i]; their width is that of its down matrix.
+  void expert_outputs() {
     const int64_t m = layer_.intermediate_size;
     out_begin_.assign(layer_.num_experts() + 1, 0);
     tiles_.clear();
     for (int64_t i = 0; i < layer_.num_experts(); ++i) {
       const int64_t width = layer_.down.per_expert[i].rows();
       out_begin_[i + 1] = out_begin_[i] + expert_rows(i) * width;
-      add_tiles(tiles_, static_cast<int32_t>(i), expert_rows(i), width);
+      tiles_.add(static_cast<int32_t>(i), expert_rows(i), width, m);
     }
     expert_out_ = get(kExpertOut, out_begin_.back());
     for_tiles([&](const Tile& tile, Real* scratch) {
@@ -212,43 +195,43 @@ class CpuLayerForward final : public LayerForward {
       linear_tile<Real>({hidden_ + row * m, m}, tile.rows, weight, tile.col, tile.cols,
                         expert_out_ + out_begin_[tile.problem] + tile.row * width + tile.col, width, scratch);
     });
-    return out_begin_;
   }
 
   // The outputs of one (token, slot) pair.
-  const Real* slot_output(int64_t slot, const std::vector<int64_t>& out_begin) const {
+  const Real* slot_output(int64_t slot) const {
     const int32_t expert = ids_[slot];
     const int64_t row = sorted_.row_of_slot[slot] - sorted_.expert_begin[expert];
-    return expert_out_ + out_begin[expert] + row * layer_.down.per_expert[expert].rows();
+    return expert_out_ + out_begin_[expert] + row * layer_.down.per_expert[expert].rows();
   }
 
   // Stage 4.
-  void latent_outputs(const std::vector<int64_t>& out_begin) {
-    latent_out_begin_ = latent_begins(layer_.down, 1);
+  void latent_outputs() {
+    latent_begins(layer_.down, 1, latent_out_begin_);
     latent_out_ = get(kLatentOut, latent_out_begin_.back());
-    tiles_.clear();
-    for (int64_t g = 0; g < num_groups_; ++g) {
-      for (int64_t row = 0; row < latent_rows(g); row += kTileRows) {
-        tiles_.push_back({static_cast<int32_t>(g), row, std::min(kTileRows, latent_rows(g) - row), 0, 0});
-      }
-    }
-    for_tiles([&](const Tile& tile, Real*) {
-      const int64_t rank = layer_.down.shared[tile.problem].cols();
-      for (int64_t i = tile.row; i < tile.row + tile.rows; ++i) {
-        Real* d = latent_out_ + latent_out_begin_[tile.problem] + i * rank;
-        std::fill(d, d + rank, Real(0));
-        const int64_t token = sorted_.latent_token[sorted_.group_begin[tile.problem] + i];
-        for (int64_t slot = token * top_k_; slot < (token + 1) * top_k_; ++slot) {
-          if (group_of_[ids_[slot]] == tile.problem) add_scaled(d, slot_output(slot, out_begin), rank, weights_[slot]);
-        }
-      }
-    });
+    const int threads = expert_elements() < kInlineElements ? 1 : context_.threads;
+    ComputePool::instance().parallel_for(threads, tokens_, [&](int64_t token, int) { latent_outputs_of(token); });
   }
+
+  // d of one token, for every group that it falls into.
+  void latent_outputs_of(int64_t token) {
+    for (int64_t slot = token * top_k_; slot < (token + 1) * top_k_; ++slot) {
+      const int32_t expert = ids_[slot];
+      const int32_t group = group_of_[expert];
+      const int64_t rank = layer_.down.shared[group].cols();
+      Real* d = latent_out_ + latent_out_begin_[group] + sorted_.row_latent[sorted_.row_of_slot[slot]] * rank;
+      const bool first =
+          std::none_of(ids_ + token * top_k_, ids_ + slot, [&](int32_t before) { return group_of_[before] == group; });
+      if (first) std::fill(d, d + rank, Real(0));
+      add_scaled(d, slot_output(slot), rank, weights_[slot]);
+    }
+  }
+
+  int64_t expert_elements() const { return out_begin_.back(); }
 
   // Stage 5: a tile is a block of tokens by a block of the hidden size.
   void outputs() {
     tiles_.clear();
-    add_tiles(tiles_, 0, tokens_, layer_.hidden_size);
+    tiles_.add(0, tokens_, layer_.hidden_size, output_products());
     for_tiles([&](const Tile& tile, Real* scratch) {
       for (int64_t i = 0; i < tile.rows; ++i) {
         Real* y = y_ + (tile.row + i) * layer_.hidden_size + tile.col;
@@ -263,6 +246,14 @@ class CpuLayerForward final : public LayerForward {
     });
   }
 
+  // Multiplications for one element of y, about.
+  int64_t output_products() const {
+    int64_t products = top_k_;
+    if (layer_.down.latent()) products += largest_rank(layer_.down, 1);
+    if (layer_.shared_expert) products += layer_.shared_expert->gate.rows();
+    return products;
+  }
+
   void add_group_output(int64_t g, const Tile& tile, Real* scratch) {
     const auto tokens = sorted_.latent_token.begin();
     const auto begin = tokens + sorted_.group_begin[g];
@@ -270,7 +261,7 @@ class CpuLayerForward final : public LayerForward {
     const auto first = std::lower_bound(begin, end, tile.row);
     const auto last = std::lower_bound(first, end, tile.row + tile.rows);
     const Tensor& b = layer_.down.shared[g];
-    Real* product = scratch + linear_tile_scratch(largest_inner_);
+    Real* product = scratch + tile_scratch<Real>(largest_inner_);
     linear_tile<Real>({latent_out_ + latent_out_begin_[g] + (first - begin) * b.cols(), b.cols()}, last - first, b,
                       tile.col, tile.cols, product, tile.cols, scratch);
     for (auto token = first; token != last; ++token) {
@@ -283,40 +274,37 @@ class CpuLayerForward final : public LayerForward {
     for (int64_t token = tile.row; token < tile.row + tile.rows; ++token) {
       Real* y = y_ + token * layer_.hidden_size + tile.col;
       for (int64_t slot = token * top_k_; slot < (token + 1) * top_k_; ++slot) {
-        add_scaled(y, slot_output(slot, out_begin_) + tile.col, tile.cols, weights_[slot]);
+        add_scaled(y, slot_output(slot) + tile.col, tile.cols, weights_[slot]);
       }
     }
   }
 
   // The shared expert's hidden values and, where it has a gate, how much it counts for each token.
-  void shared_hidden(const SharedExpert& shared) {
+  void add_shared_hidden(const SharedExpert& shared, int32_t problem) {
     const int64_t width = shared.gate.rows();
     shared_hidden_ = get(kSharedHidden, tokens_ * width);
     shared_scale_ = get(kSharedScale, tokens_);
-    tiles_.clear();
-    add_tiles(tiles_, 0, tokens_, width);
-    const Rows<Real> x{x_, layer_.hidden_size};
-    for_tiles([&](const Tile& tile, Real* scratch) {
-      const Rows<Real> rows{x.row(tile.row), x.stride};
-      Real* out = shared_hidden_ + tile.row * width + tile.col;
-      Real* up_out = scratch + linear_tile_scratch(largest_inner_);
-      linear_tile<Real>(rows, tile.rows, shared.gate, tile.col, tile.cols, out, width, scratch);
-      linear_tile<Real>(rows, tile.rows, shared.up, tile.col, tile.cols, up_out, tile.cols, scratch);
-      gate_times_up(out, width, up_out, tile.cols, tile.rows, tile.cols);
-      if (tile.col != 0) return;
-      Real* scale = shared_scale_ + tile.row;
-      if (!shared.gate_logit) {
-        std::fill(scale, scale + tile.rows, Real(1));
-        return;
-      }
-      linear_tile<Real>(rows, tile.rows, *shared.gate_logit, 0, 1, scale, 1, scratch);
-      for (int64_t i = 0; i < tile.rows; ++i) scale[i] = Real(1) / (Real(1) + std::exp(-scale[i]));
-    });
+    tiles_.add(problem, tokens_, width, layer_.hidden_size);
+  }
+
+  void shared_hidden(const SharedExpert& shared, const Tile& tile, Real* scratch) {
+    const int64_t width = shared.gate.rows();
+    const Rows<Real> rows{x_ + tile.row * layer_.hidden_size, layer_.hidden_size};
+    gated_tile<Real>({rows, shared.gate}, {rows, shared.up}, layer_.activation, tile.rows, tile.col, tile.cols,
+                     shared_hidden_ + tile.row * width + tile.col, width, scratch);
+    if (tile.col != 0) return;
+    Real* scale = shared_scale_ + tile.row;
+    if (!shared.gate_logit) {
+      std::fill(scale, scale + tile.rows, Real(1));
+      return;
+    }
+    linear_tile<Real>(rows, tile.rows, *shared.gate_logit, 0, 1, scale, 1, scratch);
+    for (int64_t i = 0; i < tile.rows; ++i) scale[i] = Real(1) / (Real(1) + std::exp(-scale[i]));
   }
 
   void add_shared_output(const SharedExpert& shared, const Tile& tile, Real* scratch) {
     const int64_t width = shared.gate.rows();
-    Real* product = scratch + linear_tile_scratch(largest_inner_);
+    Real* product = scratch + tile_scratch<Real>(largest_inner_);
     linear_tile<Real>({shared_hidden_ + tile.row * width, width}, tile.rows, shared.down, tile.col, tile.cols, product,
                       tile.cols, scratch);
     for (int64_t i = 0; i < tile.rows; ++i) {
@@ -333,15 +321,15 @@ class CpuLayerForward final : public LayerForward {
   int64_t latent_rows(int64_t g) const { return sorted_.group_begin[g + 1] - sorted_.group_begin[g]; }
 
   // First element of each group's latent rows; the rank is the size of the shared matrices along `axis`.
-  std::vector<int64_t> latent_begins(const ExpertOperator& op, size_t axis) const {
-    std::vector<int64_t> begin(num_groups_ + 1, 0);
+  void latent_begins(const ExpertOperator& op, size_t axis, std::vector<int64_t>& begin) const {
+    begin.assign(num_groups_ + 1, 0);
     for (int64_t g = 0; g < num_groups_; ++g) begin[g + 1] = begin[g] + latent_rows(g) * op.shared[g].dim(axis);
-    return begin;
   }
 
   template <class Body>
   void for_tiles(Body body) {
-    ComputePool::instance().parallel_for(context_.threads, tiles_.size(), [&](int64_t index, int participant) {
+    const int threads = tiles_.cut(context_.threads);
+    ComputePool::instance().parallel_for(threads, tiles_.size(), [&](int64_t index, int participant) {
       body(tiles_[index], scratch_ + scratch_stride_ * participant);
     });
   }
@@ -352,6 +340,7 @@ class CpuLayerForward final : public LayerForward {
   ExpertLayer layer_;
   std::vector<int32_t> group_of_;
   int64_t num_groups_;
+  bool shares_basis_;  // z_up is z_gate
   int64_t largest_inner_ = 0;
 
   // The chunk at hand.
@@ -360,9 +349,11 @@ class CpuLayerForward final : public LayerForward {
   const float* weights_ = nullptr;
   const int32_t* ids_ = nullptr;
   SortedRouting sorted_;
-  std::vector<Tile> tiles_;
+  TileList tiles_;
   const Real* x_ = nullptr;
   Real* y_ = nullptr;
+  Latent latent_gate_;
+  Latent latent_up_;
   Real* hidden_ = nullptr;
   Real* expert_out_ = nullptr;
   std::vector<int64_t> out_begin_;

@@ -1,230 +1,96 @@
 #include "cpu/linear_tile.h"
 
-#include <bit>
+#include <algorithm>
 #include <cstring>
 
-#include "core/half.h"
 #include "cpu/blas.h"
 #include "cpu/convert.h"
-#include "cpu/multiversion.h"
+#include "cpu/gating.h"
+#include "cpu/stream_kernel.h"
 
 namespace molae::cpu {
 namespace {
 
-// Up to this many rows a product is bound by reading the weights, not by arithmetic: they are streamed once, in their
-// own dtype, instead of being widened and packed in memory first.
-constexpr int64_t kStreamRows = 16;
+// Of one weight.
+constexpr int64_t kSums = kTileRows * kTileCols;
 
-constexpr int kLanes = 8;
-typedef float Floats __attribute__((vector_size(kLanes * 4)));
-typedef uint32_t Words __attribute__((vector_size(kLanes * 4)));
-typedef int32_t Masks __attribute__((vector_size(kLanes * 4)));
+bool same_rows(const Rows<float>& a, const Rows<float>& b) { return a.data == b.data && a.index == b.index; }
 
-#define MOLAE_INLINE __attribute__((always_inline)) inline
-
-template <class Vector>
-MOLAE_INLINE void load(Vector& to, const void* from) {
-  __builtin_memcpy(&to, from, sizeof to);
-}
-
-// How sixteen weights become two vectors of floats. Of halves the first vector has the even and the second the odd
-// ones: the inputs are brought into the same order once (split_pairs), which is cheaper than ordering every weight.
-constexpr int64_t kBlock = 2 * kLanes;
-
-struct F32Weights {
-  using Item = float;
-  static MOLAE_INLINE void load_block(Floats& first, Floats& second, const float* from) {
-    load(first, from);
-    load(second, from + kLanes);
-  }
-  static float one(float w) { return w; }
-};
-
-struct BF16Weights {
-  using Item = uint16_t;
-  static MOLAE_INLINE void load_block(Floats& first, Floats& second, const uint16_t* from) {
-    Words pairs;
-    load(pairs, from);
-    first = std::bit_cast<Floats>(pairs << 16);
-    second = std::bit_cast<Floats>(pairs & 0xffff0000u);
-  }
-  static float one(uint16_t w) { return bf16_to_f32(w); }
-};
-
-struct F16Weights {
-  using Item = uint16_t;
-  static MOLAE_INLINE void load_block(Floats& first, Floats& second, const uint16_t* from) {
-    Words pairs;
-    load(pairs, from);
-    widen(first, pairs & 0xffffu);
-    widen(second, pairs >> 16);
-  }
-  static MOLAE_INLINE void widen(Floats& to, const Words& bits) {
-    const Words magnitude = bits & 0x7fffu;
-    const Floats scaled = std::bit_cast<Floats>(magnitude << 13) * 0x1p112f;  // moves the exponent, subnormals too
-    const Words special = std::bit_cast<Words>(std::bit_cast<Masks>(magnitude) >= 0x7c00) & 0x7f800000u;
-    to = std::bit_cast<Floats>(std::bit_cast<Words>(scaled) | special | ((bits & 0x8000u) << 16));
-  }
-  static float one(uint16_t w) { return f16_to_f32(w); }
-};
-
-MOLAE_INLINE float sum_of_lanes(const Floats& sums) {
-  float lanes[kLanes];
-  __builtin_memcpy(lanes, &sums, sizeof lanes);
-  return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
-}
-
-// out[i][j] = x[i] . w[j] for R rows and C weight rows: R * C running sums stay in registers, every weight is loaded
-// once for all R rows and every input once for all C weight rows.
-template <class Weights, int R, int C>
-MOLAE_INLINE void stream_block(const float* const* x, const typename Weights::Item* w, int64_t inner, float* out,
-                               int64_t out_stride) {
-  Floats sums[R][C];
-#pragma GCC unroll 16
-  for (int i = 0; i < R; ++i) {
-#pragma GCC unroll 16
-    for (int j = 0; j < C; ++j) sums[i][j] = Floats{};
-  }
-  int64_t k = 0;
-  for (; k + kBlock <= inner; k += kBlock) {
-    Floats inputs[R][2];
-#pragma GCC unroll 16
-    for (int i = 0; i < R; ++i) {
-      load(inputs[i][0], x[i] + k);
-      load(inputs[i][1], x[i] + k + kLanes);
-    }
-#pragma GCC unroll 16
-    for (int j = 0; j < C; ++j) {
-      Floats first, second;
-      Weights::load_block(first, second, w + j * inner + k);
-#pragma GCC unroll 16
-      for (int i = 0; i < R; ++i) sums[i][j] = (sums[i][j] + first * inputs[i][0]) + second * inputs[i][1];
-    }
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < R; ++i) {
-#pragma GCC unroll 16
-    for (int j = 0; j < C; ++j) {
-      float sum = sum_of_lanes(sums[i][j]);
-      for (int64_t rest = k; rest < inner; ++rest) sum += Weights::one(w[j * inner + rest]) * x[i][rest];
-      out[i * out_stride + j] = sum;
-    }
-  }
-}
-
-// C weight rows against all rows of x, four at a time: the weight rows stay in the cache meanwhile.
-template <class Weights, int C>
-MOLAE_INLINE void stream_columns(const float* const* x, int64_t rows, const typename Weights::Item* w, int64_t inner,
-                                 float* out, int64_t out_stride) {
-  int64_t i = 0;
-  for (; i + 4 <= rows; i += 4) stream_block<Weights, 4, C>(x + i, w, inner, out + i * out_stride, out_stride);
-  float* rest = out + i * out_stride;
-  switch (rows - i) {
-    case 1:
-      return stream_block<Weights, 1, C>(x + i, w, inner, rest, out_stride);
-    case 2:
-      return stream_block<Weights, 2, C>(x + i, w, inner, rest, out_stride);
-    case 3:
-      return stream_block<Weights, 3, C>(x + i, w, inner, rest, out_stride);
-  }
-}
-
-template <class Weights>
-MOLAE_INLINE void stream(const float* const* x, int64_t rows, const typename Weights::Item* w, int64_t inner,
-                         int64_t cols, float* out, int64_t out_stride) {
-  int64_t j = 0;
-  if (rows == 1) {  // only here are there registers for more
-    for (; j + 8 <= cols; j += 8) stream_block<Weights, 1, 8>(x, w + j * inner, inner, out + j, out_stride);
-  }
-  for (; j + 3 <= cols; j += 3) stream_columns<Weights, 3>(x, rows, w + j * inner, inner, out + j, out_stride);
-  for (; j < cols; ++j) stream_columns<Weights, 1>(x, rows, w + j * inner, inner, out + j, out_stride);
-}
-
-MOLAE_MULTIVERSION void stream_f32(const float* const* x, int64_t rows, const float* w, int64_t inner, int64_t cols,
-                                   float* out, int64_t out_stride) {
-  stream<F32Weights>(x, rows, w, inner, cols, out, out_stride);
-}
-
-MOLAE_MULTIVERSION void stream_bf16(const float* const* x, int64_t rows, const uint16_t* w, int64_t inner, int64_t cols,
-                                    float* out, int64_t out_stride) {
-  stream<BF16Weights>(x, rows, w, inner, cols, out, out_stride);
-}
-
-MOLAE_MULTIVERSION void stream_f16(const float* const* x, int64_t rows, const uint16_t* w, int64_t inner, int64_t cols,
-                                   float* out, int64_t out_stride) {
-  stream<F16Weights>(x, rows, w, inner, cols, out, out_stride);
-}
-
-// Whole blocks of a row with the even elements before the odd ones; the rest as it is.
-MOLAE_MULTIVERSION void split_pairs(const float* from, float* to, int64_t count) {
-  int64_t k = 0;
-  for (; k + kBlock <= count; k += kBlock) {
-    for (int lane = 0; lane < kLanes; ++lane) {
-      to[k + lane] = from[k + 2 * lane];
-      to[k + kLanes + lane] = from[k + 2 * lane + 1];
-    }
-  }
-  std::memcpy(to + k, from + k, (count - k) * sizeof(float));
-}
-
-// True where a streaming kernel took the tile.
-bool stream_tile(const Rows<float>& x, int64_t rows, const Tensor& weight, int64_t col, int64_t cols, float* out,
-                 int64_t out_stride, float* scratch) {
-  if (rows > kStreamRows) return false;
+// f64 is for reference and for small models: BLAS does it.
+void blas_tile(const Rows<double>& x, int64_t rows, const Tensor& weight, int64_t col, int64_t cols, double* out,
+               int64_t out_stride, double* scratch) {
   const int64_t inner = weight.cols();
-  const float* row_pointers[kStreamRows];
-  for (int64_t i = 0; i < rows; ++i) {
-    row_pointers[i] = x.row(i);
-    if (!is_half(weight.dtype())) continue;
-    split_pairs(x.row(i), scratch + i * inner, inner);
-    row_pointers[i] = scratch + i * inner;
+  const double* left = x.data;
+  int64_t left_stride = x.stride;
+  if (x.index) {
+    for (int64_t i = 0; i < rows; ++i) std::memcpy(scratch + i * inner, x.row(i), inner * sizeof(double));
+    left = scratch;
+    left_stride = inner;
   }
-  switch (weight.dtype()) {
-    case DType::F32:
-      stream_f32(row_pointers, rows, weight.as<const float>() + col * inner, inner, cols, out, out_stride);
-      return true;
-    case DType::BF16:
-      stream_bf16(row_pointers, rows, weight.as<const uint16_t>() + col * inner, inner, cols, out, out_stride);
-      return true;
-    case DType::F16:
-      stream_f16(row_pointers, rows, weight.as<const uint16_t>() + col * inner, inner, cols, out, out_stride);
-      return true;
-    default:
-      return false;
-  }
-}
-
-bool stream_tile(const Rows<double>&, int64_t, const Tensor&, int64_t, int64_t, double*, int64_t, double*) {
-  return false;
+  blas::gemm(false, true, rows, cols, inner, 1.0, left, left_stride, weight.as<const double>() + col * inner, inner,
+             0.0, out, out_stride);
 }
 
 }  // namespace
 
-template <class Real>
-void linear_tile(const Rows<Real>& x, int64_t rows, const Tensor& weight, int64_t col, int64_t cols, Real* out,
-                 int64_t out_stride, Real* scratch) {
-  if (rows == 0 || cols == 0) return;
-  if (stream_tile(x, rows, weight, col, cols, out, out_stride, scratch)) return;
-  const int64_t inner = weight.cols();
-  const Real* left = x.data;
-  int64_t left_stride = x.stride;
-  if (x.index) {
-    for (int64_t i = 0; i < rows; ++i) std::memcpy(scratch + i * inner, x.row(i), inner * sizeof(Real));
-    left = scratch;
-    left_stride = inner;
-  }
-  const Real* right = weight.as<const Real>() + col * inner;
-  if (weight.dtype() != (sizeof(Real) == 4 ? DType::F32 : DType::F64)) {
-    Real* wide = scratch + kTileRows * inner;
-    widen_elements(weight.dtype(), weight.as<const std::byte>() + col * inner * item_size(weight.dtype()), wide,
-                   cols * inner);
-    right = wide;
-  }
-  blas::gemm(false, true, rows, cols, inner, Real(1), left, left_stride, right, inner, Real(0), out, out_stride);
+template <>
+int64_t tile_scratch<float>(int64_t inner) {
+  return std::max(2 * kSums + panel_scratch(), stream_scratch(inner) + kStreamRows * kTileCols);
 }
 
-template void linear_tile<float>(const Rows<float>&, int64_t, const Tensor&, int64_t, int64_t, float*, int64_t, float*);
-template void linear_tile<double>(const Rows<double>&, int64_t, const Tensor&, int64_t, int64_t, double*, int64_t,
-                                  double*);
+template <>
+int64_t tile_scratch<double>(int64_t inner) {
+  return kTileRows * inner + kSums;
+}
+
+template <>
+void linear_tile<float>(const Rows<float>& x, int64_t rows, const Tensor& weight, int64_t col, int64_t cols, float* out,
+                        int64_t out_stride, float* scratch) {
+  if (rows == 0 || cols == 0) return;
+  if (rows <= kStreamRows) return stream_rows(x, rows, weight, col, cols, out, out_stride, scratch);
+  const PanelTarget target{weight, scratch};
+  multiply_panels(x, rows, {&target, 1}, col, cols, scratch + kSums);
+  store_panels(scratch, rows, cols, out, out_stride);
+}
+
+template <>
+void linear_tile<double>(const Rows<double>& x, int64_t rows, const Tensor& weight, int64_t col, int64_t cols,
+                         double* out, int64_t out_stride, double* scratch) {
+  if (rows == 0 || cols == 0) return;
+  blas_tile(x, rows, weight, col, cols, out, out_stride, scratch);
+}
+
+template <>
+void gated_tile<float>(const GatedSide<float>& gate, const GatedSide<float>& up, Activation activation, int64_t rows,
+                       int64_t col, int64_t cols, float* out, int64_t out_stride, float* scratch) {
+  if (rows == 0 || cols == 0) return;
+  if (rows <= kStreamRows) {
+    float* up_out = scratch + stream_scratch(std::max(gate.weight.cols(), up.weight.cols()));
+    stream_rows(gate.x, rows, gate.weight, col, cols, out, out_stride, scratch);
+    stream_rows(up.x, rows, up.weight, col, cols, up_out, cols, scratch);
+    for (int64_t i = 0; i < rows; ++i) gate_times_up(activation, out + i * out_stride, up_out + i * cols, cols);
+    return;
+  }
+  const PanelTarget targets[] = {{gate.weight, scratch}, {up.weight, scratch + kSums}};
+  float* rest = scratch + 2 * kSums;
+  if (same_rows(gate.x, up.x)) {
+    multiply_panels(gate.x, rows, targets, col, cols, rest);
+  } else {
+    multiply_panels(gate.x, rows, {&targets[0], 1}, col, cols, rest);
+    multiply_panels(up.x, rows, {&targets[1], 1}, col, cols, rest);
+  }
+  gate_times_up(activation, targets[0].sums, targets[1].sums, panel_elements(rows, cols));
+  store_panels(targets[0].sums, rows, cols, out, out_stride);
+}
+
+template <>
+void gated_tile<double>(const GatedSide<double>& gate, const GatedSide<double>& up, Activation activation, int64_t rows,
+                        int64_t col, int64_t cols, double* out, int64_t out_stride, double* scratch) {
+  if (rows == 0 || cols == 0) return;
+  double* up_out = scratch + kTileRows * std::max(gate.weight.cols(), up.weight.cols());
+  blas_tile(gate.x, rows, gate.weight, col, cols, out, out_stride, scratch);
+  blas_tile(up.x, rows, up.weight, col, cols, up_out, cols, scratch);
+  for (int64_t i = 0; i < rows; ++i) gate_times_up(activation, out + i * out_stride, up_out + i * cols, cols);
+}
 
 }  // namespace molae::cpu

@@ -2,31 +2,37 @@
 
 #include <cstdint>
 
+#include "core/activation.h"
 #include "core/tensor.h"
+#include "cpu/panel_product.h"
+#include "cpu/rows.h"
 
 namespace molae::cpu {
 
-// Rows of a matrix, in order or picked by index.
+// The largest tile; scratch is sized by it.
+constexpr int64_t kTileRows = kPanelRows;
+constexpr int64_t kTileCols = kPanelCols;
+
+// Scratch elements that one thread needs for tiles with inputs of `inner` elements.
 template <class Real>
-struct Rows {
-  const Real* data;
-  int64_t stride;
-  const int32_t* index = nullptr;  // null: row i is row i
-
-  const Real* row(int64_t i) const { return data + (index ? index[i] : i) * stride; }
-};
-
-// The largest tile that the forward pass asks for; scratch is sized by it.
-constexpr int64_t kTileRows = 256;
-constexpr int64_t kTileCols = 256;
-
-// Scratch elements that one thread needs for linear_tile with inputs of `inner` elements.
-inline int64_t linear_tile_scratch(int64_t inner) { return (kTileRows + kTileCols) * inner; }
+int64_t tile_scratch(int64_t inner);
 
 // out[i][j] = x.row(i) . weight[col + j], for i < rows, j < cols; weight [out, inner] of any floating dtype (f64 for
 // double). Sums are in Real.
 template <class Real>
 void linear_tile(const Rows<Real>& x, int64_t rows, const Tensor& weight, int64_t col, int64_t cols, Real* out,
                  int64_t out_stride, Real* scratch);
+
+// One side of a gated product.
+template <class Real>
+struct GatedSide {
+  Rows<Real> x;
+  const Tensor& weight;
+};
+
+// out[i][j] = act(gate.x.row(i) . gate.weight[col + j]) * (up.x.row(i) . up.weight[col + j]).
+template <class Real>
+void gated_tile(const GatedSide<Real>& gate, const GatedSide<Real>& up, Activation activation, int64_t rows,
+                int64_t col, int64_t cols, Real* out, int64_t out_stride, Real* scratch);
 
 }  // namespace molae::cpu

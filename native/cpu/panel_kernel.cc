@@ -1,0 +1,117 @@
+#include "cpu/panel_kernel.h"
+
+#include "cpu/vectors.h"
+
+namespace molae::cpu {
+namespace {
+
+// Steps between two requests for what comes next, each for a cache line of every row, and between two pieces of a copy.
+constexpr int64_t kSteps = 16;
+constexpr int64_t kLineBytes = 64;
+
+template <int Lanes>
+struct VectorOf {
+  typedef float type __attribute__((vector_size(Lanes * 4)));
+};
+
+// Cols columns of a panel of Vectors * Lanes rows: all sums stay in registers, an input is loaded once for all columns
+// and a weight once for all lanes.
+template <int Lanes, int Vectors, int Cols>
+MOLAE_INLINE void multiply(const PanelProduct& p, int64_t col) {
+  using Floats = typename VectorOf<Lanes>::type;
+  constexpr int kWidth = Lanes * Vectors;
+  Floats sums[Cols][Vectors];
+#pragma GCC unroll 32
+  for (int j = 0; j < Cols; ++j) {
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) sums[j][v] = Floats{};
+  }
+  const float* weights[Cols];
+  for (int j = 0; j < Cols; ++j) weights[j] = p.weights + (col + j) * p.weight_stride;
+  const float* inputs = p.inputs;
+  const auto step = [&](int64_t k) __attribute__((always_inline)) {
+    Floats in[Vectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) load(in[v], inputs + k * kWidth + v * Lanes);
+#pragma GCC unroll 32
+    for (int j = 0; j < Cols; ++j) {
+      const float weight = weights[j][k];
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) sums[j][v] += in[v] * weight;
+    }
+  };
+  int64_t k = 0;
+  if (p.next) {
+    for (int64_t fetched = 0; k + kSteps <= p.inner; fetched += kLineBytes) {
+      for (int j = 0; j < Cols && fetched < p.next_bytes; ++j) {
+        __builtin_prefetch(p.next + j * p.next_stride + fetched, 0, 2);
+      }
+      for (int j = 0; j < Cols && p.copy; ++j) {
+        __builtin_memcpy(p.copy + (col + j) * p.copy_stride + k, weights[j] + k, kSteps * sizeof(float));
+      }
+      for (const int64_t end = k + kSteps; k < end; ++k) step(k);
+    }
+    for (int j = 0; j < Cols && p.copy; ++j) {
+      for (int64_t i = k; i < p.inner; ++i) p.copy[(col + j) * p.copy_stride + i] = weights[j][i];
+    }
+  }
+  for (; k < p.inner; ++k) step(k);
+
+  float* out = p.sums + col * kWidth;
+#pragma GCC unroll 32
+  for (int j = 0; j < Cols; ++j) {
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) {
+      float* to = out + j * kWidth + v * Lanes;
+      if (!p.first) {
+        Floats before;
+        load(before, to);
+        sums[j][v] += before;
+      }
+      store(to, sums[j][v]);
+    }
+  }
+}
+
+// All columns: as many as fit into the registers at a time, what is left in smaller groups.
+template <int Lanes, int Vectors, int Cols>
+MOLAE_INLINE void multiply_from(const PanelProduct& p, int64_t col) {
+  for (; col + Cols <= p.cols; col += Cols) multiply<Lanes, Vectors, Cols>(p, col);
+  if constexpr (Cols > 1) multiply_from<Lanes, Vectors, Cols / 2>(p, col);
+}
+
+// One function for each instruction set: the width of the vectors is part of the source, so clones of one function
+// would not do. `cols` of the three widths: sums take up to 12 of AVX2's 16 registers and 24 of AVX-512's 32.
+#define MOLAE_PANEL_KERNEL(name, lanes, cols1, cols2, cols3, attributes)                    \
+  attributes void name##_1(const PanelProduct& p) { multiply_from<lanes, 1, cols1>(p, 0); } \
+  attributes void name##_2(const PanelProduct& p) { multiply_from<lanes, 2, cols2>(p, 0); } \
+  attributes void name##_3(const PanelProduct& p) { multiply_from<lanes, 3, cols3>(p, 0); } \
+  constexpr PanelKernel name = {lanes, {{cols1, name##_1}, {cols2, name##_2}, {cols3, name##_3}}};
+
+#define MOLAE_PLAIN
+MOLAE_PANEL_KERNEL(kPlain, 8, 4, 2, 1, MOLAE_PLAIN)
+#if defined(__x86_64__)
+MOLAE_PANEL_KERNEL(kAvx2, 8, 12, 6, 4, __attribute__((target("avx2,fma"))))
+MOLAE_PANEL_KERNEL(kAvx512, 16, 24, 12, 8, __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,fma"))))
+#endif
+
+const PanelKernel& choose() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq")) {
+    return kAvx512;
+  }
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return kAvx2;
+#endif
+  return kPlain;
+}
+
+}  // namespace
+
+const PanelKernel& panel_kernel() {
+  static const PanelKernel& kernel = choose();
+  return kernel;
+}
+
+}  // namespace molae::cpu

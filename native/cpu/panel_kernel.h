@@ -1,0 +1,48 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace molae::cpu {
+
+// One panel of inputs against rows of a weight, for a piece of the inner size:
+//   sums[j][lane] (+)= sum over k of inputs[k][lane] * weights[j * weight_stride + k]
+// A lane is a row of the product. Weights are read in their own order, one at a time for all lanes: f32 weights need no
+// packing at all, neither a second copy in memory nor one in the cache.
+struct PanelProduct {
+  const float* inputs;  // [inner][width]
+  const float* weights;
+  int64_t weight_stride;
+  int64_t cols;
+  int64_t inner;
+  float* sums;  // [cols][width]
+  bool first;   // sums are overwritten, not added to
+  // What to bring into the second cache meanwhile, or null: `next_bytes` of as many rows as columns are computed
+  // together, `next_stride` bytes from row to row.
+  const std::byte* next;
+  int64_t next_bytes;
+  int64_t next_stride;
+  // Where to leave a copy of the weights, or null: while they are near anyway.
+  float* copy;
+  int64_t copy_stride;
+};
+
+// The kernels of one instruction set, for panels of one, two and three vectors of `lanes` rows. Narrow ones are limited
+// by the loads of weights.
+struct PanelKernel {
+  static constexpr int64_t kMostVectors = 3;
+  struct Width {
+    int64_t cols;  // computed together
+    void (*multiply)(const PanelProduct&);
+  };
+
+  int64_t lanes;
+  Width widths[kMostVectors];  // by vectors - 1
+
+  const Width& of(int64_t width) const { return widths[width / lanes - 1]; }
+};
+
+// The best for this processor.
+const PanelKernel& panel_kernel();
+
+}  // namespace molae::cpu

@@ -1,0 +1,21 @@
+#pragma once
+
+#include <cstdint>
+
+#include "core/tensor.h"
+#include "cpu/rows.h"
+
+namespace molae::cpu {
+
+// Up to this many rows weights are best streamed once, in their own dtype and order: to read them takes about as long
+// as to multiply them. Beyond it panels are faster.
+constexpr int64_t kStreamRows = 12;
+
+// Scratch elements of one call with inputs of `inner` elements.
+constexpr int64_t stream_scratch(int64_t inner) { return kStreamRows * inner; }
+
+// out[i][j] = x.row(i) . weight[col + j], rows <= kStreamRows. weight [out, inner]: f32, bf16 or f16.
+void stream_rows(const Rows<float>& x, int64_t rows, const Tensor& weight, int64_t col, int64_t cols, float* out,
+                 int64_t out_stride, float* scratch);
+
+}  // namespace molae::cpu

@@ -1,0 +1,66 @@
+#include "cpu/tile_list.h"
+
+#include <algorithm>
+
+#include "cpu/linear_tile.h"
+#include "cpu/stream_kernel.h"
+
+namespace molae::cpu {
+namespace {
+
+// Multiples of what kernels take at a time: parts of these units leave no rest but the last.
+constexpr int64_t kRowUnit = 32;
+constexpr int64_t kColUnit = 12;
+constexpr int64_t kStreamUnit = 24;
+
+// Tiles that stream weights are large, so that memory is read in long runs, and many enough that threads end together.
+constexpr int64_t kStreamTiles = 8;  // a thread
+constexpr int64_t kLeastStreamCols = 48;
+constexpr int64_t kMostStreamCols = 264;
+
+// Multiplications that one thread does sooner, in some 10 microseconds, than it has woken another.
+constexpr int64_t kLittleWork = 1 << 16;
+
+int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
+
+// `count` cut into parts of about the same size: multiples of `unit`, none above `most`.
+int64_t part_size(int64_t count, int64_t most, int64_t unit) {
+  const int64_t parts = (count + most - 1) / most;
+  return std::min(most, round_up((count + parts - 1) / parts, unit));
+}
+
+}  // namespace
+
+void TileList::clear() {
+  problems_.clear();
+  tiles_.clear();
+  streamed_cols_ = 0;
+  products_ = 0;
+}
+
+void TileList::add(int32_t problem, int64_t rows, int64_t cols, int64_t inner) {
+  if (rows == 0 || cols == 0) return;
+  problems_.push_back({problem, rows, cols});
+  if (rows <= kStreamRows) streamed_cols_ += cols;
+  products_ += rows * cols * inner;
+}
+
+int TileList::cut(int threads) {
+  if (products_ < kLittleWork) threads = 1;
+  const int64_t stream_cols =
+      std::clamp(round_up(streamed_cols_ / (threads * kStreamTiles), kStreamUnit), kLeastStreamCols, kMostStreamCols);
+  for (const Problem& problem : problems_) {
+    const int64_t most = problem.rows <= kStreamRows ? stream_cols : kTileCols;
+    const int64_t height = part_size(problem.rows, kTileRows, kRowUnit);
+    const int64_t width = part_size(problem.cols, most, problem.rows <= kStreamRows ? kStreamUnit : kColUnit);
+    for (int64_t row = 0; row < problem.rows; row += height) {
+      for (int64_t col = 0; col < problem.cols; col += width) {
+        tiles_.push_back(
+            {problem.index, row, std::min(height, problem.rows - row), col, std::min(width, problem.cols - col)});
+      }
+    }
+  }
+  return threads;
+}
+
+}  // namespace molae::cpu

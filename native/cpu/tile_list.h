@@ -1,0 +1,38 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace molae::cpu {
+
+// A part of a product: what one thread computes at a time.
+struct Tile {
+  int32_t problem;  // which of several products; their meaning is the caller's
+  int64_t row, rows, col, cols;
+};
+
+// The tiles of one stage: independent products, whose tiles threads take one after the other. Keeps its memory.
+class TileList {
+ public:
+  void clear();
+  // One rows x cols product of `inner` elements each.
+  void add(int32_t problem, int64_t rows, int64_t cols, int64_t inner);
+  // Cuts what was added into tiles for up to `threads`, and says for how many: little work is not worth waking anybody.
+  int cut(int threads);
+
+  int64_t size() const { return static_cast<int64_t>(tiles_.size()); }
+  const Tile& operator[](int64_t i) const { return tiles_[i]; }
+
+ private:
+  struct Problem {
+    int32_t index;
+    int64_t rows, cols;
+  };
+
+  std::vector<Problem> problems_;
+  std::vector<Tile> tiles_;
+  int64_t streamed_cols_ = 0;
+  int64_t products_ = 0;
+};
+
+}  // namespace molae::cpu

@@ -1,0 +1,59 @@
+#include <cstdlib>
+
+#include "cpu/cpu_backend.h"
+#include "native/allocations.h"
+#include "native/layers.h"
+
+// What the CPU's forward pass promises beside its results.
+namespace molae::test {
+namespace {
+
+MOLAE_TEST("cpu: operator new is counted", Logic) {
+#if !defined(MOLAE_SANITIZED)
+  expect(AllocationCount::works(), "an allocation was not counted");
+#endif
+}
+
+// Few and many tokens in turns, so that no call has the sizes of the one before.
+MOLAE_TEST("cpu: repeated forwards of a layer allocate nothing", Logic) {
+  const auto backend = make_cpu_backend(2);
+  Context cpu{*backend, context.random};
+  for (const bool latent : {false, true}) {
+    for (const DType dtype : {DType::F32, DType::BF16, DType::F16, DType::F64}) {
+      LayerOptions options{96, 72, 6, {dtype}, {latent, latent, latent}, false, 40, true, Activation::Silu};
+      std::vector<RandomRouting> routings;
+      for (const int64_t tokens : {1, 4, 300}) routings.push_back(random_routing(cpu, tokens, options.experts, 2));
+      const RandomLayer random = random_layer(cpu, options, routings[0].groups);
+      struct Call {
+        Tensor x, y;
+        Routing routing;
+      };
+      std::vector<Call> calls;
+      const DType x_dtype = dtype == DType::F64 ? DType::F64 : DType::F32;
+      for (RandomRouting& routing : routings) {
+        Values x = random_values(cpu, routing.tokens * options.hidden_size);
+        Values weights(routing.weights.begin(), routing.weights.end());
+        const Shape shape{routing.tokens, options.hidden_size}, pairs{routing.tokens, routing.top_k};
+        calls.push_back({make_tensor(cpu, x_dtype, shape, x),
+                         poisoned(cpu, x_dtype, shape),
+                         {make_ints(cpu, pairs, routing.ids), make_tensor(cpu, DType::F32, pairs, weights)}});
+      }
+      const auto forward = backend->prepare(random.layer);
+      const Cancellation never;
+      const auto run_all = [&] {
+        for (const Call& call : calls) forward->run(call.x, call.routing, call.y, never);
+      };
+      run_all();
+      const size_t workspaces = backend->memory_usage().workspaces;
+      {
+        const AllocationCount allocations;
+        for (int i = 0; i < 10; ++i) run_all();
+        expect_equal(allocations.value(), 0, latent ? "latent " : "dense ", dtype_name(dtype), " allocations");
+      }
+      expect_equal(backend->memory_usage().workspaces, workspaces, "bytes of workspaces");
+    }
+  }
+}
+
+}  // namespace
+}  // namespace molae::test

@@ -1,0 +1,213 @@
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+#include "cpu/compute_pool.h"
+#include "cpu/cpu_backend.h"
+#include "cpu/gating.h"
+#include "cpu/linear_tile.h"
+#include "cpu/tile_list.h"
+#include "native/tensors.h"
+
+// The CPU's kernels on their own, against plain f64 loops.
+namespace molae::test {
+namespace {
+
+using namespace cpu;
+
+constexpr float kPoison = std::numeric_limits<float>::quiet_NaN();
+
+// Rows picked from a matrix, a weight of which only some rows count, and a result inside a larger one.
+struct Product {
+  int64_t rows, inner, col, cols;
+  std::vector<int32_t> index;
+  std::vector<float> x;
+  Values weight_values;
+  Tensor weight;
+
+  Product(Context& context, int64_t rows, int64_t inner, int64_t cols, DType dtype)
+      : rows(rows), inner(inner), col(context.integer(0, 3)), cols(cols) {
+    const int64_t source_rows = context.integer(1, 2 * rows);
+    for (int64_t i = 0; i < rows; ++i) {
+      index.push_back(static_cast<int32_t>(context.integer(0, source_rows - 1)));
+    }
+    for (int64_t i = 0; i < source_rows * inner; ++i) x.push_back(static_cast<float>(context.normal()));
+    const int64_t weight_rows = col + cols + context.integer(0, 2);
+    weight_values = random_values(context, weight_rows * inner, 1 / std::sqrt(static_cast<double>(inner)));
+    weight = make_tensor(context, dtype, {weight_rows, inner}, weight_values);
+  }
+
+  Rows<float> input() const { return {x.data(), inner, index.data()}; }
+
+  Values reference() const {
+    Values out(rows * cols, 0);
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t j = 0; j < cols; ++j) {
+        for (int64_t k = 0; k < inner; ++k) {
+          out[i * cols + j] += x[index[i] * inner + k] * weight_values[(col + j) * inner + k];
+        }
+      }
+    }
+    return out;
+  }
+};
+
+// Runs body(out, stride) on poisoned memory: all of the result is written, and nothing beside it.
+template <class Body>
+Values result_of(int64_t rows, int64_t cols, Body body) {
+  const int64_t stride = cols + 3;
+  std::vector<float> out(rows * stride + 8, kPoison);
+  body(out.data(), stride);
+  Values result;
+  for (int64_t i = 0; i < static_cast<int64_t>(out.size()); ++i) {
+    const bool inside = i / stride < rows && i % stride < cols;
+    expect(inside != std::isnan(out[i]), inside ? "not written: " : "written: ", i / stride, ", ", i % stride, " of ",
+           rows, " x ", cols);
+    if (inside) result.push_back(out[i]);
+  }
+  return result;
+}
+
+struct Sizes {
+  int64_t rows, inner, cols;
+};
+
+// Both ways through a tile, at the borders of panels, groups of columns and blocks, and anywhere.
+std::vector<Sizes> tile_sizes(Context& context) {
+  std::vector<Sizes> sizes = {{1, 1, 1},   {1, 704, 64},  {4, 33, 5},    {16, 256, 24},  {17, 256, 12},
+                              {24, 1, 13}, {32, 512, 36}, {33, 513, 37}, {40, 257, 504}, {256, 300, 31}};
+  for (int i = 0; i < 12; ++i) {
+    sizes.push_back({context.integer(1, 80), context.integer(1, 600), context.integer(1, 100)});
+  }
+  return sizes;
+}
+
+// Scratch of exactly the size asked for, poisoned.
+std::vector<float> poisoned_scratch(int64_t inner) { return std::vector<float>(tile_scratch<float>(inner), kPoison); }
+
+MOLAE_TEST("cpu kernels: linear tiles of every dtype and odd sizes", Logic) {
+  const auto backend = make_cpu_backend(1);
+  Context cpu{*backend, context.random};
+  for (const DType dtype : {DType::F32, DType::BF16, DType::F16}) {
+    for (const auto& [rows, inner, cols] : tile_sizes(cpu)) {
+      const Product product(cpu, rows, inner, cols, dtype);
+      std::vector<float> scratch = poisoned_scratch(inner);
+      const Values actual = result_of(rows, cols, [&](float* out, int64_t stride) {
+        linear_tile<float>(product.input(), product.rows, product.weight, product.col, product.cols, out, stride,
+                           scratch.data());
+      });
+      expect_close(actual, product.reference(), 2e-6, "tile");
+    }
+  }
+}
+
+MOLAE_TEST("cpu kernels: gated tiles, of the same and of other rows", Logic) {
+  const auto backend = make_cpu_backend(1);
+  Context cpu{*backend, context.random};
+  for (const auto& [rows, inner, cols] : tile_sizes(cpu)) {
+    const auto activation = static_cast<Activation>(cpu.integer(0, 3));
+    const DType dtypes[] = {DType::F32, DType::BF16, DType::F16};
+    const Product gate(cpu, rows, inner, cols, dtypes[cpu.integer(0, 2)]);
+    Product up(cpu, rows, cpu.chance(0.5) ? inner : cpu.integer(1, 600), cols, dtypes[cpu.integer(0, 2)]);
+    const bool same = up.inner == inner;
+    if (same) {
+      up.x = gate.x;
+      up.index = gate.index;
+    }
+    up.col = 0;
+    Product gate_at_0 = gate;
+    gate_at_0.col = 0;
+    std::vector<float> scratch = poisoned_scratch(std::max(inner, up.inner));
+    const Values actual = result_of(rows, cols, [&](float* out, int64_t stride) {
+      gated_tile<float>({gate.input(), gate.weight}, {same ? gate.input() : up.input(), up.weight}, activation, rows, 0,
+                        cols, out, stride, scratch.data());
+    });
+    Values wanted = gate_at_0.reference();
+    const Values factor = up.reference();
+    for (size_t i = 0; i < wanted.size(); ++i) wanted[i] = activate(activation, wanted[i]) * factor[i];
+    expect_close(actual, wanted, 4e-6, "gated tile");
+  }
+}
+
+MOLAE_TEST("cpu kernels: activations over the whole range of f32", Logic) {
+  std::vector<float> values = {0.0f,  -0.0f,  1e-30f, -1e-30f, 87.5f, -87.5f,
+                               88.5f, -88.5f, 104.0f, -104.0f, 3e4f,  -3e4f};
+  for (int i = 0; i < 5000; ++i) values.push_back(static_cast<float>(context.normal() * (i % 2 == 0 ? 1 : 30)));
+  for (const Activation activation : {Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu2}) {
+    std::vector<float> gate = values;
+    const std::vector<float> up(values.size(), 0.75f);
+    gate_times_up(activation, gate.data(), up.data(), static_cast<int64_t>(gate.size()));
+    for (size_t i = 0; i < values.size(); ++i) {
+      const double wanted = activate(activation, static_cast<double>(values[i])) * 0.75;
+      const double bound = 4e-7 * std::abs(wanted) + (activation == Activation::Silu ? 1e-30 : 1e-6);
+      expect(std::abs(gate[i] - wanted) <= bound, "activation of ", values[i], ": ", gate[i], ", wanted ", wanted);
+    }
+  }
+  float nan = kPoison;
+  const float one = 1;
+  gate_times_up(Activation::Silu, &nan, &one, 1);
+  expect(std::isnan(nan), "NaN went in, ", nan, " came out");
+}
+
+MOLAE_TEST("cpu kernels: tiles cover every product once", Logic) {
+  for (int round = 0; round < 50; ++round) {
+    TileList tiles;
+    std::vector<Sizes> problems;
+    for (int64_t i = context.integer(0, 6); i > 0; --i) {
+      problems.push_back({context.integer(0, context.chance(0.5) ? 20 : 700), 64, context.integer(1, 1500)});
+    }
+    for (size_t i = 0; i < problems.size(); ++i) {
+      tiles.add(static_cast<int32_t>(i), problems[i].rows, problems[i].cols, problems[i].inner);
+    }
+    tiles.cut(static_cast<int>(context.integer(1, 64)));
+    std::vector<std::vector<int>> seen;
+    for (const Sizes& p : problems) seen.emplace_back(p.rows * p.cols, 0);
+    for (int64_t t = 0; t < tiles.size(); ++t) {
+      const Tile& tile = tiles[t];
+      expect(tile.rows <= kTileRows && tile.cols <= kTileCols, "a tile of ", tile.rows, " x ", tile.cols);
+      for (int64_t i = tile.row; i < tile.row + tile.rows; ++i) {
+        for (int64_t j = tile.col; j < tile.col + tile.cols; ++j)
+          ++seen[tile.problem][i * problems[tile.problem].cols + j];
+      }
+    }
+    for (const auto& counts : seen) {
+      for (const int count : counts) expect_equal(count, 1, "times an element is computed");
+    }
+  }
+}
+
+MOLAE_TEST("cpu kernels: the pool runs every index once, and a failure ends the job alone", Logic) {
+  ComputePool& pool = ComputePool::instance();
+  const auto job = [&](int64_t count) {
+    std::vector<std::atomic<int>> seen(count);
+    pool.parallel_for(4, count, [&](int64_t i, int participant) {
+      expect(participant >= 0 && participant < 4, "participant ", participant);
+      ++seen[i];
+    });
+    for (int64_t i = 0; i < count; ++i) expect_equal(seen[i].load(), 1, "runs of index ", i, " of ", count);
+  };
+  std::vector<std::thread> callers;
+  std::atomic<int> wrong{0};
+  for (int t = 0; t < 3; ++t) {
+    callers.emplace_back([&, t] {
+      try {
+        for (int round = 0; round < 300; ++round) job((round * 7 + t) % 90);
+      } catch (const Failure&) {
+        ++wrong;
+      }
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+  expect_equal(wrong.load(), 0, "callers whose jobs went wrong");
+  for (int round = 0; round < 50; ++round) {
+    expect_error(ErrorCode::Internal, "a failing body", [&] {
+      pool.parallel_for(3, 40, [&](int64_t i, int) {
+        if (i == round % 40) fail(ErrorCode::Internal, "index ", i);
+      });
+    });
+    job(17);
+  }
+}
+
+}  // namespace
+}  // namespace molae::test
