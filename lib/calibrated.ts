@@ -155,7 +155,8 @@ export async function calibratedSpectra(
   return spectra;
 }
 
-interface CalibratedGroupSource {
+/** @internal A group, and what reaches it. */
+export interface CalibratedGroupSource {
   readonly experts: DenseExperts;
   readonly inputs: LayerInputs;
   readonly group: number;
@@ -167,7 +168,7 @@ interface CalibratedGroupSource {
 /** @internal The factors of one group, which belong to the caller. */
 export async function factorizeCalibratedGroup(
   source: CalibratedGroupSource,
-  options: CalibratedGroups & Pick<CalibratedOptions, 'dtype'>,
+  options: Omit<CalibratedGroups, 'onProgress'> & Pick<CalibratedOptions, 'dtype'>,
   progress: () => void,
 ): Promise<(readonly [Operator, OperatorFactors])[]> {
   const { experts, inputs, members } = source;
@@ -217,7 +218,11 @@ type SolvedBases = Partial<Record<Operator, SolvedBasis>>;
 async function solveBases(
   native: NativeCalibratedGroup,
   { experts, sizes }: CalibratedGroupSource,
-  { sharedGateUp = false, dtype, signal }: CalibratedGroups & Pick<CalibratedOptions, 'dtype'>,
+  {
+    sharedGateUp = false,
+    dtype,
+    signal,
+  }: Omit<CalibratedGroups, 'onProgress'> & Pick<CalibratedOptions, 'dtype'>,
   made: Tensor[],
 ): Promise<SolvedBases> {
   const { device, hiddenSize } = experts;

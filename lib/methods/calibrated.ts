@@ -1,5 +1,10 @@
-import { type CalibratedSteps, calibratedSpectra, factorizeCalibrated } from '../calibrated.ts';
-import type { DenseExperts, Operator } from '../experts.ts';
+import {
+  type CalibratedSteps,
+  calibratedSpectra,
+  factorizeCalibrated,
+  type OperatorSpectrum,
+} from '../calibrated.ts';
+import { type DenseExperts, OPERATORS, type Operator } from '../experts.ts';
 import { allocateLatentSizes, type Spending } from '../latent-sizes.ts';
 import { type CalibrationLayer, calibrate } from '../model/calibration.ts';
 import { type Method, type MethodRequest, withExperts } from './method.ts';
@@ -15,7 +20,7 @@ export const calibrated: Method = {
   grouped: true,
   async prepare(request) {
     const { groupSize } = planSizes(request);
-    const sizes = await allocateOverLayers(request, groupSize);
+    const sizes = await allocateOverLayers({ ...request, groupSize });
     return compressor(request, groupSize, (layer) => sizes.get(layer) as LayerLatentSizes);
   },
 };
@@ -51,40 +56,69 @@ function compressor(
   };
 }
 
+/** What is to be factorized how. */
+export interface AllocationRequest
+  extends Pick<MethodRequest, 'model' | 'calibration' | 'window' | 'targetRatio' | 'signal'> {
+  readonly groupSize: number;
+  readonly operators?: readonly Operator[] | undefined;
+  readonly sharedGateUp?: boolean | undefined;
+  /** Called after each layer of the pass. */
+  readonly onLayer?: ((progress: { readonly done: number; readonly total: number }) => void) | undefined;
+}
+
 /**
  * Spends the parameters that the target leaves over all layers, operators and groups, by a pass over the calibration text
  * that looks at every spectrum. Squared output counts alike in all layers: weighing it by the size of the residual stream
  * gained nothing where it was measured (docs/choosing.md).
+ *
+ * @throws MolaeError `INVALID_ARGUMENT` for a target that leaves too little.
  */
-export async function allocateOverLayers(
-  { model, calibration, window, targetRatio, signal }: MethodRequest,
-  groupSize: number,
-): Promise<Map<number, LayerLatentSizes>> {
-  const { hiddenSize: n, intermediateSize: m, numExperts, layers } = model.checkpoint.spec;
+export async function allocateOverLayers(request: AllocationRequest): Promise<Map<number, LayerLatentSizes>> {
+  const { model, calibration, window, signal, onLayer } = request;
   const spendings: Spending[] = [];
+  let done = 0;
   await calibrate(
     model,
     calibration,
     async (layer) => {
       const experts = layer.block.experts as DenseExperts;
-      for (const spectrum of await calibratedSpectra(experts, layer, { groupSize, signal })) {
-        const limit = Math.min(n, groupSize * m);
-        const values = spectrum.values.subarray(0, limit);
-        spendings.push({ ...spectrum, values, layer: layer.layer, cost: groupSize * m + n });
+      for (const spectrum of await calibratedSpectra(experts, layer, request)) {
+        spendings.push(spendingOf(request, layer.layer, spectrum));
       }
+      done++;
+      onLayer?.({ done, total: model.checkpoint.spec.layers.length });
       return undefined;
     },
     { window, signal },
   );
-  const budget = Math.floor((1 - targetRatio) * 3 * layers.length * numExperts * m * n);
-  const sizes = allocateLatentSizes(spendings, { budget, step: stepFor(n) });
+  const { hiddenSize, layers } = model.checkpoint.spec;
+  const sizes = allocateLatentSizes(spendings, { budget: budgetOf(request), step: stepFor(hiddenSize) });
   const byLayer = new Map<number, LayerLatentSizes>(
     layers.map((layer) => [layer, { gate: [], up: [], down: [] }]),
   );
   for (const [index, { layer, operator, group }] of spendings.entries()) {
-    (byLayer.get(layer) as LayerLatentSizes)[operator][group] = sizes[index] as number;
+    const own = byLayer.get(layer) as LayerLatentSizes;
+    own[operator][group] = sizes[index] as number;
+    if (request.sharedGateUp && operator === 'gate') own.up[group] = sizes[index] as number;
   }
   return byLayer;
+}
+
+function spendingOf(
+  { model, groupSize, sharedGateUp = false }: AllocationRequest,
+  layer: number,
+  { operator, group, values }: OperatorSpectrum,
+): Spending {
+  const { hiddenSize: n, intermediateSize: m } = model.checkpoint.spec;
+  const stacked = (sharedGateUp && operator === 'gate' ? 2 : 1) * groupSize * m;
+  return { layer, operator, group, values: values.subarray(0, Math.min(n, stacked)), cost: stacked + n };
+}
+
+/** Parameters that the target leaves for factors. */
+function budgetOf({ model, targetRatio, operators = OPERATORS }: AllocationRequest): number {
+  const { hiddenSize: n, intermediateSize: m, numExperts, layers } = model.checkpoint.spec;
+  const whole = layers.length * numExperts * m * n;
+  return Math.floor((1 - targetRatio) * 3 * whole) - (3 - operators.length) * whole;
 }
 
 /** Latent sizes that kernels like, and fine enough for small models. */

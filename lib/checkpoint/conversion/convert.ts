@@ -1,43 +1,24 @@
 import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
-import { planConversion } from '../../analysis.ts';
 import { type Device, openDevice } from '../../device.ts';
 import { expected, MolaeError, throwIfAborted } from '../../errors.ts';
 import type { Operator } from '../../experts.ts';
-import {
-  type CheckedSpec,
-  checkSpec,
-  type FactorizationReport,
-  type FactorizationSpec,
-  factorizeGroup,
-  loadOrder,
-  NonFiniteExpertError,
-  resolveGroups,
-} from '../../factorize.ts';
+import type { FactorizationReport } from '../../factorize.ts';
 import { type Checkpoint, openCheckpoint } from '../checkpoint.ts';
-import { locateExpert } from '../family.ts';
 import type { JsonObject } from '../json.ts';
 import { buildLatentConfig, LATENT_FORMAT_VERSION } from '../latent-format.ts';
 import { SafetensorsWriter, type TensorDeclaration } from '../safetensors/writer.ts';
 import { countBytes, countParameters } from '../tally.ts';
-import { tensorDType } from '../tensors.ts';
 import type { Weights } from '../weights.ts';
-import { ExpertReader, ReadBuffers } from './expert-reader.ts';
+import type { FactorShapes, GroupFactors, LayerMethod, LayerWriter } from './layer-method.ts';
 import { layOutShards, type OutputShard, replacedTensors, shardFileName } from './layout.ts';
 import { OutputFolder } from './output-folder.ts';
 import { copyPythonFiles, withAutoMap } from './python-files.ts';
 import { copySideFiles, writeConfig, writeIndex } from './side-files.ts';
 import { DenseSink, type FactorSink, LatentSink } from './sinks.ts';
+import { type SizeOptions, StackedSvd } from './stacked-svd.ts';
 
-export interface ConvertOptions extends Omit<FactorizationSpec, 'latentSize'> {
-  /** r, for all operators or for each. Exactly one of `latentSize` and `targetRatio` is needed. */
-  readonly latentSize?: FactorizationSpec['latentSize'] | undefined;
-  /** Remove at least this share of the routed experts' parameters, between 0 and 1. */
-  readonly targetRatio?: number | undefined;
-  /** k; without it (and `groups`) the planner chooses, see `reason` in the report. */
-  readonly groupSize?: number | undefined;
-  /** Explicit groups, the same in every layer: a partition of the experts. */
-  readonly groups?: readonly (readonly number[])[] | undefined;
+export interface ConvertOptions extends SizeOptions {
   /** By default `openDevice('auto')`. */
   readonly device?: Device | undefined;
   /** `latent` (the default) stores the factors, `dense` A·B under the original names. */
@@ -54,7 +35,7 @@ export interface ConvertOptions extends Omit<FactorizationSpec, 'latentSize'> {
 }
 
 export interface ConvertProgress {
-  /** Expert matrices passed so far, both passes; what a resumed run found finished counts too. */
+  /** Pieces of work so far (expert matrices, in both passes); what a resumed run found finished counts too. */
   readonly done: number;
   readonly total: number;
   readonly layer: number;
@@ -76,10 +57,12 @@ export interface LayerReport extends FactorizationReport {
 export interface ConversionReport {
   readonly input: string;
   readonly output: string;
-  readonly method: 'stacked-svd';
+  /** `stacked-svd` or `calibrated`. */
+  readonly method: string;
   readonly format: 'latent' | 'dense';
   /** k, the largest where groups differ. */
   readonly groupSize: number;
+  /** r of each operator: the mean where layers or groups differ; `layers` has them all. */
   readonly latentSizes: Readonly<Partial<Record<Operator, number>>>;
   /** How the planner came to the sizes, where it did. */
   readonly reason?: string;
@@ -114,61 +97,35 @@ export async function convertCheckpoint(
   if (typeof output !== 'string' || output === '') throw expected('the path of a folder', 'output', output);
   throwIfAborted(options.signal);
   await using checkpoint = await openCheckpoint(input);
-  if (checkpoint.format === 'latent') {
-    throw new MolaeError(
-      'INVALID_ARGUMENT',
-      `${input} was converted already: convert the checkpoint it came from`,
-    );
-  }
+  checkSource(checkpoint);
   const device = options.device ?? (await openDevice('auto'));
   try {
-    return await new Conversion(checkpoint, output, device, options).run();
+    return await runConversion(checkpoint, output, options, new StackedSvd(checkpoint, device, options));
   } finally {
     if (!options.device) device.dispose();
   }
 }
 
-interface Sizes {
-  readonly groups: readonly (readonly number[])[];
-  readonly spec: CheckedSpec;
-  readonly reason?: string;
+/** What every conversion can be told, whatever makes the factors. */
+export type OutputOptions = Pick<ConvertOptions, 'format' | 'withPython' | 'force' | 'signal' | 'onProgress'>;
+
+/** @internal Converts with the factors that a method makes. */
+export function runConversion(
+  checkpoint: Checkpoint,
+  output: string,
+  options: OutputOptions,
+  method: LayerMethod,
+): Promise<ConversionReport> {
+  return new Conversion(checkpoint, output, options, method).run();
 }
 
-/** Groups and latent sizes, as given or as the planner chooses them. */
-function chooseSizes({ spec: model }: Checkpoint, options: ConvertOptions): Sizes {
-  const { latentSize, targetRatio, groupSize, groups } = options;
-  if ((latentSize === undefined) === (targetRatio === undefined)) {
-    throw new MolaeError('INVALID_ARGUMENT', 'Give either latentSize or targetRatio');
-  }
-  if (latentSize !== undefined && (groups !== undefined || groupSize !== undefined)) {
-    const resolved = resolveGroups({ groups, groupSize }, model.numExperts);
-    return { groups: resolved, spec: checkSpec({ ...options, latentSize }, model, resolved) };
-  }
-  if (groups !== undefined) {
-    throw new MolaeError(
-      'INVALID_ARGUMENT',
-      'Explicit groups need a latentSize: the planner works with equal groups',
-    );
-  }
-  if (typeof latentSize === 'object') {
-    throw new MolaeError(
-      'INVALID_ARGUMENT',
-      'Latent sizes of their own for gate, up and down need a groupSize',
-    );
-  }
-  const plan = planConversion(model, {
-    ...(groupSize !== undefined && { groupSize }),
-    ...(latentSize !== undefined && { latentSize }),
-    ...(targetRatio !== undefined && { targetRatio }),
-    ...(options.operators !== undefined && { operators: options.operators }),
-    sharedGateUp: options.sharedGateUp ?? false,
-  });
-  const resolved = resolveGroups({ groupSize: plan.groupSize }, model.numExperts);
-  return {
-    groups: resolved,
-    spec: checkSpec({ ...options, latentSize: plan.latentSize }, model, resolved),
-    reason: plan.reason,
-  };
+/** @internal Throws unless this can be converted. */
+export function checkSource(checkpoint: Checkpoint): void {
+  if (checkpoint.format !== 'latent') return;
+  throw new MolaeError(
+    'INVALID_ARGUMENT',
+    `${checkpoint.path} was converted already: convert the checkpoint it came from`,
+  );
 }
 
 /** Refuses what transformers could not load. */
@@ -192,37 +149,45 @@ function expandedConfig({ quantization_config: _, ...rest }: JsonObject): JsonOb
   return rest;
 }
 
+/** Over layers and groups; whole numbers where all are alike. */
+function meanLatentSizes(
+  { operators, groups, latentSize }: FactorShapes,
+  layers: readonly number[],
+): Partial<Record<Operator, number>> {
+  const mean = (operator: Operator) => {
+    const sizes = layers.flatMap((layer) => groups.map((_, group) => latentSize(layer, operator, group)));
+    return sizes.reduce((sum, size) => sum + size, 0) / sizes.length;
+  };
+  return Object.fromEntries(operators.map((operator) => [operator, mean(operator)]));
+}
+
 /** Copied tensors go through memory in pieces of this size. */
 const COPY_BYTES = 16 * 1024 ** 2;
 
 class Conversion {
   readonly #checkpoint: Checkpoint;
   readonly #output: string;
-  readonly #device: Device;
-  readonly #options: ConvertOptions;
-  readonly #sizes: Sizes;
+  readonly #options: OutputOptions;
+  readonly #method: LayerMethod;
   readonly #format: 'latent' | 'dense';
   readonly #shards: readonly OutputShard[];
-  readonly #buffers: ReadBuffers;
   readonly #sink: FactorSink;
   #done = 0;
 
-  constructor(checkpoint: Checkpoint, output: string, device: Device, options: ConvertOptions) {
+  constructor(checkpoint: Checkpoint, output: string, options: OutputOptions, method: LayerMethod) {
     const { format = 'latent' } = options;
     if (format !== 'latent' && format !== 'dense') throw expected('latent or dense', 'format', format);
     if (options.withPython) checkPython(checkpoint, format);
     this.#checkpoint = checkpoint;
     this.#output = output;
-    this.#device = device;
     this.#options = options;
+    this.#method = method;
     this.#format = format;
-    this.#sizes = chooseSizes(checkpoint, options);
-    this.#shards = layOutShards(checkpoint, { ...this.#sizes, format });
-    this.#buffers = new ReadBuffers(checkpoint);
+    this.#shards = layOutShards(checkpoint, { shapes: method.shapes, format });
     this.#sink =
       format === 'dense'
-        ? new DenseSink(checkpoint, this.#sizes.groups)
-        : new LatentSink(checkpoint, this.#sizes.spec.sharedGateUp);
+        ? new DenseSink(checkpoint, method.shapes.groups)
+        : new LatentSink(checkpoint, method.shapes.sharedGateUp);
   }
 
   async run(): Promise<ConversionReport> {
@@ -257,45 +222,67 @@ class Conversion {
         return [name, size, mtimeMs];
       }),
     );
-    const { groups, spec } = this.#sizes;
+    const { name, fingerprint } = this.#method;
+    const shapes = this.#shards.flatMap(({ tensors }) => tensors);
     return {
       version: LATENT_FORMAT_VERSION,
-      device: this.#device.info.kind,
+      method: name,
+      fingerprint,
       format: this.#format,
-      groups,
-      spec,
+      shapes,
       config,
       files,
     };
   }
 
   async #makeShards(folder: OutputFolder): Promise<{ layers: LayerReport[]; resumedFiles: number }> {
-    const layers: LayerReport[] = [];
-    let resumedFiles = 0;
-    for (const [index, shard] of this.#shards.entries()) {
-      throwIfAborted(this.#options.signal);
-      const file = shardFileName(index, this.#shards.length);
-      const finished = await folder.finished(file);
-      if (Array.isArray(finished)) {
-        layers.push(...(finished as LayerReport[]));
-        this.#done += shard.kind === 'layer' ? this.#stepsPerLayer() : 0;
-        resumedFiles++;
-        continue;
+    const files = this.#shards.map((shard, index) => ({
+      shard,
+      name: shardFileName(index, this.#shards.length),
+    }));
+    const reports = new Map<number, LayerReport[]>();
+    const open: typeof files = [];
+    for (const file of files) {
+      const finished = await folder.finished(file.name);
+      if (!Array.isArray(finished)) {
+        open.push(file);
+      } else if (file.shard.kind === 'layer') {
+        reports.set(file.shard.layer, finished as LayerReport[]);
+        this.#done += this.#method.stepsPerLayer;
       }
-      const report = await this.#makeShard(join(folder.partial, file), shard);
-      await folder.finish(file, report);
-      layers.push(...report);
     }
-    return { layers, resumedFiles };
+    for (const { shard, name } of open) {
+      if (shard.kind !== 'copy') continue;
+      throwIfAborted(this.#options.signal);
+      await this.#makeFile(folder, name, shard.tensors, (writer) => this.#copy(writer, shard.tensors));
+    }
+    const layerFiles = new Map(
+      open.flatMap(({ shard, name }) => (shard.kind === 'layer' ? [[shard.layer, { shard, name }]] : [])),
+    );
+    const write: LayerWriter = async (layer, groups) => {
+      const { name, shard } = layerFiles.get(layer) as { name: string; shard: OutputShard };
+      const report = await this.#makeFile(folder, name, shard.tensors, (writer) =>
+        this.#writeLayer(writer, layer, groups),
+      );
+      reports.set(layer, report);
+    };
+    if (layerFiles.size > 0) {
+      await this.#method.run([...layerFiles.keys()], write, (at) => this.#step(at));
+    }
+    const layers = this.#checkpoint.spec.layers.flatMap((layer) => reports.get(layer) ?? []);
+    return { layers, resumedFiles: files.length - open.length };
   }
 
-  async #makeShard(path: string, shard: OutputShard): Promise<LayerReport[]> {
-    await using writer = await SafetensorsWriter.create(path, shard.tensors);
-    const report =
-      shard.kind === 'copy'
-        ? await this.#copy(writer, shard.tensors)
-        : await this.#convertLayer(writer, shard.layer);
+  async #makeFile(
+    folder: OutputFolder,
+    name: string,
+    tensors: readonly TensorDeclaration[],
+    fill: (writer: SafetensorsWriter) => Promise<LayerReport[]>,
+  ): Promise<LayerReport[]> {
+    await using writer = await SafetensorsWriter.create(join(folder.partial, name), tensors);
+    const report = await fill(writer);
     await writer.finish();
+    await folder.finish(name, report);
     return report;
   }
 
@@ -329,65 +316,17 @@ class Conversion {
     }
   }
 
-  async #convertLayer(writer: SafetensorsWriter, layer: number): Promise<LayerReport[]> {
+  async #writeLayer(
+    writer: SafetensorsWriter,
+    layer: number,
+    groups: AsyncIterable<GroupFactors>,
+  ): Promise<LayerReport[]> {
     const reports: LayerReport[] = [];
-    for (const group of this.#sizes.groups.keys()) {
-      reports.push(...(await this.#convertGroup(writer, layer, group)));
-    }
-    return reports;
-  }
-
-  async #convertGroup(writer: SafetensorsWriter, layer: number, group: number): Promise<LayerReport[]> {
-    const { spec, groups } = this.#sizes;
-    const { hiddenSize, intermediateSize } = this.#checkpoint.spec;
-    const members = groups[group] as readonly number[];
-    const order = loadOrder(spec, members.length);
-    const reader = new ExpertReader(this.#checkpoint, this.#device, this.#buffers, { layer, members, order });
-    let at: readonly [Operator, number] = ['gate', 0];
-    const source = {
-      device: this.#device,
-      group,
-      groupSize: members.length,
-      hiddenSize,
-      intermediateSize,
-      dtype: (operator: Operator) => tensorDType(this.#checkpoint.layer(layer).dtypes[operator]),
-      load: (operator: Operator, index: number) => {
-        at = [operator, index];
-        return reader.load(operator, index);
-      },
-      release: (tensor: { dispose(): void }) => tensor.dispose(),
-      step: () => this.#step(layer, at[0], group),
-      signal: this.#options.signal,
-    };
-    const reports: LayerReport[] = [];
-    try {
-      for await (const factors of factorizeGroup(source, spec)) {
-        try {
-          for (const [operator, each] of factors) {
-            await this.#sink.write(writer, layer, group, operator, each);
-            reports.push({ layer, ...each.report });
-          }
-        } finally {
-          for (const [, { a, b }] of factors) {
-            a.dispose();
-            b.dispose();
-          }
-        }
+    for await (const { group, factors } of groups) {
+      for (const [operator, each] of factors) {
+        await this.#sink.write(writer, layer, group, operator, each);
+        reports.push({ layer, ...each.report });
       }
-    } catch (error) {
-      if (!(error instanceof NonFiniteExpertError)) throw error;
-      const { name } = locateExpert(
-        this.#checkpoint.family,
-        this.#checkpoint.spec,
-        layer,
-        members[error.index] as number,
-        error.operator,
-      );
-      throw new MolaeError('NON_FINITE', `Tensor ${name} has NaN or infinity at ${error.position}`, {
-        cause: error,
-      });
-    } finally {
-      await reader.close();
     }
     return reports;
   }
@@ -410,11 +349,11 @@ class Conversion {
   }
 
   #molaeBlock() {
-    const { groups, spec } = this.#sizes;
+    const { groups, operators } = this.#method.shapes;
     return {
       version: LATENT_FORMAT_VERSION,
-      method: 'stacked-svd',
-      operators: spec.operators,
+      method: this.#method.name,
+      operators,
       groups: new Map(this.#checkpoint.spec.layers.map((layer) => [layer, groups])),
     };
   }
@@ -430,17 +369,15 @@ class Conversion {
     seconds: number,
   ): ConversionReport {
     const { path, expertParameters: before, parameters, byteLength } = this.#checkpoint;
-    const { groups, spec, reason } = this.#sizes;
+    const { name: method, reason, shapes } = this.#method;
     const after = this.#latentExpertParameters();
     return {
       input: path,
       output: folder.path,
-      method: 'stacked-svd',
+      method,
       format: this.#format,
-      groupSize: Math.max(...groups.map((group) => group.length)),
-      latentSizes: Object.fromEntries(
-        spec.operators.map((operator) => [operator, spec.latentSizes[operator]]),
-      ),
+      groupSize: Math.max(...shapes.groups.map((group) => group.length)),
+      latentSizes: meanLatentSizes(shapes, this.#checkpoint.spec.layers),
       ...(reason !== undefined && { reason }),
       expertParameters: { before, after },
       parameters: { before: parameters, after: parameters - this.#countScales() - before + after },
@@ -455,9 +392,9 @@ class Conversion {
   /** Elements of the routed experts in latent form, whichever format is written. */
   #latentExpertParameters(): number {
     const { shards, expertTensors } = this.#checkpoint;
-    const latent = layOutShards(this.#checkpoint, { ...this.#sizes, format: 'latent' });
+    const latent = layOutShards(this.#checkpoint, { shapes: this.#method.shapes, format: 'latent' });
     const factors = latent.flatMap((shard) => (shard.kind === 'layer' ? shard.tensors : []));
-    const replaced = replacedTensors(this.#checkpoint, this.#sizes.spec.operators);
+    const replaced = replacedTensors(this.#checkpoint, this.#method.shapes.operators);
     const kept = [...expertTensors].filter((name) => !replaced.has(name));
     return countParameters(factors) + countParameters(kept.map((name) => shards.tensor(name)));
   }
@@ -465,18 +402,14 @@ class Conversion {
   /** Elements of the scales that go with converted experts. */
   #countScales(): number {
     const { shards, expertScales } = this.#checkpoint;
-    const replaced = replacedTensors(this.#checkpoint, this.#sizes.spec.operators);
+    const replaced = replacedTensors(this.#checkpoint, this.#method.shapes.operators);
     const gone = [...expertScales].filter((name) => replaced.has(name));
     return countParameters(gone.map((name) => shards.tensor(name)));
   }
 
-  #step(layer: number, operator: Operator, group: number): void {
+  #step(at: { layer: number; operator: Operator; group: number }): void {
     this.#done++;
-    const total = this.#stepsPerLayer() * this.#checkpoint.spec.layers.length;
-    this.#options.onProgress?.({ done: this.#done, total, layer, operator, group });
-  }
-
-  #stepsPerLayer(): number {
-    return 2 * this.#sizes.spec.operators.length * this.#checkpoint.spec.numExperts;
+    const total = this.#method.stepsPerLayer * this.#checkpoint.spec.layers.length;
+    this.#options.onProgress?.({ done: this.#done, total, ...at });
   }
 }

@@ -1,10 +1,10 @@
 import { MolaeError } from '../../errors.ts';
 import { OPERATORS, type Operator } from '../../experts.ts';
-import type { CheckedSpec } from '../../factorize.ts';
 import type { Checkpoint } from '../checkpoint.ts';
 import { locateExpert } from '../family.ts';
 import { latentFactorShapes, latentTensorName } from '../latent-format.ts';
 import type { TensorDeclaration } from '../safetensors/writer.ts';
+import type { FactorShapes } from './layer-method.ts';
 
 /** A file of the converted checkpoint: the unit that a stopped run keeps or makes again. */
 export type OutputShard =
@@ -14,8 +14,7 @@ export type OutputShard =
   | { readonly kind: 'layer'; readonly layer: number; readonly tensors: readonly TensorDeclaration[] };
 
 export interface LayoutOptions {
-  readonly spec: CheckedSpec;
-  readonly groups: readonly (readonly number[])[];
+  readonly shapes: FactorShapes;
   /** `dense` writes A·B back under the original names, and everything that is quantized expanded. */
   readonly format: 'latent' | 'dense';
 }
@@ -25,7 +24,7 @@ const MAX_COPY_BYTES = 4 * 1024 ** 3;
 
 /** The files of the converted checkpoint, in the order in which they are made. */
 export function layOutShards(checkpoint: Checkpoint, options: LayoutOptions): OutputShard[] {
-  const replaced = replacedTensors(checkpoint, options.spec.operators);
+  const replaced = replacedTensors(checkpoint, options.shapes.operators);
   return [
     ...copyShards(checkpoint, replaced, options.format),
     ...checkpoint.spec.layers.map((layer) => ({
@@ -33,8 +32,8 @@ export function layOutShards(checkpoint: Checkpoint, options: LayoutOptions): Ou
       layer,
       tensors:
         options.format === 'dense'
-          ? denseTensors(checkpoint, layer, options.spec)
-          : latentTensors(checkpoint, layer, options),
+          ? denseTensors(checkpoint, layer, options.shapes)
+          : latentTensors(checkpoint, layer, options.shapes),
     })),
   ];
 }
@@ -101,10 +100,14 @@ function copyShards(
   return shards;
 }
 
-function denseTensors(checkpoint: Checkpoint, layer: number, spec: CheckedSpec): TensorDeclaration[] {
+function denseTensors(
+  checkpoint: Checkpoint,
+  layer: number,
+  { operators }: FactorShapes,
+): TensorDeclaration[] {
   const { family, spec: sizes, shards, weights } = checkpoint;
   const names = new Set(
-    spec.operators.flatMap((operator) =>
+    operators.flatMap((operator) =>
       Array.from(
         { length: sizes.numExperts },
         (_, expert) => locateExpert(family, sizes, layer, expert, operator).name,
@@ -119,21 +122,20 @@ function denseTensors(checkpoint: Checkpoint, layer: number, spec: CheckedSpec):
 function latentTensors(
   checkpoint: Checkpoint,
   layer: number,
-  { spec, groups }: LayoutOptions,
+  { groups, operators, sharedGateUp, latentSize }: FactorShapes,
 ): TensorDeclaration[] {
   const { hiddenSize, intermediateSize } = checkpoint.spec;
   const { dtypes } = checkpoint.layer(layer);
   const prefix = checkpoint.family.expertsPrefix(layer);
-  const latentSizes = Object.fromEntries(
-    spec.operators.map((operator) => [operator, spec.latentSizes[operator]]),
-  );
   return groups.flatMap((group, g) => {
     const sizes = {
       hiddenSize,
       intermediateSize,
       groupSize: group.length,
-      latentSizes,
-      sharedGateUp: spec.sharedGateUp,
+      latentSizes: Object.fromEntries(
+        operators.map((operator) => [operator, latentSize(layer, operator, g)]),
+      ),
+      sharedGateUp,
     };
     return [...latentFactorShapes(sizes)].map(([factor, shape]) => ({
       name: latentTensorName(prefix, g, factor),

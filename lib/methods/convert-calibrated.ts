@@ -1,0 +1,318 @@
+import { createHash } from 'node:crypto';
+import { planConversion } from '../analysis.ts';
+import {
+  type CalibratedGroupSource,
+  type CalibratedSteps,
+  factorizeCalibratedGroup,
+  type LayerInputs,
+} from '../calibrated.ts';
+import { openCheckpoint } from '../checkpoint/checkpoint.ts';
+import {
+  type ConversionReport,
+  checkSource,
+  type OutputOptions,
+  runConversion,
+} from '../checkpoint/conversion/convert.ts';
+import type {
+  FactorShapes,
+  GroupFactors,
+  LayerMethod,
+  LayerWriter,
+  StepListener,
+} from '../checkpoint/conversion/layer-method.ts';
+import { type Device, openDevice } from '../device.ts';
+import { expected, MolaeError, throwIfAborted } from '../errors.ts';
+import { DenseExperts, LatentExperts, type LatentOperator, OPERATORS, type Operator } from '../experts.ts';
+import { type OperatorFactors, resolveGroups } from '../factorize.ts';
+import { type CalibrationLayer, calibrate, routingStatistics } from '../model/calibration.ts';
+import { Model } from '../model/model.ts';
+import { allocateOverLayers, type LayerLatentSizes } from './calibrated.ts';
+
+export interface CalibratedConversionOptions extends OutputOptions, CalibratedSteps {
+  /** Token ids of text like that which the model will see: ten thousands of them, better a hundred thousand. */
+  readonly calibration: ArrayLike<number>;
+  /** Tokens that attend to each other; by default 256. */
+  readonly window?: number | undefined;
+  /**
+   * Remove at least this share of the routed experts' parameters; latent sizes go where they are worth most, which takes
+   * another pass over the text. Exactly one of `targetRatio` and `latentSize` is needed.
+   */
+  readonly targetRatio?: number | undefined;
+  /** The same r everywhere. */
+  readonly latentSize?: number | undefined;
+  /** k; by default the planner's choice. */
+  readonly groupSize?: number | undefined;
+  readonly operators?: readonly Operator[] | undefined;
+  readonly sharedGateUp?: boolean | undefined;
+  /**
+   * Calibrate each layer on what the layers converted before it let through, instead of the original's hidden states. By
+   * default false: it gained nothing where it was measured.
+   */
+  readonly sequential?: boolean | undefined;
+  /** Called after each layer of the pass that chooses latent sizes, before `onProgress` is. */
+  readonly onSurvey?: ((progress: { readonly done: number; readonly total: number }) => void) | undefined;
+  /** By default `openDevice('auto')`. */
+  readonly device?: Device | undefined;
+}
+
+/** How the text covers the experts. */
+export interface CalibrationCoverage {
+  readonly tokens: number;
+  readonly window: number;
+  /** The fewest tokens that an expert saw, over all layers converted by this run. */
+  readonly fewestTokens: number;
+  readonly medianTokens: number;
+  /** Experts that no token reached, as [layer, expert]. */
+  readonly unusedExperts: readonly (readonly [number, number])[];
+}
+
+export interface CalibratedConversionReport extends ConversionReport {
+  readonly calibration: CalibrationCoverage;
+}
+
+/**
+ * Converts a checkpoint folder so that what its experts put out on calibration text suffers least; see
+ * `factorizeCalibrated`. Otherwise like `convertCheckpoint`, but it must run the model: one layer is in memory at a time,
+ * with three matrices [tokens, n] and for a group six of [n, n] in f64. A stopped run repeats the choice of latent sizes, and
+ * goes on with the first layer that is missing.
+ *
+ * @throws MolaeError as `convertCheckpoint` and `Model.open`; `DEVICE_UNAVAILABLE` on devices that cannot do this.
+ */
+export async function convertCalibrated(
+  input: string,
+  output: string,
+  options: CalibratedConversionOptions,
+): Promise<CalibratedConversionReport> {
+  if (typeof output !== 'string' || output === '') throw expected('the path of a folder', 'output', output);
+  checkCalibration(options.calibration);
+  throwIfAborted(options.signal);
+  await using checkpoint = await openCheckpoint(input);
+  checkSource(checkpoint);
+  const device = options.device ?? (await openDevice('auto'));
+  try {
+    await using model = await Model.open(input, { device, stream: true, signal: options.signal });
+    const method = await CalibratedMethod.open(model, options);
+    const report = await runConversion(checkpoint, output, options, method);
+    return { ...report, calibration: method.coverage };
+  } finally {
+    if (!options.device) device.dispose();
+  }
+}
+
+/** A few windows at least: with less there is nothing to fit to. */
+const FEWEST_TOKENS = 1024;
+
+function checkCalibration(ids: ArrayLike<number>): void {
+  const length: unknown = ids?.length;
+  if (typeof length !== 'number' || length < FEWEST_TOKENS) {
+    throw expected(`at least ${FEWEST_TOKENS} tokens`, 'calibration', `${length} tokens`);
+  }
+}
+
+class CalibratedMethod implements LayerMethod {
+  readonly name = 'calibrated';
+  readonly shapes: FactorShapes;
+  readonly reason: string | undefined;
+  readonly fingerprint: unknown;
+  readonly stepsPerLayer: number;
+  readonly #model: Model;
+  readonly #options: CalibratedConversionOptions;
+  readonly #counts = new Map<number, Float64Array>();
+
+  private constructor(model: Model, options: CalibratedConversionOptions, sizes: ChosenSizes) {
+    const { calibration, window, sharedGateUp = false, operators = OPERATORS } = options;
+    const { shrinkage, refit, weighRows, refitDown, sequential } = options;
+    this.#model = model;
+    this.#options = options;
+    this.reason = sizes.reason;
+    this.shapes = {
+      groups: sizes.groups,
+      operators: OPERATORS.filter((operator) => operators.includes(operator)),
+      sharedGateUp,
+      latentSize: sizes.latentSize,
+    };
+    const ids = createHash('sha256').update(Int32Array.from(calibration)).digest('hex');
+    const steps = { shrinkage, refit, weighRows, refitDown, sequential };
+    this.fingerprint = { ids, window, steps, device: model.device.info.kind };
+    this.stepsPerLayer = 2 * model.checkpoint.spec.numExperts;
+  }
+
+  static async open(model: Model, options: CalibratedConversionOptions): Promise<CalibratedMethod> {
+    return new CalibratedMethod(model, options, await chooseSizes(model, options));
+  }
+
+  get coverage(): CalibrationCoverage {
+    const { calibration, window = Math.min(256, this.#model.spec.contextLength) } = this.#options;
+    const counts = [...this.#counts].flatMap(([layer, own]) =>
+      Array.from(own, (count, expert) => ({ layer, expert, count })),
+    );
+    const sorted = counts.map(({ count }) => count).sort((a, b) => a - b);
+    return {
+      tokens: calibration.length,
+      window,
+      fewestTokens: sorted[0] ?? 0,
+      medianTokens: sorted[Math.floor(sorted.length / 2)] ?? 0,
+      unusedExperts: counts.flatMap(({ layer, expert, count }) =>
+        count === 0 ? [[layer, expert] as const] : [],
+      ),
+    };
+  }
+
+  async run(wanted: readonly number[], write: LayerWriter, step: StepListener): Promise<void> {
+    const { calibration, window, signal, sequential = false } = this.#options;
+    const left = new Set(wanted);
+    const substitutes: LatentExperts[] = [];
+    try {
+      await calibrate(
+        this.#model,
+        calibration,
+        async (layer) => {
+          if (!left.has(layer.layer) && !sequential) return undefined;
+          const { expertCounts } = await routingStatistics(
+            layer.routing,
+            this.#model.checkpoint.spec.numExperts,
+          );
+          this.#counts.set(layer.layer, expertCounts);
+          const made = new LayerFactors();
+          try {
+            const groups = this.#factorize(layer, step, sequential ? made : undefined);
+            if (left.delete(layer.layer)) await write(layer.layer, groups);
+            else for await (const _ of groups); // written by an earlier run: only what follows needs it
+          } catch (error) {
+            made.dispose();
+            throw error;
+          }
+          if (!sequential) return undefined;
+          for (const earlier of substitutes.splice(0)) earlier.dispose();
+          const experts = made.experts(layer.block.experts as DenseExperts, this.shapes);
+          substitutes.push(experts);
+          return experts;
+        },
+        { window, signal },
+      );
+    } finally {
+      for (const experts of substitutes) experts.dispose();
+    }
+  }
+
+  /** `keep` takes the factors over; otherwise they are let go of once they are written. */
+  async *#factorize(
+    { layer, block, x, routing }: CalibrationLayer,
+    step: StepListener,
+    keep: LayerFactors | undefined,
+  ): AsyncGenerator<GroupFactors> {
+    const experts = block.experts;
+    if (!(experts instanceof DenseExperts)) throw new Error('the experts of a source are dense');
+    const inputs: LayerInputs = { x, routing };
+    for (const [group, members] of this.shapes.groups.entries()) {
+      const source: CalibratedGroupSource = {
+        experts,
+        inputs,
+        group,
+        members,
+        sizes: (operator) =>
+          this.shapes.operators.includes(operator)
+            ? this.shapes.latentSize(layer, operator, group)
+            : undefined,
+      };
+      const factors = await factorizeCalibratedGroup(source, this.#options, () =>
+        step({ layer, operator: 'gate', group }),
+      );
+      keep?.add(factors);
+      try {
+        yield { group, factors };
+      } finally {
+        if (!keep) for (const [, { a, b }] of factors) for (const tensor of [a, b]) tensor.dispose();
+      }
+    }
+  }
+}
+
+/** The factors of a layer, group by group. */
+class LayerFactors {
+  readonly #operators: Record<Operator, { a: OperatorFactors['a'][]; b: OperatorFactors['b'][] }> = {
+    gate: { a: [], b: [] },
+    up: { a: [], b: [] },
+    down: { a: [], b: [] },
+  };
+
+  add(factors: readonly (readonly [Operator, OperatorFactors])[]): void {
+    for (const [operator, { a, b }] of factors) {
+      this.#operators[operator].a.push(a);
+      this.#operators[operator].b.push(b);
+    }
+  }
+
+  /** The layer of these factors, which it owns, and of dense operators where there are none. */
+  experts(dense: DenseExperts, { groups, operators }: FactorShapes): LatentExperts {
+    const operator = (name: Operator): LatentOperator | DenseExperts['gate'] =>
+      operators.includes(name) ? this.#operators[name] : dense[name];
+    return new LatentExperts({
+      groups,
+      gate: operator('gate'),
+      up: operator('up'),
+      down: operator('down'),
+      activation: dense.activation,
+      sharedExpert: dense.sharedExpert,
+      owned: [...this.#tensors()],
+    });
+  }
+
+  dispose(): void {
+    for (const tensor of this.#tensors()) tensor.dispose();
+  }
+
+  #tensors(): Set<OperatorFactors['a']> {
+    return new Set(Object.values(this.#operators).flatMap(({ a, b }) => [...a, ...b]));
+  }
+}
+
+interface ChosenSizes {
+  readonly groups: readonly (readonly number[])[];
+  readonly reason: string | undefined;
+  readonly latentSize: FactorShapes['latentSize'];
+}
+
+async function chooseSizes(model: Model, options: CalibratedConversionOptions): Promise<ChosenSizes> {
+  const {
+    latentSize,
+    targetRatio,
+    groupSize,
+    sharedGateUp = false,
+    operators,
+    calibration,
+    window,
+    signal,
+  } = options;
+  if ((latentSize === undefined) === (targetRatio === undefined)) {
+    throw new MolaeError('INVALID_ARGUMENT', 'Give either latentSize or targetRatio');
+  }
+  const { spec } = model.checkpoint;
+  const plan = planConversion(spec, {
+    sharedGateUp,
+    ...(groupSize !== undefined && { groupSize }),
+    ...(latentSize !== undefined && { latentSize }),
+    ...(targetRatio !== undefined && { targetRatio }),
+    ...(operators !== undefined && { operators }),
+  });
+  const groups = resolveGroups({ groupSize: plan.groupSize }, spec.numExperts);
+  if (targetRatio === undefined) {
+    return { groups, reason: plan.reason, latentSize: () => plan.latentSize };
+  }
+  const sizes = await allocateOverLayers({
+    model,
+    calibration,
+    window,
+    targetRatio,
+    groupSize: plan.groupSize,
+    operators,
+    sharedGateUp,
+    signal,
+    onLayer: options.onSurvey,
+  });
+  return {
+    groups,
+    reason: `${plan.reason} Latent sizes differ between layers, operators and groups: the calibration text says where they are worth most.`,
+    latentSize: (layer, operator, group) => (sizes.get(layer) as LayerLatentSizes)[operator][group] as number,
+  };
+}
