@@ -1,9 +1,20 @@
 import { basename, relative as relativePath, resolve, sep } from 'node:path';
 import { layerCosts } from '../analysis.ts';
-import { type Change, type ConversionReport, convertCheckpoint } from '../checkpoint/conversion/convert.ts';
+import {
+  type Change,
+  type ConversionReport,
+  type ConvertOptions,
+  convertCheckpoint,
+} from '../checkpoint/conversion/convert.ts';
 import type { MoeSpec } from '../checkpoint/family.ts';
 import { openDevice } from '../device.ts';
-import { OPERATORS } from '../experts.ts';
+import { OPERATORS, type Operator } from '../experts.ts';
+import {
+  type CalibratedConversionOptions,
+  type CalibratedConversionReport,
+  convertCalibrated,
+} from '../methods/convert-calibrated.ts';
+import { Tokenizer } from '../model/tokenizer.ts';
 import type { Arguments } from './arguments.ts';
 import { type CommandDefinition, DEVICE_OPTION } from './command.ts';
 import { openDense } from './dense-checkpoint.ts';
@@ -11,6 +22,7 @@ import { openProgress } from './progress.ts';
 import { interruptible } from './signals.ts';
 import { readSizes, SIZE_OPTIONS } from './sizes.ts';
 import { bytes, count, duration, relative, table, times, wrap } from './table.ts';
+import { readText } from './text.ts';
 
 export const convert: CommandDefinition = {
   name: 'convert',
@@ -28,8 +40,23 @@ export const convert: CommandDefinition = {
       description: 'truncate each expert to this rank first; never a gain',
     },
     { name: 'solver', value: 'name', description: 'gram (default) or svd, the slow reference' },
-    { name: 'method', value: 'name', description: 'stacked-svd (default), the only one so far' },
-    { name: 'calibrate', value: 'text', description: 'not there yet' },
+    {
+      name: 'method',
+      value: 'name',
+      description: "stacked-svd, the paper's, or calibrated (the default with --calibrate)",
+    },
+    {
+      name: 'calibrate',
+      value: 'text',
+      description:
+        'a text like those that the model will see: factors lose least of what the experts put out on it',
+    },
+    {
+      name: 'calibrate-tokens',
+      value: 'T',
+      description: 'use the first T tokens of the text only (65536)',
+    },
+    { name: 'window', value: 'W', description: 'tokens of a window of the text (256)' },
     { name: 'control', description: 'also report the error if the experts of a group had nothing in common' },
     {
       name: 'format',
@@ -46,6 +73,10 @@ export const convert: CommandDefinition = {
   ],
   examples: [
     ['convert ./Qwen1.5-MoE-A2.7B ./out --target-ratio 0.3', "remove 30% of the routed experts' parameters"],
+    [
+      'convert ./Qwen1.5-MoE-A2.7B ./out --target-ratio 0.3 --calibrate wiki.txt',
+      'lose a fraction of what weights alone would',
+    ],
     ['convert ./Qwen1.5-MoE-A2.7B ./out --group-size 15 --latent-size 704', 'these sizes'],
     [
       'convert ./Qwen1.5-MoE-A2.7B ./dense --target-ratio 0.3 --format dense',
@@ -56,18 +87,24 @@ export const convert: CommandDefinition = {
   async run(args, output) {
     const options = readOptions(args);
     const [input, target] = [args.positional(0), args.positional(1)];
+    const calibration = await readCalibration(args, input);
     const model = await readSpec(input);
     using device = await openDevice(args.device());
     const progress = openProgress('converting');
     try {
       const report = await interruptible(
         (signal) =>
-          convertCheckpoint(input, target, {
+          run(input, target, calibration, {
             ...options,
             device,
             signal,
             onProgress: ({ done, total, layer, operator, group }) =>
-              progress.update(done, total, `layer ${layer} ${operator} group ${group}`),
+              progress.update(
+                done,
+                total,
+                `layer ${layer} ${calibration ? '' : `${operator} `}group ${group}`,
+              ),
+            onSurvey: ({ done, total }) => progress.update(done, total, 'choosing latent sizes'),
           }),
         () => {
           progress.stop();
@@ -84,20 +121,46 @@ export const convert: CommandDefinition = {
   },
 };
 
-const METHODS = ['stacked-svd'] as const;
+type AnyOptions = ConvertOptions & Pick<CalibratedConversionOptions, 'onSurvey' | 'window'>;
+
+async function run(
+  input: string,
+  output: string,
+  calibration: readonly number[] | undefined,
+  { latentSize, ...options }: AnyOptions & { readonly latentSize?: number },
+): Promise<ConversionReport | CalibratedConversionReport> {
+  if (!calibration) return convertCheckpoint(input, output, { ...options, latentSize });
+  return convertCalibrated(input, output, { ...options, latentSize, calibration });
+}
+
+/** The token ids of `--calibrate`, for the calibrated method. */
+async function readCalibration(args: Arguments, checkpoint: string): Promise<number[] | undefined> {
+  const file = args.string('calibrate');
+  const method = args.oneOf('method', ['stacked-svd', 'calibrated']) ?? (file ? 'calibrated' : 'stacked-svd');
+  if (method === 'stacked-svd') {
+    for (const name of ['calibrate', 'calibrate-tokens', 'window']) {
+      if (args.has(name))
+        throw args.usage(`--${name} is for the method calibrated: stacked-svd sees weights only`);
+    }
+    return undefined;
+  }
+  if (file === undefined) throw args.usage('the method calibrated needs --calibrate <text>');
+  for (const name of ['solver', 'rank-reduction', 'control']) {
+    if (args.has(name)) throw args.usage(`--${name} is for the method stacked-svd`);
+  }
+  const text = await readText(file);
+  const tokenizer = await Tokenizer.open(checkpoint);
+  return tokenizer.encode(text).slice(0, args.positiveInteger('calibrate-tokens') ?? 65_536);
+}
 
 function readOptions(args: Arguments) {
-  if (args.has('calibrate')) throw args.usage('--calibrate is not implemented yet');
-  const method = args.string('method');
-  if (method !== undefined && !METHODS.some((known) => known === method)) {
-    throw args.wrong('method', `${METHODS.join(' or ')} (the only one so far)`, method);
-  }
   const sizes = readSizes(args);
   if (sizes.latentSize === undefined && sizes.targetRatio === undefined) {
     throw args.usage('convert needs --latent-size <r> or --target-ratio <p>');
   }
   return {
     ...sizes,
+    window: args.positiveInteger('window'),
     rankReduction: args.positiveInteger('rank-reduction'),
     solver: args.oneOf('solver', ['gram', 'svd']),
     control: args.has('control'),
@@ -113,14 +176,20 @@ async function readSpec(path: string): Promise<MoeSpec> {
 }
 
 /** Per token, over all MoE layers, of the latent form, whichever form was written. */
-function flopsChange(
-  model: MoeSpec,
-  { groupSize, latentSizes }: ConversionReport,
-  sharedGateUp: boolean,
-): Change {
+function flopsChange(model: MoeSpec, { groupSize, layers }: ConversionReport, sharedGateUp: boolean): Change {
   const groupSizes = new Array<number>(model.numExperts / groupSize).fill(groupSize);
-  const { dense, latent } = layerCosts(model, { groupSizes, latentSizes, sharedGateUp }).flopsPerToken;
-  return { before: dense * model.layers.length, after: latent * model.layers.length };
+  const change = { before: 0, after: 0 };
+  for (const layer of model.layers) {
+    const latentSizes: Partial<Record<Operator, number[]>> = {};
+    for (const { operator, group, latentSize } of layers.filter((row) => row.layer === layer)) {
+      latentSizes[operator] ??= [];
+      latentSizes[operator][group] = latentSize;
+    }
+    const { dense, latent } = layerCosts(model, { groupSizes, latentSizes, sharedGateUp }).flopsPerToken;
+    change.before += dense;
+    change.after += latent;
+  }
+  return change;
 }
 
 function describe(report: ConversionReport, flopsPerToken: Change, width: number): string[] {
@@ -140,9 +209,26 @@ function describe(report: ConversionReport, flopsPerToken: Change, width: number
     '',
     ...errors(report.layers),
     '',
+    ...coverage(report),
     `Took ${duration(seconds)}, peak memory ${bytes(peakBytes)}.`,
     ...(resumedFiles > 0 ? [`Went on from a stopped run, which had finished ${resumedFiles} files.`] : []),
   ];
+}
+
+/** How the calibration text covers the experts, where there was one. */
+function coverage(report: ConversionReport | CalibratedConversionReport): string[] {
+  if (!('calibration' in report)) return [];
+  const { tokens, fewestTokens, medianTokens, unusedExperts } = report.calibration;
+  const lines = [
+    `Calibrated on ${tokens} tokens; an expert saw ${medianTokens} of them (median), the rarest ${fewestTokens}.`,
+  ];
+  if (unusedExperts.length > 0) {
+    const named = unusedExperts.slice(0, 5).map(([layer, expert]) => `${layer}.${expert}`);
+    lines.push(
+      `${unusedExperts.length} experts saw none (layer.expert: ${named.join(', ')}${unusedExperts.length > 5 ? ', …' : ''}): a longer text would serve them.`,
+    );
+  }
+  return [...lines, ''];
 }
 
 function sizesInWords({ latentSizes, groupSize, layers }: ConversionReport): string {
@@ -151,7 +237,7 @@ function sizesInWords({ latentSizes, groupSize, layers }: ConversionReport): str
     distinct.size === 1
       ? String([...distinct][0])
       : Object.entries(latentSizes)
-          .map(([operator, size]) => `${operator} ${size}`)
+          .map(([operator, size]) => `${operator} ${Number(size.toFixed(1))}`)
           .join(', ');
   const count = new Set(layers.map(({ layer }) => layer)).size;
   return `${count} MoE layers, groups of ${groupSize} experts, latent size ${latentSize}`;

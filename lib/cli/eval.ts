@@ -1,6 +1,4 @@
-import { readFile } from 'node:fs/promises';
 import { openDevice } from '../device.ts';
-import { MolaeError } from '../errors.ts';
 import { compareModels } from '../model/compare.ts';
 import { Model } from '../model/model.ts';
 import { type Perplexity, perplexity } from '../model/perplexity.ts';
@@ -9,6 +7,7 @@ import { type CommandDefinition, DEVICE_OPTION } from './command.ts';
 import { openProgress } from './progress.ts';
 import { interruptible } from './signals.ts';
 import { bytes, count, percent, table, times } from './table.ts';
+import { readText } from './text.ts';
 
 interface Evaluation extends Perplexity {
   readonly checkpoint: string;
@@ -106,15 +105,6 @@ export const evaluate: CommandDefinition = {
     }
   },
 };
-
-export async function readText(path: string): Promise<string> {
-  try {
-    return new TextDecoder('utf-8', { fatal: true }).decode(await readFile(path));
-  } catch (cause) {
-    const reason = cause instanceof TypeError ? 'it is not UTF-8 text' : (cause as Error).message;
-    throw new MolaeError('IO', `Could not read ${path}: ${reason}`, { cause });
-  }
-}
 
 function describe(
   first: Evaluation,

@@ -4,7 +4,7 @@ import { resolveGroups } from '../factorize.ts';
 import { calibrate, groupProbabilities } from '../model/calibration.ts';
 import { Model } from '../model/model.ts';
 import { Tokenizer } from '../model/tokenizer.ts';
-import { readText } from './eval.ts';
+import { readText } from './text.ts';
 
 /** How the routers of a model really use the groups of a plan. */
 export interface MeasuredRouting {

@@ -15,6 +15,7 @@ constexpr size_t kSmallestMapping = size_t{1} << 20;
 constexpr size_t kLargestMapping = size_t{16} << 20;
 
 std::atomic<int64_t> live{0};
+std::atomic<int64_t> heap_made{0};
 std::atomic<bool> armed{false};
 std::atomic<Allocations> kind_to_fail{Allocations::Heap};
 std::atomic<int64_t> left{0};
@@ -35,6 +36,7 @@ void* allocate(size_t bytes, size_t alignment) {
   void* data = alignment <= alignof(std::max_align_t) ? std::malloc(bytes == 0 ? 1 : bytes)
                                                       : std::aligned_alloc(alignment, rounded);
   if (data) live.fetch_add(1);
+  heap_made.fetch_add(1);
   return data;
 }
 
@@ -68,6 +70,7 @@ bool stop_failing() {
 }
 
 int64_t live_blocks() { return live; }
+int64_t heap_allocations() { return heap_made; }
 
 void* map(void* (*real)(void*, size_t, int, int, int, off_t), void* at, size_t bytes, int protection, int flags,
           int file, off_t offset) {

@@ -15,5 +15,7 @@ bool stop_failing();
 
 // Blocks from either that were not given back.
 int64_t live_blocks();
+// Calls of operator new so far, of all threads.
+int64_t heap_allocations();
 
 }  // namespace molae::test
