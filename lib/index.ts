@@ -10,6 +10,15 @@ export {
   type PlanOptions,
   planConversion,
 } from './analysis.ts';
+export {
+  type CalibratedGroups,
+  type CalibratedOptions,
+  type CalibratedSteps,
+  calibratedSpectra,
+  factorizeCalibrated,
+  type LayerInputs,
+  type OperatorSpectrum,
+} from './calibrated.ts';
 export { Checkpoint, openCheckpoint } from './checkpoint/checkpoint.ts';
 export {
   type Change,
@@ -51,6 +60,7 @@ export {
   factorizeExperts,
   type Solver,
 } from './factorize.ts';
+export { type AllocationOptions, allocateLatentSizes, type Spending } from './latent-sizes.ts';
 export {
   batchedGemm,
   type Eigh,
@@ -64,12 +74,20 @@ export {
   transpose,
 } from './linalg.ts';
 export {
+  type CalibratedConversionOptions,
+  type CalibratedConversionReport,
+  type CalibrationCoverage,
+  convertCalibrated,
+} from './methods/convert-calibrated.ts';
+export {
   type CalibrationLayer,
   type CalibrationOptions,
   calibrate,
+  calibrationTokens,
   groupProbabilities,
   type RoutingStatistics,
   routingStatistics,
+  sampleWindows,
 } from './model/calibration.ts';
 export { compareModels, type ModelComparison } from './model/compare.ts';
 export { type GenerateOptions, generate } from './model/generate.ts';

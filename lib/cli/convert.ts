@@ -14,6 +14,7 @@ import {
   type CalibratedConversionReport,
   convertCalibrated,
 } from '../methods/convert-calibrated.ts';
+import { calibrationTokens, sampleWindows } from '../model/calibration.ts';
 import { Tokenizer } from '../model/tokenizer.ts';
 import type { Arguments } from './arguments.ts';
 import { type CommandDefinition, DEVICE_OPTION } from './command.ts';
@@ -54,7 +55,7 @@ export const convert: CommandDefinition = {
     {
       name: 'calibrate-tokens',
       value: 'T',
-      description: 'use the first T tokens of the text only (65536)',
+      description: 'tokens of the text to use, from all over it (4096 for each expert on average)',
     },
     { name: 'window', value: 'W', description: 'tokens of a window of the text (256)' },
     { name: 'control', description: 'also report the error if the experts of a group had nothing in common' },
@@ -150,7 +151,8 @@ async function readCalibration(args: Arguments, checkpoint: string): Promise<num
   }
   const text = await readText(file);
   const tokenizer = await Tokenizer.open(checkpoint);
-  return tokenizer.encode(text).slice(0, args.positiveInteger('calibrate-tokens') ?? 65_536);
+  const tokens = args.positiveInteger('calibrate-tokens') ?? calibrationTokens(await readSpec(checkpoint));
+  return sampleWindows(tokenizer.encode(text), tokens, args.positiveInteger('window') ?? 256);
 }
 
 function readOptions(args: Arguments) {

@@ -6,7 +6,8 @@ import {
 } from '../calibrated.ts';
 import { type DenseExperts, OPERATORS, type Operator } from '../experts.ts';
 import { allocateLatentSizes, type Spending } from '../latent-sizes.ts';
-import { type CalibrationLayer, calibrate } from '../model/calibration.ts';
+import { type CalibrationLayer, calibrate, sampleWindows } from '../model/calibration.ts';
+import { defaultWindow } from '../model/perplexity.ts';
 import { type Method, type MethodRequest, withExperts } from './method.ts';
 import { planSizes, sizeOf } from './sizes.ts';
 
@@ -79,7 +80,7 @@ export async function allocateOverLayers(request: AllocationRequest): Promise<Ma
   let done = 0;
   await calibrate(
     model,
-    calibration,
+    sampleWindows(calibration, calibration.length * SURVEYED, window ?? defaultWindow(model)),
     async (layer) => {
       const experts = layer.block.experts as DenseExperts;
       for (const spectrum of await calibratedSpectra(experts, layer, request)) {
@@ -103,6 +104,9 @@ export async function allocateOverLayers(request: AllocationRequest): Promise<Ma
   }
   return byLayer;
 }
+
+/** Spectra settle long before factors do: this share of the text is enough to compare them. */
+const SURVEYED = 1 / 4;
 
 function spendingOf(
   { model, groupSize, sharedGateUp = false }: AllocationRequest,

@@ -1,3 +1,4 @@
+import type { MoeSpec } from '../checkpoint/family.ts';
 import { throwIfAborted } from '../errors.ts';
 import type { Experts } from '../experts.ts';
 import type { MoeBlock } from '../moe-block.ts';
@@ -6,7 +7,7 @@ import type { Tensor } from '../tensor.ts';
 import { batchOfSequences } from './batch.ts';
 import type { DecoderLayer } from './layer.ts';
 import type { Model } from './model.ts';
-import { checkWindow, cutWindows } from './perplexity.ts';
+import { checkWindow, cutWindows, defaultWindow } from './perplexity.ts';
 
 /** A MoE layer with everything that reaches it on the calibration text. */
 export interface CalibrationLayer {
@@ -37,7 +38,7 @@ export async function calibrate(
   visit: (layer: CalibrationLayer) => Promise<Experts | undefined>,
   options: CalibrationOptions = {},
 ): Promise<void> {
-  const { window = Math.min(256, model.spec.contextLength), signal, onProgress } = options;
+  const { window = defaultWindow(model), signal, onProgress } = options;
   checkWindow(model, window);
   const windows = cutWindows(ids, window);
   const spans = tokenSpans(windows);
@@ -60,6 +61,25 @@ export async function calibrate(
     });
     onProgress?.({ done: index + 1, total: model.spec.numLayers });
   }
+}
+
+/** Evenly spaced windows of a text, `tokens` of it at most (one window at least); all of it where it is no longer. */
+export function sampleWindows(ids: ArrayLike<number>, tokens: number, window: number): number[] {
+  const all = Array.from(ids);
+  const wanted = Math.max(1, Math.floor(tokens / window));
+  const count = Math.floor(all.length / window);
+  if (count <= wanted) return all;
+  return Array.from({ length: wanted }, (_, i) => Math.floor((i * count) / wanted) * window).flatMap(
+    (begin) => all.slice(begin, begin + window),
+  );
+}
+
+/**
+ * Calibration tokens that serve the experts of a model: 4096 for each on average, 16,384 to 131,072 in all. More gained
+ * nothing where it was measured (docs/choosing.md).
+ */
+export function calibrationTokens({ numExperts, topK }: Pick<MoeSpec, 'numExperts' | 'topK'>): number {
+  return Math.min(131_072, Math.max(16_384, Math.ceil(numExperts / topK) * 4096));
 }
 
 interface Span {

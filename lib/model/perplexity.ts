@@ -43,7 +43,7 @@ export async function perplexity(
   ids: ArrayLike<number>,
   options: PerplexityOptions = {},
 ): Promise<Perplexity> {
-  const { window = Math.min(256, model.spec.contextLength), signal, onProgress } = options;
+  const { window = defaultWindow(model), signal, onProgress } = options;
   checkWindow(model, window);
   const windows = cutWindows(ids, window);
   if (windows.length === 0) throw expected('at least two tokens', 'ids', `${ids.length} tokens`);
@@ -61,6 +61,11 @@ export async function perplexity(
   });
   const seconds = (performance.now() - started) / 1000;
   return { perplexity: Math.exp(loss / tokens), tokens, window, seconds, tokensPerSecond: tokens / seconds };
+}
+
+/** Tokens that attend to each other where nothing else is asked for: 256, or the context where that is shorter. */
+export function defaultWindow(model: Model): number {
+  return Math.min(256, model.spec.contextLength);
 }
 
 /** @internal Throws unless windows of this length fit the model. */
