@@ -1,0 +1,182 @@
+import { createHash } from 'node:crypto';
+import { mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { afterAll, beforeEach, describe, expect, test } from 'vitest';
+import { openCheckpoint } from '../../lib/checkpoint/checkpoint.ts';
+import { convertCheckpoint } from '../../lib/checkpoint/conversion/convert.ts';
+import { openDevice } from '../../lib/device.ts';
+import { type CalibratedConversionOptions, convertCalibrated } from '../../lib/methods/convert-calibrated.ts';
+import { calibrationTokens, sampleWindows } from '../../lib/model/calibration.ts';
+import { Model } from '../../lib/model/model.ts';
+import { perplexity } from '../../lib/model/perplexity.ts';
+import { Tokenizer } from '../../lib/model/tokenizer.ts';
+import { openOwnDevice } from '../support/device.ts';
+
+const fixtures = new URL('../fixtures/', import.meta.url);
+const source = fileURLToPath(new URL('tiny-qwen2-moe', fixtures));
+const device = await openDevice('cpu');
+const tokenizer = await Tokenizer.open(source);
+const text = await readFile(new URL('moby-dick.txt', fixtures), 'utf8');
+const ids = tokenizer.encode(text);
+const calibration = ids.slice(0, 2560);
+const heldOut = ids.slice(2560);
+const root = await mkdtemp(join(tmpdir(), 'molae-calibrated-'));
+let output: string;
+let counter = 0;
+
+beforeEach(() => {
+  output = join(root, `out-${counter++}`);
+});
+afterAll(async () => {
+  device.dispose();
+  await rm(root, { recursive: true });
+});
+
+const convert = (options: Partial<CalibratedConversionOptions> = {}) =>
+  convertCalibrated(source, output, { calibration, groupSize: 4, targetRatio: 0.5, device, ...options });
+
+async function perplexityOf(path: string): Promise<number> {
+  await using model = await Model.open(path, { device });
+  return (await perplexity(model, heldOut)).perplexity;
+}
+
+/** The fingerprints of all files in a folder. */
+async function contents(folder: string): Promise<string[]> {
+  const names = (await readdir(folder)).sort();
+  return Promise.all(
+    names.map(async (name) => {
+      const bytes = await readFile(join(folder, name));
+      return `${name} ${createHash('sha256').update(bytes).digest('hex')}`;
+    }),
+  );
+}
+
+describe('calibrated conversion', () => {
+  test('costs at most 0.4 times the perplexity that the paper’s method costs, on text that it did not see', async () => {
+    const report = await convert();
+    const calibrated = output;
+    const plain = join(root, 'plain');
+    await convertCheckpoint(source, plain, { groupSize: 4, targetRatio: 0.5, device });
+    const before = await perplexityOf(source);
+    const increase = (await perplexityOf(calibrated)) - before;
+    expect(increase).toBeLessThan(0.4 * ((await perplexityOf(plain)) - before));
+    expect(report.expertParameters.after).toBeLessThanOrEqual(0.5 * report.expertParameters.before);
+    expect(report.expertParameters.after).toBeGreaterThan(0.47 * report.expertParameters.before);
+  });
+
+  test('spends the budget unevenly, and the stored shapes are those reported', async () => {
+    const { layers } = await convert();
+    expect(new Set(layers.map(({ latentSize }) => latentSize)).size).toBeGreaterThan(3);
+    await using converted = await openCheckpoint(output);
+    for (const { layer, operator, group, latentSize } of layers) {
+      const name = `model.layers.${layer}.mlp.latent_experts.${group}.${operator}_b`;
+      expect(converted.shards.tensor(name).shape).toEqual(
+        operator === 'down' ? [256, latentSize] : [latentSize, 256],
+      );
+    }
+  });
+
+  test('says how many tokens the experts saw, and which saw none', async () => {
+    const { calibration: coverage } = await convert({ latentSize: 64, targetRatio: undefined });
+    expect(coverage).toMatchObject({ tokens: 2560, window: 256 });
+    expect(coverage.medianTokens).toBeGreaterThan(300);
+    expect(coverage.fewestTokens).toBeLessThanOrEqual(coverage.medianTokens);
+    expect(coverage.unusedExperts).toEqual([]);
+  });
+
+  test('a stopped run goes on with the same bytes as one that was not stopped', async () => {
+    const options = { latentSize: 64, targetRatio: undefined };
+    await convert(options);
+    const wanted = await contents(output);
+    output = join(root, 'stopped');
+    const controller = new AbortController();
+    const onProgress = ({ layer }: { layer: number }) => {
+      if (layer === 2) controller.abort();
+    };
+    await expect(convert({ ...options, signal: controller.signal, onProgress })).rejects.toMatchObject({
+      code: 'ABORTED',
+    });
+    const report = await convert(options);
+    expect(report.resumedFiles).toBeGreaterThanOrEqual(3);
+    expect(await contents(output)).toEqual(wanted);
+  });
+
+  test('a stopped sequential run goes on with the same bytes, too', async () => {
+    const options = { latentSize: 64, targetRatio: undefined, sequential: true };
+    await convert(options);
+    const wanted = await contents(output);
+    output = join(root, 'stopped-sequential');
+    const controller = new AbortController();
+    const onProgress = ({ layer }: { layer: number }) => {
+      if (layer === 2) controller.abort();
+    };
+    await expect(convert({ ...options, signal: controller.signal, onProgress })).rejects.toMatchObject({
+      code: 'ABORTED',
+    });
+    await convert(options);
+    expect(await contents(output)).toEqual(wanted);
+  });
+
+  test('as dense experts it is the same model', async () => {
+    await convert();
+    const latent = await perplexityOf(output);
+    output = join(root, 'dense');
+    await convert({ format: 'dense' });
+    expect((await perplexityOf(output)) / latent).toBeCloseTo(1, 2);
+  });
+
+  test('leaves operators dense that are not asked for, and counts them in the budget', async () => {
+    const report = await convert({ operators: ['gate', 'up'], targetRatio: 0.3 });
+    expect(report.expertParameters.after).toBeLessThanOrEqual(0.7 * report.expertParameters.before);
+    expect(new Set(report.layers.map(({ operator }) => operator))).toEqual(new Set(['gate', 'up']));
+    expect(Number.isFinite(await perplexityOf(output))).toBe(true);
+  });
+
+  test('one latent space for gate and up', async () => {
+    const report = await convert({ sharedGateUp: true, targetRatio: 0.3 });
+    expect(report.expertParameters.after).toBeLessThanOrEqual(0.7 * report.expertParameters.before);
+    expect(Number.isFinite(await perplexityOf(output))).toBe(true);
+  });
+
+  test('leaves no device memory behind', async () => {
+    using own = await openOwnDevice();
+    await convert({ sequential: true, device: own });
+    expect(own.memoryUsage().tensors).toBe(0);
+  });
+
+  test('refuses too little text, contradicting sizes, a converted source and a family that it cannot run', async () => {
+    await expect(convert({ calibration: ids.slice(0, 100) })).rejects.toThrow(
+      /at least 1024 tokens for calibration .*100 tokens/,
+    );
+    await expect(convert({ latentSize: 64 })).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' });
+    await expect(convert({ targetRatio: 0.999 })).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' });
+    await expect(convert({ window: 100_000 })).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' });
+    await convertCheckpoint(source, output, { groupSize: 4, latentSize: 32, device });
+    await expect(
+      convertCalibrated(output, join(root, 'again'), { calibration, targetRatio: 0.3, device }),
+    ).rejects.toThrow(/was converted already/);
+    const other = fileURLToPath(new URL('families/granitemoe', fixtures));
+    await expect(
+      convertCalibrated(other, join(root, 'other'), { calibration, targetRatio: 0.3, device }),
+    ).rejects.toMatchObject({ code: 'UNSUPPORTED_CHECKPOINT' });
+  });
+});
+
+describe('calibration text', () => {
+  test('is sampled as whole windows from all over', () => {
+    const all = Array.from({ length: 1000 }, (_, i) => i);
+    const some = sampleWindows(all, 300, 100);
+    expect(some).toHaveLength(300);
+    expect(some.filter((_, i) => i % 100 === 0)).toEqual([0, 300, 600]);
+    expect(sampleWindows(all, 5000, 100)).toEqual(all);
+    expect(sampleWindows(all, 10, 100)).toHaveLength(100);
+  });
+
+  test('serves each expert with 4096 tokens on average, within limits', () => {
+    expect(calibrationTokens({ numExperts: 60, topK: 4 })).toBe(61_440);
+    expect(calibrationTokens({ numExperts: 8, topK: 2 })).toBe(16_384);
+    expect(calibrationTokens({ numExperts: 512, topK: 8 })).toBe(131_072);
+  });
+});
