@@ -75,7 +75,7 @@ export const convert: CommandDefinition = {
   examples: [
     ['convert ./Qwen1.5-MoE-A2.7B ./out --target-ratio 0.3', "remove 30% of the routed experts' parameters"],
     [
-      'convert ./Qwen1.5-MoE-A2.7B ./out --target-ratio 0.3 --calibrate wiki.txt',
+      'convert ./Qwen1.5-MoE-A2.7B ./out --target-ratio 0.3 --calibrate a.txt',
       'lose a fraction of what weights alone would',
     ],
     ['convert ./Qwen1.5-MoE-A2.7B ./out --group-size 15 --latent-size 704', 'these sizes'],

@@ -1,5 +1,5 @@
 import { once } from 'node:events';
-import { access, readdir, readFile } from 'node:fs/promises';
+import { access, readdir, readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { builtCli, type Finished, ROOT, TINY } from './support.ts';
@@ -88,9 +88,19 @@ describe('wrong usage', () => {
     ['unknown format', ['convert', TINY, out, '--latent-size', '8', '--format', 'gguf'], 'latent or dense'],
     ['method to come', ['convert', TINY, out, '--latent-size', '8', '--method', 'asvd'], 'stacked-svd'],
     [
-      'calibration',
-      ['convert', TINY, out, '--latent-size', '8', '--calibrate', 'a.txt'],
-      'not implemented yet',
+      'calibration of a method that sees weights only',
+      ['convert', TINY, out, '--latent-size', '8', '--calibrate', 'a.txt', '--method', 'stacked-svd'],
+      'stacked-svd sees weights only',
+    ],
+    [
+      'the calibrated method without a text',
+      ['convert', TINY, out, '--latent-size', '8', '--method', 'calibrated'],
+      'needs --calibrate <text>',
+    ],
+    [
+      'an option of the other method',
+      ['convert', TINY, out, '--latent-size', '8', '--calibrate', 'a.txt', '--solver', 'svd'],
+      '--solver is for the method stacked-svd',
     ],
   ])('%s: exit 2, one line and a pointer to the help, nothing on stdout', async (_, args, words) => {
     const { status, stdout, stderr } = await cli.run(...args);
@@ -98,6 +108,44 @@ describe('wrong usage', () => {
     expect(stderr).toMatch(/^molae: [^\n]+\nSee: molae (\w+ )?--help\n$/);
     expect(stderr).toContain(words);
     expect(await exists(out)).toBe(false);
+  });
+
+  it('converts by a text: JSON has the contract, the sizes add up to the target, the text is accounted for', async () => {
+    const text = join(ROOT, 'test/fixtures/moby-dick.txt');
+    const { status, stdout, stderr } = await cli.run(
+      'convert',
+      TINY,
+      out,
+      '--target-ratio',
+      '0.5',
+      '--calibrate',
+      text,
+      '--json',
+    );
+    expect({ status, stderr }).toMatchObject({ status: 0 });
+    const report = JSON.parse(stdout);
+    expect(report).toMatchObject({ method: 'calibrated', calibration: { window: 256, unusedExperts: [] } });
+    expect(report.expertParameters.after).toBeLessThanOrEqual(0.5 * report.expertParameters.before);
+    expect(report.flopsPerToken.after).toBeGreaterThan(0);
+    for (const row of report.layers) {
+      expect(row).toMatchObject({
+        norm: 'outputs',
+        relativeError: expect.any(Number),
+        exact: expect.any(Boolean),
+      });
+    }
+    const missing = await cli.run(
+      'convert',
+      TINY,
+      `${out}-2`,
+      '--target-ratio',
+      '0.5',
+      '--calibrate',
+      'no.txt',
+    );
+    expect(missing).toMatchObject({ status: 1, stdout: '' });
+    expect(missing.stderr).toContain('no.txt');
+    await rm(out, { recursive: true });
   });
 
   it('takes options anywhere, and with an equals sign', async () => {
