@@ -2,6 +2,7 @@ import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { openDevice } from '../lib/device.ts';
 import { question as batchedGemm } from './batched-gemm.bench.ts';
+import { question as calibrated } from './calibrated.bench.ts';
 import { question as callOverhead } from './call-overhead.bench.ts';
 import { question as convert } from './convert.bench.ts';
 import { question as eigh } from './eigh.bench.ts';
@@ -31,6 +32,7 @@ const questions: readonly Question[] = [
   svd,
   eigh,
   factorize,
+  calibrated,
   layerPrefill,
   layerDecode,
   callOverhead,
