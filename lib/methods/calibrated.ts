@@ -3,7 +3,7 @@ import type { DenseExperts, Operator } from '../experts.ts';
 import { allocateLatentSizes, type Spending } from '../latent-sizes.ts';
 import { type CalibrationLayer, calibrate } from '../model/calibration.ts';
 import { type Method, type MethodRequest, withExperts } from './method.ts';
-import { planSizes, sizeOf } from './sizes.ts';
+import { costsOf, planSizes } from './sizes.ts';
 
 /** Latent sizes of the groups of a layer. */
 export type LayerLatentSizes = Record<Operator, number[]>;
@@ -13,6 +13,7 @@ export const calibrated: Method = {
   name: 'calibrated',
   summary: 'bases and factors fitted to what the experts put out on calibration text; latent sizes by worth',
   grouped: true,
+  check: (request) => void planSizes(request),
   async prepare(request) {
     const { groupSize } = planSizes(request);
     const sizes = await allocateOverLayers(request, groupSize);
@@ -25,6 +26,7 @@ export const calibratedUniform: Method = {
   name: 'calibrated-uniform',
   summary: 'calibrated, with the same latent size everywhere',
   grouped: true,
+  check: (request) => void planSizes(request),
   async prepare(request) {
     const { groupSize, latentSize } = planSizes(request);
     return compressor(request, groupSize, () => latentSize);
@@ -46,7 +48,7 @@ function compressor(
         latentSize: latentSize(layer.layer),
         signal,
       });
-      return withExperts(layer, experts, sizeOf(experts));
+      return withExperts(layer, experts, costsOf(experts, layer.block.spec.topK));
     },
   };
 }
