@@ -39,7 +39,12 @@ function nearestPair(alive: readonly number[], distances: readonly Float64Array[
 }
 
 /** b joins a; distances to both are averaged by their members (Lance and Williams). */
-function merge(a: number, b: number, clusters: Map<number, number[]>, distances: readonly Float64Array[]): void {
+function merge(
+  a: number,
+  b: number,
+  clusters: Map<number, number[]>,
+  distances: readonly Float64Array[],
+): void {
   const [ours, theirs] = [clusters.get(a) as number[], clusters.get(b) as number[]];
   const share = ours.length / (ours.length + theirs.length);
   for (const other of clusters.keys()) {

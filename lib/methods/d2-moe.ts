@@ -38,7 +38,11 @@ function deltaRank({ model, targetRatio }: MethodRequest): number {
   const rank = Math.floor((((1 - targetRatio) * numExperts - 1) * m * n) / (numExperts * (m + n)));
   if (rank < 1) {
     const most = 1 - 1 / numExperts - (m + n) / (m * n);
-    throw expected(`at most ${Math.floor(1000 * most) / 1000}, for a base and deltas,`, 'targetRatio', targetRatio);
+    throw expected(
+      `at most ${Math.floor(1000 * most) / 1000}, for a base and deltas,`,
+      'targetRatio',
+      targetRatio,
+    );
   }
   return Math.min(rank, m, n);
 }

@@ -12,10 +12,7 @@ export interface ExpertTokens {
 }
 
 /** Sorts a routing by experts. */
-export async function tokensByExpert(
-  { ids, weights }: Routing,
-  numExperts: number,
-): Promise<ExpertTokens[]> {
+export async function tokensByExpert({ ids, weights }: Routing, numExperts: number): Promise<ExpertTokens[]> {
   const topK = ids.shape[1] as number;
   const [chosen, given] = [await ids.read(), await weights.read()];
   const found = Array.from({ length: numExperts }, () => ({ rows: [] as number[], weights: [] as number[] }));

@@ -71,7 +71,10 @@ async function mergeExperts(
     for (const cluster of clusters.filter(({ length }) => length > 1)) {
       const weights = frequencies(cluster, expertCounts);
       for (const operator of OPERATORS) {
-        const mean = await meanOf(cluster.map((expert) => experts[operator][expert] as Tensor), weights);
+        const mean = await meanOf(
+          cluster.map((expert) => experts[operator][expert] as Tensor),
+          weights,
+        );
         owned.push(mean);
         for (const expert of cluster) merged[operator][expert] = mean;
       }

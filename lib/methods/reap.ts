@@ -66,7 +66,12 @@ async function activationOf(
   if (rows.length === 0) return 0;
   const [gate, up, down] = [experts.gate, experts.up, experts.down].map((all) => all[expert] as Tensor);
   using inputs = await gatherRows(x, rows);
-  using outputs = await expertOutputs({ gate, up, down } as Record<Operator, Tensor>, experts, inputs, weights);
+  using outputs = await expertOutputs(
+    { gate, up, down } as Record<Operator, Tensor>,
+    experts,
+    inputs,
+    weights,
+  );
   const norms = await rowNorms(outputs);
   return norms.reduce((sum, norm) => sum + norm, 0) / rows.length;
 }

@@ -21,7 +21,11 @@ export function planExperts({ model, targetRatio }: MethodRequest, least: number
   const { numExperts } = model.checkpoint.spec;
   const kept = Math.floor((1 - targetRatio) * numExperts + 1e-9);
   if (kept < least) {
-    throw expected(`a share that leaves at least ${least} of ${numExperts} experts`, 'targetRatio', targetRatio);
+    throw expected(
+      `a share that leaves at least ${least} of ${numExperts} experts`,
+      'targetRatio',
+      targetRatio,
+    );
   }
   return kept;
 }
