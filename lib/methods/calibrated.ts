@@ -1,4 +1,5 @@
 import { type CalibratedSteps, calibratedSpectra, factorizeCalibrated } from '../calibrated.ts';
+import { expected } from '../errors.ts';
 import type { DenseExperts, Operator } from '../experts.ts';
 import { allocateLatentSizes, type Spending } from '../latent-sizes.ts';
 import { type CalibrationLayer, calibrate } from '../model/calibration.ts';
@@ -13,7 +14,7 @@ export const calibrated: Method = {
   name: 'calibrated',
   summary: 'bases and factors fitted to what the experts put out on calibration text; latent sizes by worth',
   grouped: true,
-  check: (request) => void planSizes(request),
+  check: checkAllocation,
   async prepare(request) {
     const { groupSize } = planSizes(request);
     const sizes = await allocateOverLayers(request, groupSize);
@@ -32,6 +33,14 @@ export const calibratedUniform: Method = {
     return compressor(request, groupSize, () => latentSize);
   },
 };
+
+function checkAllocation(request: MethodRequest): void {
+  const { groupSize, latentSize } = planSizes(request);
+  const least = stepFor(request.model.checkpoint.spec.hiddenSize);
+  if (latentSize >= least) return;
+  const wanted = `a share that leaves a latent size of ${least} with groupSize ${groupSize}`;
+  throw expected(wanted, 'targetRatio', request.targetRatio);
+}
 
 function compressor(
   { signal }: MethodRequest,

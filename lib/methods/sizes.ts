@@ -5,15 +5,20 @@ import { type DenseExperts, isLatent, type LatentExperts, OPERATORS } from '../e
 import type { Tensor } from '../tensor.ts';
 import type { ExpertCosts, MethodRequest } from './method.ts';
 
-/** k and r that remove the share asked for, as the planner chooses them. */
+/**
+ * The planner's k, unless one is given, and the largest r that removes the share asked for. The planner would round r down
+ * to what kernels like: in a comparison that would remove more than was asked, and more from some methods than from others.
+ */
 export function planSizes({ model, targetRatio, groupSize }: MethodRequest): {
   readonly groupSize: number;
   readonly latentSize: number;
 } {
-  return planConversion(model.checkpoint.spec, {
-    targetRatio,
-    ...(groupSize !== undefined && { groupSize }),
-  });
+  const { spec } = model.checkpoint;
+  const plan = planConversion(spec, { targetRatio, ...(groupSize !== undefined && { groupSize }) });
+  const { hiddenSize: n, intermediateSize: m } = spec;
+  const inGroup = plan.groupSize * m;
+  const largest = Math.floor(((1 - targetRatio) * inGroup * n) / (inGroup + n));
+  return { groupSize: plan.groupSize, latentSize: Math.min(largest, inGroup, n) };
 }
 
 /** How many experts of a layer may stay where whole experts go. */
