@@ -128,15 +128,22 @@ async function truncateDelta(
     { tensor: base, weight: -1 },
   ]);
   using moment = await resultMoment(expert, operator, delta, inputs, experts);
-  const { values, vectors } = await eigh(moment, { top: rank });
-  values.dispose();
-  using directions = vectors;
+  using directions = await leadingDirections(moment, rank);
   using projected = await gemm(directions, delta);
   using u = await directions.to(dtype);
   using v = await projected.to(dtype);
   const whole = await base.to('f32');
   await gemm(u, v, { transposeA: true, out: whole, beta: 1 });
   return whole;
+}
+
+/** Eigenvectors as rows; in f64, since the energy of activations spans many orders of magnitude. */
+async function leadingDirections(moment: Tensor, count: number): Promise<Tensor<'f32'>> {
+  using wide = await moment.to('f64');
+  const { values, vectors } = await eigh(wide, { top: count });
+  values.dispose();
+  using found = vectors;
+  return found.to('f32');
 }
 
 /**
