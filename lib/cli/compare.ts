@@ -8,7 +8,14 @@ import { Model } from '../model/model.ts';
 import { Tokenizer } from '../model/tokenizer.ts';
 import type { Arguments } from './arguments.ts';
 import { type CommandDefinition, DEVICE_OPTION } from './command.ts';
-import { COLUMNS, type Comparison, cells, provenance, toJson, writeComparison } from './comparison-report.ts';
+import {
+  COLUMNS,
+  type Comparison,
+  cells,
+  explanation,
+  toJson,
+  writeComparison,
+} from './comparison-report.ts';
 import { openDense } from './dense-checkpoint.ts';
 import { readText } from './eval.ts';
 import type { Output } from './output.ts';
@@ -108,8 +115,7 @@ export const compare: CommandDefinition = {
       if (out !== undefined) await writeComparison(out, comparison);
       output.result(toJson(comparison), () => [
         '',
-        provenance(comparison),
-        'Parameters, bytes and FLOPs are those of the routed experts, time is that of compressing.',
+        ...explanation(comparison),
         ...(out === undefined ? [] : [`Written to ${out}.`]),
       ]);
     } finally {

@@ -12,6 +12,8 @@ export interface Comparison {
   readonly window: number;
   /** Tokens that methods could look at, and others that they were judged by. */
   readonly tokens: { readonly calibration: number; readonly evaluation: number };
+  /** Where the tokens come from, in sentences. */
+  readonly note?: string;
   /** The model as it is first. */
   readonly rows: readonly ComparisonRow[];
 }
@@ -42,9 +44,13 @@ export function cells(row: ComparisonRow, dense: ComparisonRow): string[] {
   ];
 }
 
-/** Where the tokens came from, in a sentence. */
-export function provenance({ window, tokens: { calibration, evaluation } }: Comparison): string {
-  return `Methods looked at ${calibration} tokens at most; perplexity is on ${evaluation} others, in windows of ${window}.`;
+/** On what the figures are, and what they are of. */
+export function explanation({ window, tokens: { calibration, evaluation }, note }: Comparison): string[] {
+  return [
+    `Methods looked at ${calibration} tokens at most; perplexity is on ${evaluation} others, in windows of ${window}.`,
+    ...(note === undefined ? [] : [note]),
+    'Parameters, bytes and FLOPs are those of the routed experts, time is that of compressing.',
+  ];
 }
 
 /** Writes compare.json, compare.md and charts. */
@@ -76,8 +82,7 @@ function toMarkdown(comparison: Comparison): string {
     line(COLUMNS.map((_, column) => (column === 0 ? '---' : '---:'))),
     ...rows.map((row) => line(cells(row, dense))),
     '',
-    provenance(comparison),
-    'Parameters, bytes and FLOPs are those of the routed experts, time is that of compressing.',
+    ...explanation(comparison),
   ].join('\n')}\n`;
 }
 
