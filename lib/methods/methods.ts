@@ -1,4 +1,5 @@
 import { calibrated, calibratedUniform } from './calibrated.ts';
+import { stackedSvdControl } from './control.ts';
 import { d2Moe } from './d2-moe.ts';
 import { hcSmoe } from './hc-smoe.ts';
 import type { Method } from './method.ts';
@@ -10,6 +11,7 @@ import { whitenedSvd } from './whitened-svd.ts';
 /** All of them, ours last. */
 export const METHODS: readonly Method[] = [
   stackedSvd,
+  stackedSvdControl,
   svd,
   whitenedSvd,
   d2Moe,
