@@ -21,6 +21,7 @@ export const stackedSvdControl: Method = {
   name: 'stacked-svd-control',
   summary: 'stacked-svd of experts that have nothing in common: what sharing owes to chance',
   grouped: true,
+  weightsOnly: true,
   check: (request) => void planSizes(request),
   async prepare(request) {
     const { groupSize, latentSize } = planSizes(request);

@@ -23,6 +23,8 @@ export interface Method {
   readonly summary: string;
   /** Experts share something in groups: `groupSize` matters. */
   readonly grouped: boolean;
+  /** Sees only weights: it gets the layers without a pass over the calibration text. */
+  readonly weightsOnly?: boolean;
   /** What it keeps is given with its name (bits a weight): `targetRatio` does not matter. */
   readonly ownWidth?: boolean;
   /**

@@ -20,6 +20,7 @@ function roundToNearest(bits: 8 | 4): Method {
     name: `q${bits}`,
     summary: `the dense experts rounded to ${bits} bits in blocks of ${BLOCK}`,
     grouped: false,
+    weightsOnly: true,
     ownWidth: true,
     check() {},
     prepare: async () => ({

@@ -8,6 +8,7 @@ export const stackedSvd: Method = {
   name: 'stacked-svd',
   summary: "the paper's: one basis for the stacked weights of each group",
   grouped: true,
+  weightsOnly: true,
   check: (request) => void planSizes(request),
   async prepare(request) {
     const { groupSize, latentSize } = planSizes(request);
@@ -30,6 +31,7 @@ export const svd: Method = {
   name: 'svd',
   summary: 'truncated SVD of each expert',
   grouped: false,
+  weightsOnly: true,
   check: (request) => stackedSvd.check({ ...request, groupSize: 1 }),
   prepare: (request) => stackedSvd.prepare({ ...request, groupSize: 1 }),
 };
