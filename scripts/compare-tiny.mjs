@@ -1,7 +1,7 @@
 #!/usr/bin/env node
 // Compares all methods on the trained test model, and writes bench/results/compare-tiny/: compare.json, compare.md and
 // charts. `npm run compare-tiny`; needs the build. With --quick a smaller comparison, to see that everything runs: its
-// figures mean little. `--out folder` writes elsewhere.
+// figures mean little. `--methods a,b` takes some only, `--out folder` writes elsewhere.
 //
 // Methods look at 128 windows from 60-93% of Moby-Dick and 128 from 90-97% of the State of the Union addresses; the last
 // 4.5% and 1.8% judge (the last 2% of both the model has not seen in training either). It was trained on ASCII: other
@@ -16,16 +16,16 @@ const root = dirname(dirname(fileURLToPath(import.meta.url)));
 const checkpoint = 'test/fixtures/tiny-qwen2-moe';
 const WINDOW = 256;
 
-const { values: options } = parseArgs({ options: { quick: { type: 'boolean' }, out: { type: 'string' } } });
+const { values: options } = parseArgs({
+  options: { quick: { type: 'boolean' }, methods: { type: 'string' }, out: { type: 'string' } },
+});
 const out = options.out ?? join(root, 'bench', 'results', 'compare-tiny');
 
 if (!existsSync(join(root, 'dist', 'index.js'))) {
   console.error('Run "npm run build" first.');
   process.exit(1);
 }
-const { Model, Tokenizer } = await import('../dist/index.js');
-const { compareMethods } = await import('../dist/methods/compare.js');
-const { METHODS } = await import('../dist/methods/methods.js');
+const { compareMethods, METHODS, Model, Tokenizer } = await import('../dist/index.js');
 const { cells, writeComparison } = await import('../dist/cli/comparison-report.js');
 
 const tokenizer = await Tokenizer.open(join(root, checkpoint));
@@ -37,7 +37,7 @@ const calibration = [
 ];
 const evaluation = [...whole(tokensOf(moby, 0.955, 1)), ...whole(tokensOf(sotu, 0.982, 1))];
 const request = {
-  methods: METHODS,
+  methods: METHODS.filter(({ name }) => options.methods?.split(',').includes(name) ?? true),
   targetRatios: options.quick ? [0.35] : [0.25, 0.35, 0.5],
   groupSizes: options.quick ? [4] : [1, 2, 4, 8, 16],
   calibration,

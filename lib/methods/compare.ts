@@ -44,11 +44,13 @@ export interface ComparisonRow {
  * Compresses a model with every method to every target, in memory, and measures what each costs on held-out text. Yields
  * the model as it is first.
  *
- * @throws MolaeError `INVALID_ARGUMENT` before any work for a target that a method cannot meet.
+ * @throws MolaeError before any work: `INVALID_ARGUMENT` for a target that a method cannot meet, and for a model that
+ * streams (what replaces a layer uses parts of it later); `UNSUPPORTED_CHECKPOINT` for one that was converted.
  */
 export async function* compareMethods(model: Model, request: CompareRequest): AsyncGenerator<ComparisonRow> {
   const { signal, onProgress } = request;
   const combinations = combine(request);
+  checkModel(model);
   for (const combination of combinations) check(model, request, combination);
   const total = combinations.length + 1;
   onProgress?.({ done: 0, total, method: 'dense' });
@@ -76,6 +78,13 @@ function combine({ methods, targetRatios, groupSizes }: CompareRequest): Combina
       })),
     ),
   );
+}
+
+function checkModel({ streams, checkpoint }: Model): void {
+  if (streams)
+    throw new MolaeError('INVALID_ARGUMENT', 'A comparison needs a model with all layers in memory');
+  if (checkpoint.format === 'dense') return;
+  throw new MolaeError('UNSUPPORTED_CHECKPOINT', `${checkpoint.path} was converted: it has no dense experts`);
 }
 
 function check(

@@ -93,6 +93,17 @@ describe('a comparison', () => {
     });
   });
 
+  test('a model that streams is refused: its layers do not stay', async () => {
+    await using streaming = await Model.open(join(FIXTURES, 'tiny-qwen2-moe'), { device, stream: true });
+    const rows = compareMethods(streaming, {
+      methods: METHODS,
+      targetRatios: [0.3],
+      calibration,
+      evaluation,
+    });
+    await expect(rows.next()).rejects.toMatchObject({ message: expect.stringContaining('in memory') });
+  });
+
   test('a method that fails midway leaves the model as it was', async () => {
     const [stacked] = named('stacked-svd') as [Method];
     const failing: Method = {
