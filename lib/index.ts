@@ -73,12 +73,22 @@ export {
   svd,
   transpose,
 } from './linalg.ts';
+export { type CompareRequest, type ComparisonRow, compareMethods } from './methods/compare.ts';
 export {
   type CalibratedConversionOptions,
   type CalibratedConversionReport,
   type CalibrationCoverage,
   convertCalibrated,
 } from './methods/convert-calibrated.ts';
+export {
+  type CompressedLayer,
+  type Compressor,
+  type ExpertCosts,
+  type Method,
+  type MethodRequest,
+  withExperts,
+} from './methods/method.ts';
+export { METHODS } from './methods/methods.ts';
 export {
   type CalibrationLayer,
   type CalibrationOptions,

@@ -1,6 +1,6 @@
 import type { Ceilings } from '../../lib/ceilings.ts';
+import { type Chart, renderChart, type Series } from '../../lib/chart.ts';
 import type { Row } from './context.ts';
-import { type Chart, renderChart, type Series } from './plot.ts';
 
 /** The charts of a run, by file name; those without data are left out. */
 export function makePlots(rows: readonly Row[], ceilings: Ceilings, machine: string): Map<string, string> {

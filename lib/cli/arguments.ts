@@ -26,21 +26,23 @@ export class Arguments {
 
   positiveInteger(name: string): number | undefined {
     const text = this.string(name);
-    if (text === undefined) return undefined;
-    const value = /^\d+$/.test(text) ? Number(text) : 0;
-    if (!Number.isSafeInteger(value) || value < 1) throw this.wrong(name, 'a positive integer', text);
-    return value;
+    return text === undefined ? undefined : this.#positiveInteger(name, text);
+  }
+
+  /** Positive integers, separated by commas. */
+  positiveIntegers(name: string): number[] | undefined {
+    return this.#items(name)?.map((item) => this.#positiveInteger(name, item));
   }
 
   /** A number between 0 and 1, both excluded. */
   share(name: string): number | undefined {
     const text = this.string(name);
-    if (text === undefined) return undefined;
-    const value = /^(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?$/i.test(text) ? Number(text) : Number.NaN;
-    if (!(value > 0 && value < 1)) {
-      throw this.wrong(name, 'a number between 0 and 1 (0.25 for 25%)', text);
-    }
-    return value;
+    return text === undefined ? undefined : this.#share(name, text);
+  }
+
+  /** Numbers between 0 and 1, both excluded, separated by commas. */
+  shares(name: string): number[] | undefined {
+    return this.#items(name)?.map((item) => this.#share(name, item));
   }
 
   /** A number from `least` to `most`. */
@@ -68,7 +70,7 @@ export class Arguments {
   list<Value extends string>(name: string, values: readonly Value[]): Value[] | undefined {
     const text = this.string(name);
     if (text === undefined) return undefined;
-    const items = text.split(',').map((item) => item.trim());
+    const items = this.#items(name) as string[];
     const known = items.flatMap((item) => values.find((value) => value === item) ?? []);
     if (known.length !== items.length || new Set(known).size !== known.length) {
       throw this.wrong(name, `some of ${values.join(',')}, separated by commas, each once`, text);
@@ -96,5 +98,25 @@ export class Arguments {
 
   wrong(name: string, wanted: string, received: string): UsageError {
     return this.usage(`expected ${wanted} for --${name} but received ${JSON.stringify(received)}`);
+  }
+
+  #items(name: string): string[] | undefined {
+    return this.string(name)
+      ?.split(',')
+      .map((item) => item.trim());
+  }
+
+  #positiveInteger(name: string, text: string): number {
+    const value = /^\d+$/.test(text) ? Number(text) : 0;
+    if (!Number.isSafeInteger(value) || value < 1) throw this.wrong(name, 'a positive integer', text);
+    return value;
+  }
+
+  #share(name: string, text: string): number {
+    const value = /^(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?$/i.test(text) ? Number(text) : Number.NaN;
+    if (!(value > 0 && value < 1)) {
+      throw this.wrong(name, 'a number between 0 and 1 (0.25 for 25%)', text);
+    }
+    return value;
   }
 }

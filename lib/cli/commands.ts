@@ -1,4 +1,5 @@
 import type { CommandDefinition } from './command.ts';
+import { compare } from './compare.ts';
 import { convert } from './convert.ts';
 import { doctor } from './doctor.ts';
 import { evaluate } from './eval.ts';
@@ -7,4 +8,12 @@ import { inspect } from './inspect.ts';
 import { plan } from './plan.ts';
 
 /** The sub-commands, in the order in which the help lists them. */
-export const COMMANDS: readonly CommandDefinition[] = [inspect, plan, convert, evaluate, generate, doctor];
+export const COMMANDS: readonly CommandDefinition[] = [
+  inspect,
+  plan,
+  convert,
+  evaluate,
+  compare,
+  generate,
+  doctor,
+];

@@ -4,12 +4,13 @@ import {
   factorizeCalibrated,
   type OperatorSpectrum,
 } from '../calibrated.ts';
+import { expected } from '../errors.ts';
 import { type DenseExperts, OPERATORS, type Operator } from '../experts.ts';
 import { allocateLatentSizes, type Spending } from '../latent-sizes.ts';
 import { type CalibrationLayer, calibrate, sampleWindows } from '../model/calibration.ts';
 import { defaultWindow } from '../model/perplexity.ts';
 import { type Method, type MethodRequest, withExperts } from './method.ts';
-import { planSizes, sizeOf } from './sizes.ts';
+import { costsOf, planSizes } from './sizes.ts';
 
 /** Latent sizes of the groups of a layer. */
 export type LayerLatentSizes = Record<Operator, number[]>;
@@ -19,6 +20,7 @@ export const calibrated: Method = {
   name: 'calibrated',
   summary: 'bases and factors fitted to what the experts put out on calibration text; latent sizes by worth',
   grouped: true,
+  check: checkAllocation,
   async prepare(request) {
     const { groupSize } = planSizes(request);
     const sizes = await allocateOverLayers({ ...request, groupSize });
@@ -31,11 +33,20 @@ export const calibratedUniform: Method = {
   name: 'calibrated-uniform',
   summary: 'calibrated, with the same latent size everywhere',
   grouped: true,
+  check: (request) => void planSizes(request),
   async prepare(request) {
     const { groupSize, latentSize } = planSizes(request);
     return compressor(request, groupSize, () => latentSize);
   },
 };
+
+function checkAllocation(request: MethodRequest): void {
+  const { groupSize, latentSize } = planSizes(request);
+  const least = stepFor(request.model.checkpoint.spec.hiddenSize);
+  if (latentSize >= least) return;
+  const wanted = `a share that leaves a latent size of ${least} with groupSize ${groupSize}`;
+  throw expected(wanted, 'targetRatio', request.targetRatio);
+}
 
 function compressor(
   { signal }: MethodRequest,
@@ -52,7 +63,7 @@ function compressor(
         latentSize: latentSize(layer.layer),
         signal,
       });
-      return withExperts(layer, experts, sizeOf(experts));
+      return withExperts(layer, experts, costsOf(experts, layer.block.spec.topK));
     },
   };
 }

@@ -1,4 +1,4 @@
-import { throwIfAborted } from '../errors.ts';
+import { MolaeError, throwIfAborted } from '../errors.ts';
 import { calibrate } from '../model/calibration.ts';
 import type { Model } from '../model/model.ts';
 import { perplexity } from '../model/perplexity.ts';
@@ -16,6 +16,10 @@ export interface CompareRequest {
   readonly evaluation: ArrayLike<number>;
   readonly window?: number | undefined;
   readonly signal?: AbortSignal | undefined;
+  /** Called before each row. */
+  readonly onProgress?:
+    | ((progress: { readonly done: number; readonly total: number; readonly method: string }) => void)
+    | undefined;
 }
 
 export interface ComparisonRow {
@@ -29,37 +33,42 @@ export interface ComparisonRow {
   readonly expertParameters: number;
   /** Of the routed experts. */
   readonly bytes: number;
+  /** Of the routed experts, all layers, under uniform routing. */
+  readonly flopsPerToken: number;
   readonly perplexity: number;
-  /** Of compressing, the pass over the calibration text included. */
+  /** Of compressing, the passes over the calibration text included for methods that look at it. */
   readonly seconds: number;
 }
 
 /**
  * Compresses a model with every method to every target, in memory, and measures what each costs on held-out text. Yields
  * the model as it is first.
+ *
+ * @throws MolaeError before any work: `INVALID_ARGUMENT` for a target that a method cannot meet, and for a model that
+ * streams (what replaces a layer uses parts of it later); `UNSUPPORTED_CHECKPOINT` for one that was converted.
  */
 export async function* compareMethods(model: Model, request: CompareRequest): AsyncGenerator<ComparisonRow> {
-  const { evaluation, window, signal } = request;
-  const before = model.checkpoint.expertParameters;
-  const bytes = model.checkpoint.expertBytes;
-  const dense = await perplexity(model, evaluation, { window, signal });
-  yield {
-    method: 'dense',
-    groupSize: undefined,
-    targetRatio: 0,
-    ratio: 1,
-    expertParameters: before,
-    bytes,
-    perplexity: dense.perplexity,
-    seconds: 0,
-  };
-  for (const { method, targetRatio, groupSize } of combinations(request)) {
+  const { signal, onProgress } = request;
+  const combinations = combine(request);
+  checkModel(model);
+  for (const combination of combinations) check(model, request, combination);
+  const total = combinations.length + 1;
+  onProgress?.({ done: 0, total, method: 'dense' });
+  yield await measureDense(model, request);
+  for (const [i, combination] of combinations.entries()) {
     throwIfAborted(signal);
-    yield await compareOne(model, request, method, targetRatio, groupSize, before);
+    onProgress?.({ done: i + 1, total, method: combination.method.name });
+    yield await compareOne(model, request, combination);
   }
 }
 
-function combinations({ methods, targetRatios, groupSizes }: CompareRequest) {
+interface Combination {
+  readonly method: Method;
+  readonly targetRatio: number;
+  readonly groupSize: number | undefined;
+}
+
+function combine({ methods, targetRatios, groupSizes }: CompareRequest): Combination[] {
   return methods.flatMap((method) =>
     (method.ownWidth ? [0] : targetRatios).flatMap((targetRatio) =>
       (method.grouped ? (groupSizes ?? [undefined]) : [undefined]).map((groupSize) => ({
@@ -71,13 +80,53 @@ function combinations({ methods, targetRatios, groupSizes }: CompareRequest) {
   );
 }
 
+function checkModel({ streams, checkpoint }: Model): void {
+  if (streams)
+    throw new MolaeError('INVALID_ARGUMENT', 'A comparison needs a model with all layers in memory');
+  if (checkpoint.format === 'dense') return;
+  throw new MolaeError('UNSUPPORTED_CHECKPOINT', `${checkpoint.path} was converted: it has no dense experts`);
+}
+
+function check(
+  model: Model,
+  { calibration, window }: CompareRequest,
+  { method, targetRatio, groupSize }: Combination,
+): void {
+  try {
+    method.check({ model, calibration, window, targetRatio, groupSize });
+  } catch (error) {
+    if (!(error instanceof MolaeError)) throw error;
+    throw new MolaeError(error.code, `${method.name}: ${error.message}`, { cause: error });
+  }
+}
+
+async function measureDense(
+  model: Model,
+  { evaluation, window, signal }: CompareRequest,
+): Promise<ComparisonRow> {
+  const { spec, expertParameters, expertBytes } = model.checkpoint;
+  const { layers, topK, intermediateSize, hiddenSize } = spec;
+  const { perplexity: measured } = await perplexity(model, evaluation, { window, signal });
+  return {
+    method: 'dense',
+    groupSize: undefined,
+    targetRatio: 0,
+    ratio: 1,
+    expertParameters,
+    bytes: expertBytes,
+    flopsPerToken: 6 * layers.length * topK * intermediateSize * hiddenSize,
+    perplexity: measured,
+    seconds: 0,
+  };
+}
+
+/** Of a window: what takes a method that sees only weights through the layers. */
+const LEAST_TOKENS = 2;
+
 async function compareOne(
   model: Model,
   { calibration, evaluation, window, signal }: CompareRequest,
-  method: Method,
-  targetRatio: number,
-  groupSize: number | undefined,
-  before: number,
+  { method, targetRatio, groupSize }: Combination,
 ): Promise<ComparisonRow> {
   const started = performance.now();
   const compressed = new Map<number, CompressedLayer>();
@@ -85,7 +134,7 @@ async function compareOne(
     const compressor = await method.prepare({ model, calibration, window, targetRatio, groupSize, signal });
     await calibrate(
       model,
-      calibration,
+      method.weightsOnly ? Array.from(calibration).slice(0, LEAST_TOKENS) : calibration,
       async (layer) => {
         compressed.set(layer.layer, await compressor.compress(layer));
         return undefined;
@@ -102,9 +151,10 @@ async function compareOne(
       method: method.name,
       groupSize: compressor.groupSize,
       targetRatio,
-      ratio: expertParameters / before,
+      ratio: expertParameters / model.checkpoint.expertParameters,
       expertParameters,
       bytes: total((layer) => layer.expertBytes),
+      flopsPerToken: total((layer) => layer.flopsPerToken),
       perplexity: after.perplexity,
       seconds,
     };

@@ -23,8 +23,16 @@ export interface Method {
   readonly summary: string;
   /** Experts share something in groups: `groupSize` matters. */
   readonly grouped: boolean;
+  /** Sees only weights: it gets the layers without a pass over the calibration text. */
+  readonly weightsOnly?: boolean;
   /** What it keeps is given with its name (bits a weight): `targetRatio` does not matter. */
   readonly ownWidth?: boolean;
+  /**
+   * Says before any work what cannot be done.
+   *
+   * @throws MolaeError `INVALID_ARGUMENT` for a target that cannot be met, a k that does not divide N.
+   */
+  check(request: MethodRequest): void;
   /** Looks at the whole model where it must (latent sizes of all layers), before any layer is compressed. */
   prepare(request: MethodRequest): Promise<Compressor>;
 }
@@ -36,13 +44,19 @@ export interface Compressor {
   compress(layer: CalibrationLayer): Promise<CompressedLayer>;
 }
 
-/** What stands in for a layer's experts. */
-export interface CompressedLayer {
-  readonly block: MoeBlock;
+/** What the routed experts of a layer cost. */
+export interface ExpertCosts {
   /** Elements that would be stored of the routed experts. */
   readonly expertParameters: number;
   /** Bytes that they would take, with scales of quantized blocks. */
   readonly expertBytes: number;
+  /** Of the routed experts, under uniform routing, a multiply-add counted as two. */
+  readonly flopsPerToken: number;
+}
+
+/** What stands in for a layer's experts. */
+export interface CompressedLayer extends ExpertCosts {
+  readonly block: MoeBlock;
   /** Frees what was made for it; the original layer stays. */
   dispose(): void;
 }
@@ -51,12 +65,12 @@ export interface CompressedLayer {
 export function withExperts(
   { block }: CalibrationLayer,
   experts: Experts,
-  size: { readonly expertParameters: number; readonly expertBytes: number },
+  costs: ExpertCosts,
 ): CompressedLayer {
   const { router, spec, correctionBias } = block;
   return {
     block: new MoeBlock({ router, spec, correctionBias, experts }),
-    ...size,
+    ...costs,
     dispose: () => experts.dispose(),
   };
 }

@@ -1,28 +1,42 @@
-import { planConversion } from '../analysis.ts';
-import type { DType } from '../dtype.ts';
+import { groupProbability, planConversion } from '../analysis.ts';
+import { itemSize } from '../dtype.ts';
+import { expected } from '../errors.ts';
 import { type DenseExperts, isLatent, type LatentExperts, OPERATORS } from '../experts.ts';
 import type { Tensor } from '../tensor.ts';
-import type { MethodRequest } from './method.ts';
+import type { ExpertCosts, MethodRequest } from './method.ts';
 
-/** Elements and bytes of the routed experts of a layer. */
-export interface ExpertSize {
-  readonly expertParameters: number;
-  readonly expertBytes: number;
-}
-
-/** k and r that remove the share asked for, as the planner chooses them. */
+/**
+ * The planner's k, unless one is given, and the largest r that removes the share asked for. The planner would round r down
+ * to what kernels like: in a comparison that would remove more than was asked, and more from some methods than from others.
+ */
 export function planSizes({ model, targetRatio, groupSize }: MethodRequest): {
   readonly groupSize: number;
   readonly latentSize: number;
 } {
-  return planConversion(model.checkpoint.spec, {
-    targetRatio,
-    ...(groupSize !== undefined && { groupSize }),
-  });
+  const { spec } = model.checkpoint;
+  const plan = planConversion(spec, { targetRatio, ...(groupSize !== undefined && { groupSize }) });
+  const { hiddenSize: n, intermediateSize: m } = spec;
+  const inGroup = plan.groupSize * m;
+  const largest = Math.floor(((1 - targetRatio) * inGroup * n) / (inGroup + n));
+  return { groupSize: plan.groupSize, latentSize: Math.min(largest, inGroup, n) };
 }
 
-/** Of experts as they are stored: what several share counts once. */
-export function sizeOf(experts: DenseExperts | LatentExperts): ExpertSize {
+/** How many experts of a layer may stay where whole experts go. */
+export function planExperts({ model, targetRatio }: MethodRequest, least: number): number {
+  const { numExperts } = model.checkpoint.spec;
+  const kept = Math.floor((1 - targetRatio) * numExperts + 1e-9);
+  if (kept < least) {
+    throw expected(
+      `a share that leaves at least ${least} of ${numExperts} experts`,
+      'targetRatio',
+      targetRatio,
+    );
+  }
+  return kept;
+}
+
+/** Of experts as they are stored and run on `topK` of them a token: what several share is stored once. */
+export function costsOf(experts: DenseExperts | LatentExperts, topK: number): ExpertCosts {
   const tensors = new Set<Tensor>();
   for (const operator of OPERATORS) {
     const own = experts[operator];
@@ -34,12 +48,29 @@ export function sizeOf(experts: DenseExperts | LatentExperts): ExpertSize {
     expertParameters += length;
     expertBytes += byteLength;
   }
-  return { expertParameters, expertBytes };
+  return { expertParameters, expertBytes, flopsPerToken: flopsPerToken(experts, topK) };
 }
 
-/** Of a number of parameters that would be stored in the experts' own dtype. */
-export function storedSize({ gate }: DenseExperts, expertParameters: number): ExpertSize {
-  const dtype = (gate[0] as Tensor).dtype as Exclude<DType, 'i32'>;
-  const bytes = { f32: 4, f64: 8, f16: 2, bf16: 2 }[dtype];
-  return { expertParameters, expertBytes: expertParameters * bytes };
+/** FLOPs of a token: of `topK` experts, and of the latent spaces of the groups that they fall into. */
+function flopsPerToken(experts: DenseExperts | LatentExperts, topK: number): number {
+  const { numExperts, hiddenSize: n, intermediateSize: m } = experts;
+  let multiplyAdds = 0;
+  for (const operator of OPERATORS) {
+    const own = experts[operator];
+    if (!isLatent(own)) {
+      multiplyAdds += topK * m * n;
+      continue;
+    }
+    for (const [group, a] of own.a.entries()) {
+      const size = a.shape[0] as number;
+      const shared = groupProbability(numExperts, size, topK) * (own.b[group] as Tensor).length;
+      multiplyAdds += shared + (topK / numExperts) * a.length;
+    }
+  }
+  return 2 * multiplyAdds;
+}
+
+/** What this many elements take in the experts' own dtype. */
+export function storedBytes({ gate }: DenseExperts, elements: number): number {
+  return elements * itemSize((gate[0] as Tensor).dtype);
 }

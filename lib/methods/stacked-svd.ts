@@ -1,13 +1,15 @@
 import type { DenseExperts } from '../experts.ts';
 import { factorizeExperts } from '../factorize.ts';
 import { type Method, withExperts } from './method.ts';
-import { planSizes, sizeOf } from './sizes.ts';
+import { costsOf, planSizes } from './sizes.ts';
 
 /** The paper's (arXiv 2503.23100): the best shared basis for the weights of a group. */
 export const stackedSvd: Method = {
   name: 'stacked-svd',
   summary: "the paper's: one basis for the stacked weights of each group",
   grouped: true,
+  weightsOnly: true,
+  check: (request) => void planSizes(request),
   async prepare(request) {
     const { groupSize, latentSize } = planSizes(request);
     return {
@@ -18,7 +20,7 @@ export const stackedSvd: Method = {
           latentSize,
           signal: request.signal,
         });
-        return withExperts(layer, experts, sizeOf(experts));
+        return withExperts(layer, experts, costsOf(experts, layer.block.spec.topK));
       },
     };
   },
@@ -29,5 +31,7 @@ export const svd: Method = {
   name: 'svd',
   summary: 'truncated SVD of each expert',
   grouped: false,
+  weightsOnly: true,
+  check: (request) => stackedSvd.check({ ...request, groupSize: 1 }),
   prepare: (request) => stackedSvd.prepare({ ...request, groupSize: 1 }),
 };

@@ -1,0 +1,220 @@
+import { mkdir } from 'node:fs/promises';
+import { resolve } from 'node:path';
+import { openDevice } from '../device.ts';
+import { MolaeError } from '../errors.ts';
+import { type ComparisonRow, compareMethods } from '../methods/compare.ts';
+import { METHODS } from '../methods/methods.ts';
+import { Model } from '../model/model.ts';
+import { Tokenizer } from '../model/tokenizer.ts';
+import type { Arguments } from './arguments.ts';
+import { type CommandDefinition, DEVICE_OPTION } from './command.ts';
+import {
+  COLUMNS,
+  type Comparison,
+  cells,
+  explanation,
+  toJson,
+  writeComparison,
+} from './comparison-report.ts';
+import { openDense } from './dense-checkpoint.ts';
+import type { Output } from './output.ts';
+import { openProgress } from './progress.ts';
+import { interruptible } from './signals.ts';
+import { type Alignment, table } from './table.ts';
+import { readText } from './text.ts';
+
+/** Of the text, where none is given to evaluate on. */
+const CALIBRATION_SHARE = 0.8;
+
+export const compare: CommandDefinition = {
+  name: 'compare',
+  positionals: ['checkpoint'],
+  summary: 'methods of compression side by side on held-out text',
+  description: [
+    "Compresses the routed experts with every method to every target, in memory, and measures the perplexity of each result beside that of the checkpoint as it is. Methods never look at the text that they are judged by: without --eval-text they may look at the first 80% of the text's tokens, and the rest judges.",
+    ...METHODS.map(({ name, summary }) => `${name}: ${summary}.`),
+  ],
+  options: [
+    { name: 'text', value: 'file', description: 'the text, in UTF-8' },
+    {
+      name: 'eval-text',
+      value: 'file',
+      description: 'another text to judge by; then methods may use all of --text',
+    },
+    {
+      name: 'target-ratio',
+      value: 'p,…',
+      description: "the shares of the routed experts' parameters to remove (0.25,0.5)",
+    },
+    { name: 'methods', value: 'a,…', description: 'the methods (all)' },
+    {
+      name: 'group-size',
+      value: 'k,…',
+      description: 'for methods that group experts: how many share a latent space (chosen for each)',
+    },
+    { name: 'calibrate-tokens', value: 'N', description: 'let methods use the first N tokens only' },
+    {
+      name: 'window',
+      value: 'W',
+      description: 'tokens of a window (256, or the context where that is shorter)',
+    },
+    { name: 'out', value: 'folder', description: 'write compare.json, compare.md and charts (SVG) there' },
+    DEVICE_OPTION,
+  ],
+  examples: [
+    [
+      'compare ./Qwen1.5-MoE-A2.7B --text wiki.txt --target-ratio 0.25,0.5 --out ./compared',
+      'which method for this model?',
+    ],
+    [
+      'compare ./Qwen1.5-MoE-A2.7B --text wiki.txt --target-ratio 0.3 --methods stacked-svd,calibrated --group-size 1,4,15,60',
+      'how many experts should share?',
+    ],
+  ],
+  async run(args, output) {
+    const path = args.positional(0);
+    const request = readRequest(args);
+    const texts = await readTexts(args, path);
+    const checkpoint = await openDense(path);
+    await checkpoint.close();
+    const out = args.string('out');
+    if (out !== undefined) await makeFolder(out);
+    using device = await openDevice(args.device());
+    const progress = openProgress('comparing');
+    try {
+      const comparison = await interruptible(
+        async (signal) => {
+          await using model = await Model.open(path, { device, signal });
+          const { window = Math.min(256, model.spec.contextLength) } = request;
+          checkLengths(texts, window);
+          const rows: ComparisonRow[] = [];
+          const printed = new PrintedTable(output);
+          for await (const row of compareMethods(model, {
+            ...request,
+            ...texts,
+            window,
+            signal,
+            onProgress: ({ done, total, method }) => {
+              if (output.json) progress.update(done, total, method);
+            },
+          })) {
+            rows.push(row);
+            printed.add(cells(row, rows[0] as ComparisonRow));
+          }
+          const { calibration, evaluation } = texts;
+          return {
+            checkpoint: path,
+            window,
+            tokens: { calibration: calibration.length, evaluation: evaluation.length },
+            rows,
+          } satisfies Comparison;
+        },
+        () => progress.stop(),
+      );
+      progress.stop();
+      if (out !== undefined) await writeComparison(out, comparison);
+      output.result(toJson(comparison), () => [
+        '',
+        ...explanation(comparison),
+        ...(out === undefined ? [] : [`Written to ${out}.`]),
+      ]);
+    } finally {
+      progress.stop();
+    }
+  },
+};
+
+function readRequest(args: Arguments) {
+  const targetRatios = args.shares('target-ratio');
+  if (targetRatios === undefined) throw args.usage('compare needs --target-ratio <p,…>');
+  const names = args.list(
+    'methods',
+    METHODS.map(({ name }) => name),
+  );
+  return {
+    methods: METHODS.filter(({ name }) => names === undefined || names.includes(name)),
+    targetRatios,
+    groupSizes: args.positiveIntegers('group-size'),
+    window: args.positiveInteger('window'),
+  };
+}
+
+interface Texts {
+  readonly calibration: readonly number[];
+  readonly evaluation: readonly number[];
+}
+
+/** Tokens to look at and tokens to be judged by: never the same. */
+async function readTexts(args: Arguments, checkpoint: string): Promise<Texts> {
+  const file = args.string('text');
+  const other = args.string('eval-text');
+  const limit = args.positiveInteger('calibrate-tokens');
+  if (file === undefined) throw args.usage('compare needs --text <file>');
+  if (other !== undefined && resolve(other) === resolve(file)) {
+    throw args.usage('--eval-text is the same file as --text: methods must not look at what judges them');
+  }
+  const tokenizer = await Tokenizer.open(checkpoint);
+  const ids = Array.from(tokenizer.encode(await readText(file)));
+  if (other !== undefined) {
+    return {
+      calibration: ids.slice(0, limit),
+      evaluation: Array.from(tokenizer.encode(await readText(other))),
+    };
+  }
+  const end = Math.floor(CALIBRATION_SHARE * ids.length);
+  return { calibration: ids.slice(0, end).slice(0, limit), evaluation: ids.slice(end) };
+}
+
+function checkLengths({ calibration, evaluation }: Texts, window: number): void {
+  if (Math.min(calibration.length, evaluation.length) >= window) return;
+  throw new MolaeError(
+    'INVALID_ARGUMENT',
+    `Too little text: ${calibration.length} tokens to calibrate with and ${evaluation.length} to evaluate on, ` +
+      `but a window of ${window} is the least for each`,
+  );
+}
+
+async function makeFolder(path: string): Promise<void> {
+  try {
+    await mkdir(path, { recursive: true });
+  } catch (cause) {
+    throw new MolaeError('IO', `Could not make the folder ${path}: ${(cause as Error).message}`, { cause });
+  }
+}
+
+/** What the widest cells of the columns look like, for rows that are printed before the others are known. */
+const WIDEST = [
+  '',
+  '9999',
+  '100.0%',
+  '99999.999',
+  '9999.99%',
+  '99.9 MB (0.99×)',
+  '99.9 M (0.99×)',
+  '59 min 59 s',
+];
+const ALIGNMENTS = COLUMNS.map((_, column): Alignment => (column === 0 ? 'left' : 'right'));
+
+/** A table that is printed row by row. */
+class PrintedTable {
+  readonly #output: Output;
+  #started = false;
+
+  constructor(output: Output) {
+    this.#output = output;
+  }
+
+  add(row: readonly string[]): void {
+    if (!this.#started) this.#print(COLUMNS);
+    this.#started = true;
+    this.#print(row);
+  }
+
+  #print(row: readonly string[]): void {
+    const longest = METHODS.reduce(
+      (name, method) => (method.name.length > name.length ? method.name : name),
+      '',
+    );
+    this.#output.line(table([[longest, ...WIDEST.slice(1)], row], ALIGNMENTS)[1] as string);
+  }
+}

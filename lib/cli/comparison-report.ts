@@ -1,0 +1,188 @@
+import { mkdir, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { type Chart, renderChart, type Series } from '../chart.ts';
+import { MolaeError } from '../errors.ts';
+import type { ComparisonRow } from '../methods/compare.ts';
+import { bytes, count, duration, percent, times } from './table.ts';
+
+/** Methods side by side on one model and text. */
+export interface Comparison {
+  readonly checkpoint: string;
+  /** Tokens that attend to each other. */
+  readonly window: number;
+  /** Tokens that methods could look at, and others that they were judged by. */
+  readonly tokens: { readonly calibration: number; readonly evaluation: number };
+  /** Where the tokens come from, in sentences. */
+  readonly note?: string;
+  /** The model as it is first. */
+  readonly rows: readonly ComparisonRow[];
+}
+
+/** Names of the columns, as `cells` fills them. */
+export const COLUMNS = [
+  'method',
+  'k',
+  'removed',
+  'perplexity',
+  'above dense',
+  'bytes',
+  'FLOPs/token',
+  'time',
+] as const;
+
+/** A row for people. */
+export function cells(row: ComparisonRow, dense: ComparisonRow): string[] {
+  return [
+    row.method,
+    row.groupSize === undefined ? '' : String(row.groupSize),
+    percent(1 - row.ratio),
+    row.perplexity.toFixed(3),
+    row === dense ? '' : `${(100 * increase(row, dense)).toFixed(2)}%`,
+    `${bytes(row.bytes)} (${times(row.bytes / dense.bytes)})`,
+    `${count(row.flopsPerToken)} (${times(row.flopsPerToken / dense.flopsPerToken)})`,
+    row === dense ? '' : duration(row.seconds),
+  ];
+}
+
+/** On what the figures are, and what they are of. */
+export function explanation({ window, tokens: { calibration, evaluation }, note }: Comparison): string[] {
+  return [
+    `Methods looked at ${calibration} tokens at most; perplexity is on ${evaluation} others, in windows of ${window}.`,
+    ...(note === undefined ? [] : [note]),
+    'Parameters, bytes and FLOPs are those of the routed experts, time is that of compressing.',
+  ];
+}
+
+/** Writes compare.json, compare.md and charts. */
+export async function writeComparison(folder: string, comparison: Comparison): Promise<void> {
+  const files = new Map([
+    ['compare.json', `${JSON.stringify(toJson(comparison), null, 2)}\n`],
+    ['compare.md', toMarkdown(comparison)],
+    ...charts(comparison).map(([name, chart]) => [`compare-${name}.svg`, renderChart(chart)] as const),
+  ]);
+  try {
+    await mkdir(folder, { recursive: true });
+    for (const [name, content] of files) await writeFile(join(folder, name), content);
+  } catch (cause) {
+    throw new MolaeError('IO', `Could not write to ${folder}: ${(cause as Error).message}`, { cause });
+  }
+}
+
+/** The contract of `--json`: methods without groups have a groupSize of null. */
+export function toJson({ rows, ...rest }: Comparison): object {
+  return { ...rest, rows: rows.map((row) => ({ ...row, groupSize: row.groupSize ?? null })) };
+}
+
+function toMarkdown(comparison: Comparison): string {
+  const { rows } = comparison;
+  const dense = rows[0] as ComparisonRow;
+  const line = (values: readonly string[]) => `| ${values.join(' | ')} |`;
+  return `${[
+    line(COLUMNS),
+    line(COLUMNS.map((_, column) => (column === 0 ? '---' : '---:'))),
+    ...rows.map((row) => line(cells(row, dense))),
+    '',
+    ...explanation(comparison),
+  ].join('\n')}\n`;
+}
+
+/** What perplexity grew by, relative to the model as it is. */
+function increase(row: ComparisonRow, dense: ComparisonRow): number {
+  return row.perplexity / dense.perplexity - 1;
+}
+
+function charts({ rows }: Comparison): [string, Chart][] {
+  const [dense, ...others] = rows as [ComparisonRow, ...ComparisonRow[]];
+  if (others.length === 0) return [];
+  const sweep = groupSizeSweep(others, dense);
+  return [
+    ['parameters', overParameters(others, dense)],
+    ['bytes', overBytes(others, dense)],
+    ...(sweep ? [['group-size', sweep] as [string, Chart]] : []),
+  ];
+}
+
+/** What a logarithmic axis can show of an increase: a model that lost nothing, or got better, is at its lower end. */
+const LEAST_PERCENT = 0.01;
+
+function y(row: ComparisonRow, dense: ComparisonRow): number {
+  return Math.max(LEAST_PERCENT, 100 * increase(row, dense));
+}
+
+const Y_AXIS = { label: `perplexity above dense, % (at least ${LEAST_PERCENT})`, log: true } as const;
+
+/** Each method with the group size that is best for it. */
+function overParameters(rows: readonly ComparisonRow[], dense: ComparisonRow): Chart {
+  return {
+    title: 'Perplexity over parameters removed, each method with its best group size',
+    x: { label: 'parameters of the routed experts removed, %' },
+    y: Y_AXIS,
+    series: methodSeries(
+      rows.filter(({ targetRatio }) => targetRatio > 0),
+      dense,
+      ({ ratio }) => 100 * (1 - ratio),
+    ),
+  };
+}
+
+function overBytes(rows: readonly ComparisonRow[], dense: ComparisonRow): Chart {
+  return {
+    title: 'Perplexity over bytes kept, each method with its best group size',
+    x: { label: 'bytes of the routed experts, % of dense' },
+    y: Y_AXIS,
+    series: methodSeries(rows, dense, ({ bytes: own }) => (100 * own) / dense.bytes),
+  };
+}
+
+function methodSeries(
+  rows: readonly ComparisonRow[],
+  dense: ComparisonRow,
+  x: (row: ComparisonRow) => number,
+): Series[] {
+  return groupBy(rows, ({ method }) => method).map(([label, own], i) => ({
+    label,
+    marker: markerOf(i),
+    points: groupBy(own, ({ targetRatio }) => String(targetRatio))
+      .map(([, same]) => same.reduce((a, b) => (b.perplexity < a.perplexity ? b : a)))
+      .map((row) => [x(row), y(row, dense)] as const)
+      .sort((a, b) => a[0] - b[0]),
+  }));
+}
+
+/** As Fig. 2 of the paper; nothing where there was no sweep. */
+function groupSizeSweep(rows: readonly ComparisonRow[], dense: ComparisonRow): Chart | undefined {
+  const grouped = rows.filter(({ groupSize }) => groupSize !== undefined);
+  const series = groupBy(grouped, ({ method, targetRatio }) => `${method}, ${percent(targetRatio)}`)
+    .filter(([, own]) => own.length > 1)
+    .map(
+      ([label, own], i): Series => ({
+        label,
+        marker: markerOf(i),
+        points: own
+          .map((row) => [row.groupSize as number, y(row, dense)] as const)
+          .sort((a, b) => a[0] - b[0]),
+      }),
+    );
+  if (series.length === 0) return undefined;
+  const sizes = [...new Set(grouped.map(({ groupSize }) => groupSize as number))].sort((a, b) => a - b);
+  return {
+    title: 'Perplexity over the group size k',
+    x: { label: 'experts that share a latent space, k', log: true, ticks: sizes },
+    y: Y_AXIS,
+    series,
+  };
+}
+
+/** The palette has eight colors. */
+function markerOf(index: number): 'circle' | 'square' {
+  return index < 8 ? 'circle' : 'square';
+}
+
+function groupBy(
+  rows: readonly ComparisonRow[],
+  key: (row: ComparisonRow) => string,
+): [string, ComparisonRow[]][] {
+  const groups = new Map<string, ComparisonRow[]>();
+  for (const row of rows) groups.set(key(row), [...(groups.get(key(row)) ?? []), row]);
+  return [...groups];
+}
