@@ -1,16 +1,10 @@
 import type { DType } from './dtype.ts';
-import { expected, MolaeError, throwIfAborted } from './errors.ts';
-import {
-  type DenseExperts,
-  LatentExperts,
-  type LatentOperator,
-  OPERATORS,
-  type Operator,
-} from './experts.ts';
+import { checkCallback, checkObject, expected, MolaeError, throwIfAborted } from './errors.ts';
+import { DenseExperts, LatentExperts, type LatentOperator, OPERATORS, type Operator } from './experts.ts';
 import { type FactorizationReport, type OperatorFactors, resolveGroups } from './factorize.ts';
 import { awaitNative, callNative, type NativeCalibratedGroup } from './native.ts';
 import type { Routing } from './routing.ts';
-import type { Tensor } from './tensor.ts';
+import { checkTensor, type Tensor } from './tensor.ts';
 
 /** What reaches a MoE layer on calibration text; see `calibrate`. */
 export interface LayerInputs {
@@ -85,6 +79,7 @@ export async function factorizeCalibrated(
   inputs: LayerInputs,
   options: CalibratedOptions,
 ): Promise<LatentExperts> {
+  checkArguments(experts, inputs, options);
   const groups = resolveGroups(options, experts.numExperts);
   const latentSizes = checkLatentSizes(options, experts, groups);
   const progress = counter(options.onProgress, 2 * experts.numExperts);
@@ -134,6 +129,7 @@ export async function calibratedSpectra(
   inputs: LayerInputs,
   options: CalibratedGroups & { readonly operators?: readonly Operator[] | undefined },
 ): Promise<OperatorSpectrum[]> {
+  checkArguments(experts, inputs, options);
   const groups = resolveGroups(options, experts.numExperts);
   const { operators = OPERATORS, sharedGateUp = false } = options;
   const progress = counter(options.onProgress, experts.numExperts);
@@ -420,7 +416,18 @@ function checkLatentSizes(
   return sizes;
 }
 
+function checkArguments(experts: DenseExperts, inputs: LayerInputs, options: object): void {
+  if (!(experts instanceof DenseExperts)) throw expected('DenseExperts', 'experts', experts);
+  checkObject(inputs, 'inputs');
+  checkTensor(inputs.x, 'inputs.x');
+  checkObject(inputs.routing, 'inputs.routing');
+  checkTensor(inputs.routing.ids, 'inputs.routing.ids');
+  checkTensor(inputs.routing.weights, 'inputs.routing.weights');
+  checkObject(options, 'options');
+}
+
 function counter(onProgress: CalibratedGroups['onProgress'], total: number): () => void {
+  checkCallback(onProgress, 'onProgress');
   let done = 0;
   return () => {
     done++;

@@ -62,6 +62,11 @@ export function checkObject(value: unknown, name: string): asserts value is obje
   if (typeof value !== 'object' || value === null) throw expected('an object', name, value);
 }
 
+/** @throws MolaeError `INVALID_ARGUMENT` for what is neither left out nor a function. */
+export function checkCallback(value: unknown, name: string): void {
+  if (value !== undefined && typeof value !== 'function') throw expected('a function', name, value);
+}
+
 /** Throws an `ABORTED` error, with the signal's reason as its cause, when the signal has fired. */
 export function throwIfAborted(signal: AbortSignal | undefined): void {
   if (signal?.aborted) throw new MolaeError('ABORTED', 'The operation was aborted', { cause: signal.reason });

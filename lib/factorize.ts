@@ -1,13 +1,7 @@
 import type { Device } from './device.ts';
 import type { DType } from './dtype.ts';
-import { expected, MolaeError, throwIfAborted } from './errors.ts';
-import {
-  type DenseExperts,
-  LatentExperts,
-  type LatentOperator,
-  OPERATORS,
-  type Operator,
-} from './experts.ts';
+import { checkCallback, checkObject, expected, MolaeError, throwIfAborted } from './errors.ts';
+import { DenseExperts, LatentExperts, type LatentOperator, OPERATORS, type Operator } from './experts.ts';
 import { awaitNative, callNative, type NativeBasis } from './native.ts';
 import type { Tensor } from './tensor.ts';
 
@@ -117,6 +111,8 @@ export async function factorizeExperts(
   experts: DenseExperts,
   options: FactorizeOptions,
 ): Promise<LatentExperts> {
+  if (!(experts instanceof DenseExperts)) throw expected('DenseExperts', 'experts', experts);
+  checkObject(options, 'options');
   const groups = resolveGroups(options, experts.numExperts);
   const spec = checkSpec(options, experts, groups);
   const progress = progressCounter(options.onProgress, spec.operators.length * experts.numExperts * 2);
@@ -314,7 +310,7 @@ export function checkSpec(
 ): CheckedSpec {
   const { solver = 'gram', rankReduction = 0, control = false, sharedGateUp = false } = spec;
   const chosen = spec.operators ?? OPERATORS;
-  if (!Array.isArray(chosen) || chosen.length === 0 || !chosen.every((name) => OPERATORS.includes(name))) {
+  if (!isOperatorList(chosen)) {
     throw expected('some of gate, up, down', 'operators', chosen);
   }
   const kept = OPERATORS.filter((name) => chosen.includes(name));
@@ -349,6 +345,16 @@ export function checkSpec(
   return { latentSizes, operators: kept, sharedGateUp, solver, rankReduction, control };
 }
 
+/** Bounded before it is looked through: a sparse array may have billions of items. */
+function isOperatorList(value: unknown): value is readonly Operator[] {
+  return (
+    Array.isArray(value) &&
+    value.length > 0 &&
+    value.length <= OPERATORS.length &&
+    value.every((name) => OPERATORS.includes(name))
+  );
+}
+
 /** Consecutive groups of `groupSize`, or the explicit groups, checked to be a partition of the experts. */
 export function resolveGroups(
   options: Pick<FactorizeOptions, 'groupSize' | 'groups'>,
@@ -375,7 +381,8 @@ function checkPartition(
   groups: readonly (readonly number[])[],
   numExperts: number,
 ): readonly (readonly number[])[] {
-  if (!Array.isArray(groups) || !groups.every((group) => Array.isArray(group) && group.length > 0)) {
+  const isGroup = (group: unknown) => Array.isArray(group) && group.length > 0 && group.length <= numExperts;
+  if (!Array.isArray(groups) || groups.length > numExperts || !groups.every(isGroup)) {
     throw expected('an array of non-empty arrays', 'groups', groups);
   }
   const members = groups.flat();
@@ -402,6 +409,7 @@ function operatorSets({ operators: chosen, sharedGateUp }: CheckedSpec): readonl
 }
 
 function progressCounter(onProgress: FactorizeOptions['onProgress'], total: number): () => void {
+  checkCallback(onProgress, 'onProgress');
   let done = 0;
   return () => {
     done++;

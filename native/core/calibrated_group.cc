@@ -85,6 +85,11 @@ CalibratedGroup::CalibratedGroup(Backend& backend, Options options, Tensor x, co
                                  std::vector<int32_t> experts)
     : backend_(backend), steps_(steps_of(backend)), options_(options), x_(std::move(x)) {
   const int64_t n = options_.hidden_size;
+  for (const Tensor& tensor : {x_, routing.ids, routing.weights}) {
+    if (!tensor || tensor.owner() != &backend_) {
+      fail(ErrorCode::DeviceMismatch, "The inputs of the layer live on another device");
+    }
+  }
   if (x_.rank() != 2 || x_.dtype() != DType::F32 || x_.cols() != n) {
     fail(ErrorCode::ShapeMismatch, "Expected inputs f32 [tokens, ", n, "] but received ", dtype_name(x_.dtype()), " ",
          shape_name(x_.shape()));

@@ -150,6 +150,21 @@ export function publicCalls(molae, Device) {
       routing(s),
       record({ out: tensor(s.dtype, [s.T, s.n]) }),
     ]),
+    factorizeCalibrated: call(molae.factorizeCalibrated, (s) => [
+      { is: 'dense experts', ...dense(s) },
+      record({ x: tensor('f32', [s.T, s.n]), routing: routing(s) }),
+      record({
+        groupSize: scalar(s.N),
+        latentSize: scalar(1),
+        shrinkage: scalar(s.r),
+        sharedGateUp: scalar(s.m % 2 === 0),
+        refit: scalar(s.T % 2 === 0),
+        refitDown: scalar(s.T % 3 === 0),
+        dtype: scalar(s.dtype),
+        onProgress: { is: 'odd', name: 'a function' },
+        signal,
+      }),
+    ]),
     factorizeExperts: call(molae.factorizeExperts, (s) => [
       { is: 'dense experts', ...dense(s) },
       record({
