@@ -268,6 +268,9 @@ export interface NativeCalibratedGroup {
   observe(index: number, gate: NativeTensor, up: NativeTensor, down: NativeTensor): Promise<number>;
   spectrum(operator: string): Promise<Float64Array>;
   solve(operator: string, b: NativeTensor): Promise<Float64Array>;
+  beginAlternation(operator: string): Promise<void>;
+  addToAlternation(operator: string, index: number, w: NativeTensor): Promise<void>;
+  endAlternation(operator: string, b: NativeTensor): Promise<void>;
   project(
     index: number,
     gate: NativeTensor,

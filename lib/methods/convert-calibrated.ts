@@ -3,6 +3,7 @@ import { planConversion } from '../analysis.ts';
 import {
   type CalibratedGroupSource,
   type CalibratedSteps,
+  calibratedPasses,
   factorizeCalibratedGroup,
   type LayerInputs,
 } from '../calibrated.ts';
@@ -85,6 +86,7 @@ export async function convertCalibrated(
 ): Promise<CalibratedConversionReport> {
   if (typeof output !== 'string' || output === '') throw expected('the path of a folder', 'output', output);
   checkCalibration(options.calibration);
+  calibratedPasses(options);
   throwIfAborted(options.signal);
   await using checkpoint = await openCheckpoint(input);
   checkSource(checkpoint);
@@ -121,7 +123,7 @@ class CalibratedMethod implements LayerMethod {
 
   private constructor(model: Model, options: CalibratedConversionOptions, sizes: ChosenSizes) {
     const { calibration, window, sharedGateUp = false, operators = OPERATORS } = options;
-    const { shrinkage, refit, weighRows, refitDown, sequential } = options;
+    const { shrinkage, refit, weighRows, refitDown, alternations, sequential } = options;
     this.#model = model;
     this.#options = options;
     this.reason = sizes.reason;
@@ -132,9 +134,9 @@ class CalibratedMethod implements LayerMethod {
       latentSize: sizes.latentSize,
     };
     const ids = createHash('sha256').update(Int32Array.from(calibration)).digest('hex');
-    const steps = { shrinkage, refit, weighRows, refitDown, sequential };
+    const steps = { shrinkage, refit, weighRows, refitDown, alternations, sequential };
     this.fingerprint = { ids, window, steps, device: model.device.info.kind };
-    this.stepsPerLayer = 2 * model.checkpoint.spec.numExperts;
+    this.stepsPerLayer = calibratedPasses(options) * model.checkpoint.spec.numExperts;
   }
 
   static async open(model: Model, options: CalibratedConversionOptions): Promise<CalibratedMethod> {

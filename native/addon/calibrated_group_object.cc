@@ -97,6 +97,9 @@ Napi::Function CalibratedGroupObject::define(Napi::Env env) {
                      {InstanceMethod<&CalibratedGroupObject::observe>("observe"),
                       InstanceMethod<&CalibratedGroupObject::spectrum>("spectrum"),
                       InstanceMethod<&CalibratedGroupObject::solve>("solve"),
+                      InstanceMethod<&CalibratedGroupObject::begin_alternation>("beginAlternation"),
+                      InstanceMethod<&CalibratedGroupObject::add_to_alternation>("addToAlternation"),
+                      InstanceMethod<&CalibratedGroupObject::end_alternation>("endAlternation"),
                       InstanceMethod<&CalibratedGroupObject::project>("project"),
                       InstanceMethod<&CalibratedGroupObject::dispose>("dispose")});
 }
@@ -162,6 +165,36 @@ Napi::Value CalibratedGroupObject::solve(const Napi::CallbackInfo& info) {
     };
     return Module::of(info.Env()).submit(info.Env(), *device_, work, [spectrum](Napi::Env env) {
       return to_js(env, *spectrum);
+    });
+  });
+}
+
+// For work without a result.
+Napi::Value CalibratedGroupObject::submit(const Napi::CallbackInfo& info, std::function<void()> run) {
+  auto work = std::make_shared<Work>();
+  work->run = std::move(run);
+  return Module::of(info.Env()).submit(info.Env(), *device_, work, [](Napi::Env env) { return env.Undefined(); });
+}
+
+Napi::Value CalibratedGroupObject::begin_alternation(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    return submit(info, [lazy = alive(), matrix = to_matrix(Args(info))] { lazy->group().begin_alternation(matrix); });
+  });
+}
+
+Napi::Value CalibratedGroupObject::add_to_alternation(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    const Args args(info);
+    return submit(info, [lazy = alive(), matrix = to_matrix(args), index = args.integer(1, "index", 0, kMaxSize),
+                         w = args.tensor(2, "w")] { lazy->group().add_to_alternation(matrix, index, w); });
+  });
+}
+
+Napi::Value CalibratedGroupObject::end_alternation(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    const Args args(info);
+    return submit(info, [lazy = alive(), matrix = to_matrix(args), b = args.tensor(1, "b")] {
+      lazy->group().end_alternation(matrix, b);
     });
   });
 }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <memory>
 
 #include "addon/node_api.h"
@@ -22,10 +23,14 @@ class CalibratedGroupObject final : public Napi::ObjectWrap<CalibratedGroupObjec
   class Lazy;
 
   std::shared_ptr<Lazy> alive() const;
-  Napi::Value observe(const Napi::CallbackInfo& info);   // (index, gate, up, down) -> Promise<tokens>
-  Napi::Value spectrum(const Napi::CallbackInfo& info);  // (operator) -> Promise<Float64Array>
-  Napi::Value solve(const Napi::CallbackInfo& info);     // (operator, b) -> Promise<Float64Array>
-  Napi::Value project(const Napi::CallbackInfo& info);   // (index, gate, up, down, aGate, aUp, aDown) -> Promise<loss>
+  Napi::Value submit(const Napi::CallbackInfo& info, std::function<void()> run);
+  Napi::Value observe(const Napi::CallbackInfo& info);             // (index, gate, up, down) -> Promise<tokens>
+  Napi::Value spectrum(const Napi::CallbackInfo& info);            // (operator) -> Promise<Float64Array>
+  Napi::Value solve(const Napi::CallbackInfo& info);               // (operator, b) -> Promise<Float64Array>
+  Napi::Value begin_alternation(const Napi::CallbackInfo& info);   // (operator) -> Promise
+  Napi::Value add_to_alternation(const Napi::CallbackInfo& info);  // (operator, index, w) -> Promise
+  Napi::Value end_alternation(const Napi::CallbackInfo& info);     // (operator, b) -> Promise
+  Napi::Value project(const Napi::CallbackInfo& info);  // (index, gate, up, down, aGate, aUp, aDown) -> Promise<loss>
   void dispose(const Napi::CallbackInfo& info);
 
   Device* device_ = nullptr;

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "core/error.h"
+#include "core/products.h"
 
 namespace molae {
 namespace {
@@ -23,49 +24,12 @@ CalibrationSteps& steps_of(Backend& backend) {
   return *steps;
 }
 
-Tensor converted(Backend& backend, const Tensor& from, DType dtype) {
-  if (from.dtype() == dtype) return from;
-  Tensor to = empty(backend, dtype, from.shape());
-  backend.copy(from, to);
-  return to;
-}
-
-Tensor zeros(Backend& backend, DType dtype, Shape shape) {
-  Tensor tensor = empty(backend, dtype, std::move(shape));
-  backend.zero(tensor);
-  return tensor;
-}
-
-Tensor transposed(Backend& backend, const Tensor& from) {
-  Tensor to = empty(backend, from.dtype(), {from.cols(), from.rows()});
-  backend.transpose(from, to);
-  return to;
-}
-
-// c = alpha op(a) op(b) + beta c
-void multiply(Backend& backend, const Tensor& a, bool transpose_a, const Tensor& b, bool transpose_b, const Tensor& c,
-              double alpha = 1, double beta = 0) {
-  const Gemm problem{a, b, c, transpose_a, transpose_b, alpha, beta};
-  backend.gemm({&problem, 1});
-}
-
-Tensor product(Backend& backend, const Tensor& a, bool transpose_a, const Tensor& b, bool transpose_b) {
-  Tensor c = empty(backend, a.dtype(), {transpose_a ? a.cols() : a.rows(), transpose_b ? b.rows() : b.cols()});
-  multiply(backend, a, transpose_a, b, transpose_b, c);
-  return c;
-}
-
-template <class T>
-Tensor uploaded(Backend& backend, DType dtype, const std::vector<T>& values) {
-  Tensor tensor = empty(backend, dtype, {static_cast<int64_t>(values.size())});
-  backend.upload(values.data(), tensor);
-  return tensor;
-}
-
-std::vector<double> downloaded(Backend& backend, const Tensor& tensor) {
-  std::vector<double> values(tensor.elements());
-  backend.download(tensor, values.data());
-  return values;
+void expect_matrix(const Backend& backend, const Tensor& w, const Shape& shape, const char* name) {
+  if (!w || w.owner() != &backend) fail(ErrorCode::DeviceMismatch, name, " lives on another device");
+  if (w.shape() != shape || !is_float(w.dtype())) {
+    fail(ErrorCode::ShapeMismatch, "Expected floats ", shape_name(shape), " for ", name, " but received ",
+         dtype_name(w.dtype()), " ", shape_name(w.shape()));
+  }
 }
 
 const char* name_of(ExpertMatrix matrix) {
@@ -133,21 +97,17 @@ CalibratedGroup::CalibratedGroup(Backend& backend, Options options, Tensor x, co
 
 int64_t CalibratedGroup::tokens(int64_t index) const { return members_.at(static_cast<size_t>(index)).count; }
 
+void CalibratedGroup::check_index(int64_t index) const {
+  if (index >= 0 && index < static_cast<int64_t>(members_.size())) return;
+  fail(ErrorCode::InvalidArgument, "Expected an index below ", members_.size(), " but received ", index);
+}
+
 void CalibratedGroup::check(int64_t index, const Expert& expert) const {
-  if (index < 0 || index >= static_cast<int64_t>(members_.size())) {
-    fail(ErrorCode::InvalidArgument, "Expected an index below ", members_.size(), " but received ", index);
-  }
+  check_index(index);
   const int64_t n = options_.hidden_size, m = options_.intermediate_size;
-  const auto expect = [&](const Tensor& w, const Shape& shape, const char* name) {
-    if (!w || w.owner() != &backend_) fail(ErrorCode::DeviceMismatch, name, " lives on another device");
-    if (w.shape() != shape || !is_float(w.dtype())) {
-      fail(ErrorCode::ShapeMismatch, "Expected floats ", shape_name(shape), " for ", name, " but received ",
-           dtype_name(w.dtype()), " ", shape_name(w.shape()));
-    }
-  };
-  expect(expert.gate, {m, n}, "gate");
-  expect(expert.up, {m, n}, "up");
-  expect(expert.down, {n, m}, "down");
+  expect_matrix(backend_, expert.gate, {m, n}, "gate");
+  expect_matrix(backend_, expert.up, {m, n}, "up");
+  expect_matrix(backend_, expert.down, {n, m}, "down");
 }
 
 void CalibratedGroup::check_finite(const Expert& expert) {
@@ -296,6 +256,7 @@ std::vector<double> CalibratedGroup::solve(ExpertMatrix matrix, const Tensor& b)
   if (is_down) {
     store_output_basis(vectors, b);
   } else {
+    steps_.divide_by_triangle(vectors, moment_);
     Basis basis = store_input_basis(vectors, b);
     if (options_.shared_gate_up) up_ = basis;
     (matrix == ExpertMatrix::Gate ? gate_ : up_) = std::move(basis);
@@ -303,13 +264,12 @@ std::vector<double> CalibratedGroup::solve(ExpertMatrix matrix, const Tensor& b)
   return spectrum;
 }
 
-// B = Vᵀ L⁻¹, its rows made orthonormal (which changes no product A B): rounding then costs every direction alike.
-CalibratedGroup::Basis CalibratedGroup::store_input_basis(const Tensor& vectors, const Tensor& b) {
-  steps_.divide_by_triangle(vectors, moment_);
-  const Tensor overlaps = product(backend_, vectors, false, vectors, true);
+// B has these rows, made orthonormal (which changes no product A B): rounding then costs every direction alike.
+CalibratedGroup::Basis CalibratedGroup::store_input_basis(const Tensor& rows, const Tensor& b) {
+  const Tensor overlaps = product(backend_, rows, false, rows, true);
   steps_.cholesky(overlaps);
-  steps_.solve_triangle(overlaps, vectors);
-  backend_.copy(vectors, b);
+  steps_.solve_triangle(overlaps, rows);
+  backend_.copy(rows, b);
 
   const Tensor stored = converted(backend_, b, DType::F64);
   const Tensor whitened = product(backend_, stored, false, moment_, false);
@@ -331,8 +291,50 @@ void CalibratedGroup::store_output_basis(const Tensor& vectors, const Tensor& b)
 
 const CalibratedGroup::Basis& CalibratedGroup::basis_of(ExpertMatrix matrix) const {
   const Basis& basis = matrix == ExpertMatrix::Gate ? gate_ : up_;
-  if (!basis.rows) fail(ErrorCode::InvalidArgument, "project() before the basis of ", name_of(matrix), " was solved");
+  if (!basis.rows) fail(ErrorCode::InvalidArgument, "The basis of ", name_of(matrix), " was not solved for yet");
   return basis;
+}
+
+void CalibratedGroup::begin_alternation(ExpertMatrix matrix) {
+  if (matrix == ExpertMatrix::Down || options_.shared_gate_up) {
+    fail(ErrorCode::InvalidArgument, "Alternation is for gate and up with a basis of their own");
+  }
+  auto& alternation = matrix == ExpertMatrix::Gate ? gate_alternation_ : up_alternation_;
+  alternation = std::make_unique<Alternation>(backend_, x_, moment_, mass_, basis_of(matrix).rows);
+}
+
+Alternation& CalibratedGroup::alternation_of(ExpertMatrix matrix) const {
+  const auto& alternation = matrix == ExpertMatrix::Gate ? gate_alternation_ : up_alternation_;
+  if (matrix == ExpertMatrix::Down || !alternation) {
+    fail(ErrorCode::InvalidArgument, "No alternation of ", name_of(matrix), " has begun");
+  }
+  return *alternation;
+}
+
+void CalibratedGroup::add_to_alternation(ExpertMatrix matrix, int64_t index, const Tensor& w) {
+  Alternation& alternation = alternation_of(matrix);
+  check_index(index);
+  const int64_t n = options_.hidden_size, m = options_.intermediate_size;
+  expect_matrix(backend_, w, {m, n}, name_of(matrix));
+  const Member& member = members_[index];
+  const Basis& basis = basis_of(matrix);
+  Tensor a = empty(backend_, DType::F32, {m, basis.rows.rows()});
+  fit_input(member, gathered(member.tokens, true), basis, w, a);
+  alternation.add({member.tokens.rows, member.tokens.weights, member.mass, shrinkage_of(member)},
+                  matrix == ExpertMatrix::Gate ? member.gate_weights : member.up_weights,
+                  converted(backend_, w, DType::F32), a);
+}
+
+void CalibratedGroup::end_alternation(ExpertMatrix matrix, const Tensor& b) {
+  Alternation& alternation = alternation_of(matrix);
+  Basis& basis = matrix == ExpertMatrix::Gate ? gate_ : up_;
+  expect_matrix(backend_, b, basis.rows.shape(), "b");
+  if (alternation.experts() != static_cast<int64_t>(members_.size())) {
+    fail(ErrorCode::InvalidArgument, "Expected all ", members_.size(), " experts in the alternation of ",
+         name_of(matrix), " but received ", alternation.experts());
+  }
+  basis = store_input_basis(alternation.solve(), b);
+  (matrix == ExpertMatrix::Gate ? gate_alternation_ : up_alternation_).reset();
 }
 
 // l: the share of the group's moment in C~_i.

@@ -2,9 +2,11 @@
 
 #include <array>
 #include <cstdint>
+#include <memory>
 #include <utility>
 #include <vector>
 
+#include "core/alternation.h"
 #include "core/backend.h"
 
 namespace molae {
@@ -24,9 +26,11 @@ enum class ExpertMatrix : uint8_t { Gate, Up, Down };
 //             C~_i = (1 - l) C_i / tr C_i + l C / tr C, l = shrinkage / (shrinkage + tokens of i).
 //   down      B has the top eigenvectors of the second moment of the group's routed output, A_i = Bᵀ W_i: the optimum
 //             for the sum over the group, experts that fire together included.
-// Two passes over the experts: observe() all, solve() every operator, project() all. The eigenvalues of an operator say
-// what dropping each direction costs in squared output over the calibration tokens: comparable between operators,
-// groups and (after weighing) layers. Memory: 5 matrices of n^2 doubles, and two of [T, n] floats.
+// Two passes over the experts: observe() all, solve() every operator, project() all. Between the two, any number of
+// alternations may give gate or up a B for factors that are fitted to each expert's own inputs, see Alternation. The
+// eigenvalues of an operator say what dropping each direction costs in squared output over the calibration tokens:
+// comparable between operators, groups and (after weighing) layers. Memory: 5 matrices of n^2 doubles, and two of [T,
+// n] floats.
 class CalibratedGroup {
  public:
   struct Options {
@@ -65,6 +69,13 @@ class CalibratedGroup {
   // The same, and b [r, n] (down: [n, r]) gets the basis, rounded to its dtype.
   std::vector<double> solve(ExpertMatrix matrix, const Tensor& b);
 
+  // Pass 1b, for gate or up with a basis of its own: fits the factors of all experts to the present B, in f32, then B
+  // to the factors. The sum over the experts of c_i tr(D_i (W_i - A_i B) C~_i (W_i - A_i B)ᵀ) never grows but by
+  // rounding. end_alternation() rewrites b, the tensor that solve() got or one of its shape.
+  void begin_alternation(ExpertMatrix matrix);
+  void add_to_alternation(ExpertMatrix matrix, int64_t index, const Tensor& w);
+  void end_alternation(ExpertMatrix matrix, const Tensor& b);
+
   // What is lost on a sample of an expert's tokens. Of gate and up: the sum of w^2 D (difference of
   // pre-activations)^2, of down and of the whole expert: of w^2 |difference of outputs|^2; beside each the same of the
   // original itself.
@@ -98,6 +109,7 @@ class CalibratedGroup {
     Tensor gate, up;  // f32 [t, m]
   };
 
+  void check_index(int64_t index) const;
   void check(int64_t index, const Expert& expert) const;
   void check_finite(const Expert& expert);
   void observe_unused(Member& member, const Expert& expert);
@@ -106,7 +118,7 @@ class CalibratedGroup {
   void factor_moment();
   Tensor take_moment(ExpertMatrix matrix);
   std::vector<double> decompose(ExpertMatrix matrix, const Tensor& vectors);
-  Basis store_input_basis(const Tensor& vectors, const Tensor& b);
+  Basis store_input_basis(const Tensor& rows, const Tensor& b);
   void store_output_basis(const Tensor& vectors, const Tensor& b);
   Tensor gathered(const Tokens& tokens, bool weighted) const;
   double shrinkage_of(const Member& member) const;
@@ -119,6 +131,7 @@ class CalibratedGroup {
   Tensor hidden(const Tensor& gate, const Tensor& up, const Tensor& weights);
   std::pair<Tensor, Tensor> hidden_pair(const Tokens& tokens, const Expert& expert, const Factors& factors);
   const Basis& basis_of(ExpertMatrix matrix) const;
+  Alternation& alternation_of(ExpertMatrix matrix) const;
 
   Backend& backend_;
   CalibrationSteps& steps_;
@@ -133,6 +146,7 @@ class CalibratedGroup {
   Tensor output_;                   // [T, n] f32: the group's routed output
   Tensor output_moment_;
   Basis gate_, up_;
+  std::unique_ptr<Alternation> gate_alternation_, up_alternation_;
   Tensor down_basis_;       // f32 [n, r], as stored
   Tensor down_projection_;  // f32 [r, n]: (BᵀB)⁻¹ Bᵀ
 };

@@ -31,6 +31,10 @@ class CalibrationSteps {
   // weights [m] f64 or none. Without b: of a itself.
   virtual double weighted_distance(const Tensor& a, const Tensor& b, const Tensor& scales, const Tensor& weights) = 0;
 
+  // The sum of products of the elements of a and b, f64.
+  virtual double dot(const Tensor& a, const Tensor& b) = 0;
+  virtual void add_scaled(const Tensor& x, double factor, const Tensor& y) = 0;  // y += factor x, f64
+
   virtual double trace(const Tensor& a) = 0;
   virtual void add_to_diagonal(const Tensor& a, double value) = 0;
   // a [n, n] (its lower triangle is read) becomes its lower Cholesky factor, with zeros above. Throws NoConvergence for

@@ -1,6 +1,7 @@
 #include "cpu/calibration.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "core/error.h"
 #include "cpu/blas.h"
@@ -110,6 +111,18 @@ class CpuCalibrationSteps final : public CalibrationSteps {
       sum += scale * scale * squares;
     }
     return sum;
+  }
+
+  double dot(const Tensor& a, const Tensor& b) override {
+    const double *left = a.as<const double>(), *right = b.as<const double>();
+    return std::inner_product(left, left + a.elements(), right, 0.0);
+  }
+
+  void add_scaled(const Tensor& x, double factor, const Tensor& y) override {
+    const double* from = x.as<const double>();
+    double* to = y.as<double>();
+    const int64_t count = static_cast<int64_t>(y.elements());
+    for (int64_t i = 0; i < count; ++i) to[i] += factor * from[i];
   }
 
   double trace(const Tensor& a) override {

@@ -1,0 +1,28 @@
+#pragma once
+
+#include <vector>
+
+#include "core/backend.h"
+
+// Matrices made from matrices, for mathematics written out in many small products.
+namespace molae {
+
+Tensor converted(Backend& backend, const Tensor& from, DType dtype);  // the same tensor where it has the dtype already
+Tensor zeros(Backend& backend, DType dtype, Shape shape);
+Tensor transposed(Backend& backend, const Tensor& from);
+
+// c = alpha op(a) op(b) + beta c
+void multiply(Backend& backend, const Tensor& a, bool transpose_a, const Tensor& b, bool transpose_b, const Tensor& c,
+              double alpha = 1, double beta = 0);
+Tensor product(Backend& backend, const Tensor& a, bool transpose_a, const Tensor& b, bool transpose_b);
+
+template <class T>
+Tensor uploaded(Backend& backend, DType dtype, const std::vector<T>& values) {
+  Tensor tensor = empty(backend, dtype, {static_cast<int64_t>(values.size())});
+  backend.upload(values.data(), tensor);
+  return tensor;
+}
+
+std::vector<double> downloaded(Backend& backend, const Tensor& tensor);  // of f64
+
+}  // namespace molae
