@@ -1,15 +1,11 @@
+import { makeBatch, makeRoute } from '../lib/bench/batches.ts';
+import type { LayerCell } from '../lib/bench/cells.ts';
+import { tensor } from '../lib/bench/data.ts';
+import { denseLayer, latentLayer } from '../lib/bench/layers.ts';
+import { checkLayer } from '../lib/bench/reference.ts';
+import { type Call, timeEachCall } from '../lib/bench/timing.ts';
 import { gemm } from '../lib/linalg.ts';
 import { type Context, goal, type Question } from './support/context.ts';
-import { tensor } from './support/data.ts';
-import {
-  checkLayer,
-  denseLayer,
-  type LayerCell,
-  latentLayer,
-  makeBatch,
-  makeRoute,
-} from './support/layers.ts';
-import { type Call, timeEachCall } from './support/timing.ts';
 
 const cell: LayerCell = { model: 'tiny', n: 64, m: 32, N: 8, K: 2, k: 4, r: 16, fullN: 8 };
 

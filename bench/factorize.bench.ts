@@ -1,14 +1,14 @@
 import { join } from 'node:path';
+import { WrongResult } from '../lib/bench/check.ts';
+import { tensor, values, type WeightDType } from '../lib/bench/data.ts';
+import type { Stats } from '../lib/bench/timing.ts';
 import { openCheckpoint } from '../lib/checkpoint/checkpoint.ts';
 import { loadExperts } from '../lib/checkpoint/load-experts.ts';
 import { DenseExperts } from '../lib/experts.ts';
 import { factorizeExperts, type Solver } from '../lib/factorize.ts';
 import { svd } from '../lib/linalg.ts';
-import { WrongResult } from './support/check.ts';
 import { type Context, goal, type Question } from './support/context.ts';
-import { tensor, values, type WeightDType } from './support/data.ts';
 import { numpyLinalg, type PeerResult, ROOT } from './support/peers.ts';
-import type { Stats } from './support/timing.ts';
 
 /** Gate matrices of k random experts; up shares them, down only needs the shape. */
 function randomExperts(context: Context, n: number, m: number, k: number, dtype: WeightDType): DenseExperts {

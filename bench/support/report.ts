@@ -1,6 +1,7 @@
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { cpus, totalmem } from 'node:os';
 import { join } from 'node:path';
+import { type CeilingsSpread, ceilingsSpread, medianCeilings } from '../../lib/bench/yardstick.ts';
 import type { Ceilings } from '../../lib/ceilings.ts';
 import type { DeviceInfo } from '../../lib/device.ts';
 import type { Row } from './context.ts';
@@ -23,7 +24,7 @@ export interface Results {
   /** The median of what was measured during the run; every row is held against those around it. */
   readonly ceilings: Ceilings;
   /** Lowest and highest: how much the machine was disturbed. */
-  readonly ceilingsSpread: Readonly<Record<keyof Ceilings, readonly [number, number]>>;
+  readonly ceilingsSpread: CeilingsSpread;
   readonly results: readonly Row[];
 }
 
@@ -34,12 +35,6 @@ export function makeResults(
   measured: readonly Ceilings[],
   rows: readonly Row[],
 ): Results {
-  const sorted = (name: keyof Ceilings) => measured.map((c) => c[name]).sort((a, b) => a - b);
-  const each = <Value>(of: (values: readonly number[]) => Value) => ({
-    fmaGflops: of(sorted('fmaGflops')),
-    sgemmGflops: of(sorted('sgemmGflops')),
-    readGBps: of(sorted('readGBps')),
-  });
   return {
     version,
     date: new Date().toISOString(),
@@ -54,8 +49,8 @@ export function makeResults(
       platform: `${process.platform}-${process.arch}`,
     },
     threads: info.threads,
-    ceilings: each((values) => values[values.length >> 1] as number),
-    ceilingsSpread: each((values) => [values[0] as number, values.at(-1) as number] as const),
+    ceilings: medianCeilings(measured),
+    ceilingsSpread: ceilingsSpread(measured),
     results: rows,
   };
 }

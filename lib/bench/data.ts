@@ -1,6 +1,6 @@
-import type { Device } from '../../lib/device.ts';
-import type { TypedArrayOf } from '../../lib/dtype.ts';
-import type { Tensor } from '../../lib/tensor.ts';
+import type { Device } from '../device.ts';
+import type { TypedArrayOf } from '../dtype.ts';
+import type { Tensor } from '../tensor.ts';
 
 /** The dtypes that weights come in. */
 export type WeightDType = 'f32' | 'f64' | 'bf16';
