@@ -49,6 +49,9 @@ export function goal(what: string, value: number, must: number, aim: number, atM
   return { what, value, must, aim, met: reaches(aim) ? 'aim' : reaches(must) ? 'must' : 'no' };
 }
 
+/** Ceilings younger than this need not be measured again. */
+const FRESH_SECONDS = 3;
+
 export class Context {
   readonly device: Device;
   readonly quick: boolean;
@@ -62,7 +65,7 @@ export class Context {
     this.device = device;
     this.quick = quick;
     this.wantsPeers = wantsPeers;
-    this.#yardstick = new Yardstick(this.threads);
+    this.#yardstick = new Yardstick(this.threads, FRESH_SECONDS);
   }
 
   get threads(): number {

@@ -1,6 +1,6 @@
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
-import { cpus, totalmem } from 'node:os';
 import { join } from 'node:path';
+import { describeMachine, type Machine } from '../../lib/bench/machine.ts';
 import { type CeilingsSpread, ceilingsSpread, medianCeilings } from '../../lib/bench/yardstick.ts';
 import type { Ceilings } from '../../lib/ceilings.ts';
 import type { DeviceInfo } from '../../lib/device.ts';
@@ -11,15 +11,7 @@ export interface Results {
   readonly version: string;
   readonly date: string;
   readonly quick: boolean;
-  readonly machine: {
-    readonly cpu: string;
-    readonly processors: number;
-    readonly features: readonly string[];
-    readonly memoryBytes: number;
-    readonly library: string;
-    readonly node: string;
-    readonly platform: string;
-  };
+  readonly machine: Machine;
   readonly threads: number;
   /** The median of what was measured during the run; every row is held against those around it. */
   readonly ceilings: Ceilings;
@@ -39,15 +31,7 @@ export function makeResults(
     version,
     date: new Date().toISOString(),
     quick,
-    machine: {
-      cpu: info.name,
-      processors: cpus().length,
-      features: info.features,
-      memoryBytes: totalmem(),
-      library: info.library,
-      node: process.version,
-      platform: `${process.platform}-${process.arch}`,
-    },
+    machine: describeMachine(info),
     threads: info.threads,
     ceilings: medianCeilings(measured),
     ceilingsSpread: ceilingsSpread(measured),

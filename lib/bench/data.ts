@@ -100,9 +100,8 @@ export function exactValues(
 ): Float32Array | Float64Array {
   if (dtype !== 'bf16') return values(dtype, seed, length, scale);
   const words = new Uint32Array(length);
-  values('bf16', seed, length, scale).forEach((half, i) => {
-    words[i] = half << 16;
-  });
+  const halves = values('bf16', seed, length, scale);
+  for (let i = 0; i < length; i++) words[i] = (halves[i] as number) << 16;
   return new Float32Array(words.buffer);
 }
 

@@ -1,8 +1,5 @@
 import { type Ceilings, measureCeilings } from '../ceilings.ts';
 
-/** Ceilings younger than this need not be measured again. */
-const FRESH_SECONDS = 3;
-
 /** What the machine could do while something ran. The machine is shared and its speed drifts, so it is asked again and again. */
 export class Yardstick {
   readonly threads: number;
@@ -10,9 +7,12 @@ export class Yardstick {
   readonly measured: Ceilings[] = [];
   #latest: Ceilings | undefined;
   #latestAt = 0;
+  readonly #freshSeconds: number;
 
-  constructor(threads: number) {
+  /** @param freshSeconds ceilings younger than this need not be measured again */
+  constructor(threads: number, freshSeconds: number) {
     this.threads = threads;
+    this.#freshSeconds = freshSeconds;
   }
 
   /** Runs between two measurements, and gives the better of both with the result. */
@@ -29,7 +29,7 @@ export class Yardstick {
   }
 
   async #measure(): Promise<Ceilings> {
-    if (!this.#latest || performance.now() - this.#latestAt > 1000 * FRESH_SECONDS) {
+    if (!this.#latest || performance.now() - this.#latestAt > 1000 * this.#freshSeconds) {
       this.#latest = await measureCeilings({ threads: this.threads });
       this.#latestAt = performance.now();
       this.measured.push(this.#latest);

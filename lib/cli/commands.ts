@@ -1,3 +1,4 @@
+import { bench } from './bench.ts';
 import type { CommandDefinition } from './command.ts';
 import { convert } from './convert.ts';
 import { doctor } from './doctor.ts';
@@ -7,4 +8,12 @@ import { inspect } from './inspect.ts';
 import { plan } from './plan.ts';
 
 /** The sub-commands, in the order in which the help lists them. */
-export const COMMANDS: readonly CommandDefinition[] = [inspect, plan, convert, evaluate, generate, doctor];
+export const COMMANDS: readonly CommandDefinition[] = [
+  inspect,
+  plan,
+  convert,
+  evaluate,
+  generate,
+  bench,
+  doctor,
+];
