@@ -11,7 +11,7 @@ export const bench: CommandDefinition = {
   positionals: [],
   summary: "this machine against its own limits: layers' speed",
   description: [
-    "Measures what the processor can do at best (fused multiply-adds, OpenBLAS sgemm, reading memory), and in the same run how near to it molae comes: layers of a real model's sizes with random weights, dense and latent, a factorization, and what a call costs. Takes less than a minute on a quiet machine, and up to 4 GB of memory.",
+    "Measures what the processor can do at best (fused multiply-adds, OpenBLAS sgemm, reading memory), and in the same run how near to it molae comes: layers of a real model's sizes with random weights, dense and latent, a factorization, and what a call costs. Takes less than a minute on a quiet machine, and a few gigabytes of memory.",
   ],
   options: [
     { ...DEVICE_OPTION, description: "auto (default) or cpu: a GPU's own limits are not measured" },
