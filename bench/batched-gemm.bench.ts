@@ -1,7 +1,7 @@
+import { checkClose, checkFinite, multiply } from '../lib/bench/check.ts';
+import { exactValues, poisoned, tensor, uniformSource } from '../lib/bench/data.ts';
 import { batchedGemm, groupedGemm } from '../lib/linalg.ts';
-import { checkClose, checkFinite, multiply } from './support/check.ts';
 import { type Context, goal, type Question } from './support/context.ts';
-import { exactValues, poisoned, tensor, uniformSource } from './support/data.ts';
 
 /** X [batch, rows, inner] · (W [batch, cols, inner])ᵀ: the product of every expert with its tokens. */
 interface Cell {

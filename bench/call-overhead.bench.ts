@@ -1,17 +1,11 @@
+import { makeBatch, makeRoute } from '../lib/bench/batches.ts';
+import { TINY_CELL } from '../lib/bench/call-speed.ts';
+import { tensor } from '../lib/bench/data.ts';
+import { denseLayer, latentLayer } from '../lib/bench/layers.ts';
+import { checkLayer } from '../lib/bench/reference.ts';
+import { type Call, timeEachCall } from '../lib/bench/timing.ts';
 import { gemm } from '../lib/linalg.ts';
 import { type Context, goal, type Question } from './support/context.ts';
-import { tensor } from './support/data.ts';
-import {
-  checkLayer,
-  denseLayer,
-  type LayerCell,
-  latentLayer,
-  makeBatch,
-  makeRoute,
-} from './support/layers.ts';
-import { type Call, timeEachCall } from './support/timing.ts';
-
-const cell: LayerCell = { model: 'tiny', n: 64, m: 32, N: 8, K: 2, k: 4, r: 16, fullN: 8 };
 
 /** Benchmark.js for the figure; single calls, timed one by one, for the quantiles of latency. */
 async function measure(
@@ -42,11 +36,11 @@ export const question: Question = {
   async run(context) {
     const { device } = context;
     for (const kind of ['dense', 'latent'] as const) {
-      using layer = (kind === 'dense' ? denseLayer : latentLayer)(device, cell, 'f32');
+      using layer = (kind === 'dense' ? denseLayer : latentLayer)(device, TINY_CELL, 'f32');
       for (const tokens of [0, 1]) {
-        const batch = makeBatch(device, cell, tokens, makeRoute(tokens, cell, 1));
+        const batch = makeBatch(device, TINY_CELL, tokens, makeRoute(tokens, TINY_CELL, 1));
         const { x, routing, out } = batch;
-        if (tokens > 0) await checkLayer(layer, cell, 'f32', batch);
+        if (tokens > 0) await checkLayer(layer, TINY_CELL, 'f32', batch);
         const limits = (must: number) => (tokens === 0 ? { must, aim: must } : undefined);
         const shape = `${kind}, T = ${tokens}`;
         await measure(

@@ -1,7 +1,7 @@
+import { checkClose, multiply } from '../lib/bench/check.ts';
+import { tensor } from '../lib/bench/data.ts';
 import { eigh, gemm } from '../lib/linalg.ts';
-import { checkClose, multiply } from './support/check.ts';
 import type { Context, Question } from './support/context.ts';
-import { tensor } from './support/data.ts';
 import { numpyLinalg } from './support/peers.ts';
 
 /** The Gram matrix of twice as many random rows: the spectrum of a stack of random experts. */

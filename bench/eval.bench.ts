@@ -1,11 +1,11 @@
 import { join } from 'node:path';
+import { WrongResult } from '../lib/bench/check.ts';
+import { type Call, type Stats, statistics } from '../lib/bench/timing.ts';
 import { SafetensorsFile } from '../lib/checkpoint/safetensors/reader.ts';
 import { Model } from '../lib/model/model.ts';
 import { perplexity } from '../lib/model/perplexity.ts';
-import { WrongResult } from './support/check.ts';
 import type { Context, Question } from './support/context.ts';
 import { type PeerResult, ROOT, startTransformersEval } from './support/peers.ts';
-import { type Call, type Stats, statistics } from './support/timing.ts';
 
 const FIXTURES = join(ROOT, 'test', 'fixtures');
 const CHECKPOINT = join(FIXTURES, 'tiny-qwen2-moe');

@@ -1,40 +1,18 @@
 import { join } from 'node:path';
+import { WrongResult } from '../lib/bench/check.ts';
+import { tensor, values } from '../lib/bench/data.ts';
+import { checkedExcess, factorizeGate, randomExperts } from '../lib/bench/factorization-speed.ts';
+import type { Stats } from '../lib/bench/timing.ts';
 import { openCheckpoint } from '../lib/checkpoint/checkpoint.ts';
 import { loadExperts } from '../lib/checkpoint/load-experts.ts';
 import { DenseExperts } from '../lib/experts.ts';
-import { factorizeExperts, type Solver } from '../lib/factorize.ts';
+import { factorizeExperts } from '../lib/factorize.ts';
 import { svd } from '../lib/linalg.ts';
-import { WrongResult } from './support/check.ts';
 import { type Context, goal, type Question } from './support/context.ts';
-import { tensor, values, type WeightDType } from './support/data.ts';
 import { numpyLinalg, type PeerResult, ROOT } from './support/peers.ts';
-import type { Stats } from './support/timing.ts';
-
-/** Gate matrices of k random experts; up shares them, down only needs the shape. */
-function randomExperts(context: Context, n: number, m: number, k: number, dtype: WeightDType): DenseExperts {
-  const { device } = context;
-  const gate = Array.from({ length: k }, (_, i) => tensor(device, dtype, [m, n], i + 1, 1 / Math.sqrt(n)));
-  const down = gate.map((w) => w.reshape([n, m]));
-  return new DenseExperts({ gate, up: gate, down, owned: [...down, ...gate] });
-}
 
 /** The least excess over the optimum that the goal allows, and a bound for bf16 factors, which are rounded. */
 const EXCESS = 1e-6;
-
-async function factorizeGate(experts: DenseExperts, k: number, r: number, solver: Solver) {
-  const options = { groupSize: k, latentSize: r, operators: ['gate'], solver, dtype: 'f32' } as const;
-  const latent = await factorizeExperts(experts, options);
-  const { report } = latent;
-  latent.dispose();
-  return report;
-}
-
-async function checkedExcess(experts: DenseExperts, k: number, r: number, solver: Solver): Promise<number> {
-  const report = await factorizeGate(experts, k, r, solver);
-  const excess = Math.max(...report.map((group) => group.relativeError - group.optimalRelativeError));
-  if (!(excess <= 1e-4)) throw new WrongResult(`factorize ${solver}: ${excess} above the optimum`);
-  return excess;
-}
 
 /** One operator of one group: ours by both solvers, and plain gesdd of the stack, over r. */
 async function againstGesdd(
@@ -49,7 +27,7 @@ async function againstGesdd(
 ): Promise<void> {
   const { device } = context;
   const effort = { ...context.effort, minSamples: context.quick ? 2 : 3 };
-  using experts = randomExperts(context, n, m, k, dtype);
+  using experts = randomExperts(device, n, m, k, dtype);
   using stack = device.empty('f32', [k * m, n]);
   for (let i = 0; i < k; i++) {
     using rows = stack.rows(i * m, (i + 1) * m);

@@ -1,7 +1,7 @@
+import { checkClose, checkFinite, multiply, multiplyLeft } from '../lib/bench/check.ts';
+import { exactValues, poisoned, tensor, type WeightDType } from '../lib/bench/data.ts';
 import { gemm } from '../lib/linalg.ts';
-import { checkClose, checkFinite, multiply, multiplyLeft } from './support/check.ts';
 import { type Context, goal, type Question } from './support/context.ts';
-import { exactValues, poisoned, tensor, type WeightDType } from './support/data.ts';
 
 interface Cell {
   readonly m: number;

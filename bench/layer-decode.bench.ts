@@ -1,27 +1,19 @@
-import type { DenseExperts, LatentExperts } from '../lib/experts.ts';
-import { type Context, goal, type Question } from './support/context.ts';
 import {
   type Batch,
-  CELLS,
-  checkLayer,
-  denseLayer,
   denseWork,
-  describeCell,
-  type LayerCell,
-  type LayerDType,
-  latentLayer,
   latentWork,
   makeBatch,
   makeRoute,
-  quickCells,
-  scaleDown,
   touchedBy,
   type Work,
-} from './support/layers.ts';
+} from '../lib/bench/batches.ts';
+import { CELLS, describeCell, type LayerCell, quickCells, scaleDown } from '../lib/bench/cells.ts';
+import { COLD_BYTES } from '../lib/bench/layer-speed.ts';
+import { denseLayer, type LayerDType, latentLayer } from '../lib/bench/layers.ts';
+import { checkLayer } from '../lib/bench/reference.ts';
+import type { DenseExperts, LatentExperts } from '../lib/experts.ts';
+import { type Context, goal, type Question } from './support/context.ts';
 import { ggmlLayer, onnxruntimeLayer, type PeerResult } from './support/peers.ts';
-
-/** What is touched between two visits to the same layer: caches are cold, as they are while a model decodes. */
-const COLD_BYTES = 256e6;
 
 async function measure(
   context: Context,

@@ -1,22 +1,16 @@
-import { type Context, goal, type Question } from './support/context.ts';
 import {
-  CELLS,
-  checkLayer,
   type Distribution,
-  denseLayer,
   denseWork,
-  describeCell,
-  type LayerCell,
-  type LayerDType,
-  latentLayer,
   latentWork,
   makeBatch,
   makeRoute,
-  quickCells,
-  scaleDown,
   touchedBy,
   type Work,
-} from './support/layers.ts';
+} from '../lib/bench/batches.ts';
+import { CELLS, describeCell, type LayerCell, quickCells, scaleDown } from '../lib/bench/cells.ts';
+import { denseLayer, type LayerDType, latentLayer } from '../lib/bench/layers.ts';
+import { checkLayer } from '../lib/bench/reference.ts';
+import { type Context, goal, type Question } from './support/context.ts';
 import { ggmlLayer, onnxruntimeLayer, type PeerResult } from './support/peers.ts';
 
 const ROUTE_SEED = 11;

@@ -1,7 +1,7 @@
+import { checkClose } from '../lib/bench/check.ts';
+import { exactValues, tensor } from '../lib/bench/data.ts';
 import { svd } from '../lib/linalg.ts';
-import { checkClose } from './support/check.ts';
 import type { Context, Question } from './support/context.ts';
-import { exactValues, tensor } from './support/data.ts';
 import { numpyLinalg } from './support/peers.ts';
 
 async function measure(context: Context, rows: number, cols: number, dtype: 'f32' | 'f64'): Promise<void> {

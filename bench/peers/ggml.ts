@@ -12,10 +12,12 @@ import {
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { POOL_LENGTH, POOL_STRIDE, pool, values } from '../support/data.ts';
-import { denseReference, makeRoute, seeds } from '../support/layers.ts';
+import { makeRoute } from '../../lib/bench/batches.ts';
+import { POOL_LENGTH, POOL_STRIDE, pool, values } from '../../lib/bench/data.ts';
+import { seeds } from '../../lib/bench/layers.ts';
+import { denseReference } from '../../lib/bench/reference.ts';
+import { statistics } from '../../lib/bench/timing.ts';
 import { type LayerTask, PEERS, ROOT } from '../support/peers.ts';
-import { statistics } from '../support/timing.ts';
 
 const packageFolder = join(PEERS, 'node_modules', '@node-llama-cpp', 'linux-x64');
 const libraries = join(packageFolder, 'bins', 'linux-x64');

@@ -1,11 +1,13 @@
 // One com.microsoft.MoE node in onnxruntime-node, as a process of its own. Argument: a LayerTask as JSON.
 import { createRequire } from 'node:module';
 import { join } from 'node:path';
-import { checkClose, checkFinite } from '../support/check.ts';
-import { values } from '../support/data.ts';
-import { denseReference, makeRoute, seeds } from '../support/layers.ts';
+import { makeRoute } from '../../lib/bench/batches.ts';
+import { checkClose, checkFinite } from '../../lib/bench/check.ts';
+import { values } from '../../lib/bench/data.ts';
+import { seeds } from '../../lib/bench/layers.ts';
+import { denseReference } from '../../lib/bench/reference.ts';
+import { timeTogether } from '../../lib/bench/timing.ts';
 import { type LayerTask, PEERS } from '../support/peers.ts';
-import { timeTogether } from '../support/timing.ts';
 
 /** The part of onnxruntime-node that is used here; its own types are only there where it is installed. */
 interface OnnxRuntime {

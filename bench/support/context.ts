@@ -1,7 +1,10 @@
-import { type Ceilings, measureCeilings } from '../../lib/ceilings.ts';
+import { type Row as MachineRow, type Measured, makeRow } from '../../lib/bench/row.ts';
+import { type Call, type Effort, type Stats, timeTogether } from '../../lib/bench/timing.ts';
+import { Yardstick } from '../../lib/bench/yardstick.ts';
+import type { Ceilings } from '../../lib/ceilings.ts';
 import type { Device } from '../../lib/device.ts';
 import type { PeerResult } from './peers.ts';
-import { type Call, type Effort, type Stats, time, timeCalls, timeTogether } from './timing.ts';
+import { time, timeCalls } from './timing.ts';
 
 /** A figure held against a goal of the design. */
 export interface Goal {
@@ -12,23 +15,9 @@ export interface Goal {
   readonly met: 'aim' | 'must' | 'no';
 }
 
-export interface Row extends Stats {
+/** A row of the short bench of the package, with what only this one knows. */
+export interface Row extends MachineRow {
   readonly question: string;
-  readonly name: string;
-  readonly shape: string;
-  readonly tokens: number | null;
-  readonly dtype: string;
-  readonly threads: number;
-  /** Useful floating-point operations and bytes of one call, where they are defined. */
-  readonly flops: number | null;
-  readonly bytes: number | null;
-  readonly gflops: number | null;
-  readonly gbps: number | null;
-  /** The least possible time, max(flops / FMA peak, bytes / read bandwidth), over the measured one. */
-  readonly ofCeiling: number | null;
-  readonly ofFma: number | null;
-  readonly ofSgemm: number | null;
-  readonly ofRead: number | null;
   readonly peers: Readonly<Record<string, Peer>>;
   readonly goals: readonly Goal[];
   /** Relative error against the f64 reference. */
@@ -42,11 +31,7 @@ export type Peer =
   | (Stats & { readonly speedup: number; readonly version?: string })
   | { readonly absent: string };
 
-export interface RowInit extends Partial<Pick<Row, 'tokens' | 'flops' | 'bytes' | 'relativeError' | 'data'>> {
-  readonly name: string;
-  readonly shape: string;
-  readonly dtype: string;
-  readonly stats: Stats;
+export interface RowInit extends Measured, Partial<Pick<Row, 'relativeError' | 'data'>> {
   readonly peers?: Readonly<Record<string, PeerResult>>;
   readonly goals?: (row: Pick<Row, 'ofCeiling' | 'ofFma' | 'ofSgemm' | 'ofRead'>) => readonly Goal[];
 }
@@ -72,16 +57,15 @@ export class Context {
   readonly quick: boolean;
   readonly wantsPeers: boolean;
   readonly rows: Row[] = [];
-  readonly measured: Ceilings[] = [];
+  readonly #yardstick: Yardstick;
   #question = '';
   #ceilings: Ceilings | undefined;
-  #latest: Ceilings | undefined;
-  #latestAt = 0;
 
   constructor(device: Device, quick: boolean, wantsPeers: boolean) {
     this.device = device;
     this.quick = quick;
     this.wantsPeers = wantsPeers;
+    this.#yardstick = new Yardstick(this.threads, FRESH_SECONDS);
   }
 
   get threads(): number {
@@ -90,6 +74,10 @@ export class Context {
 
   get effort(): Effort {
     return this.quick ? { seconds: 0.5, minSamples: 5 } : { seconds: 2, minSamples: 9 };
+  }
+
+  get measured(): readonly Ceilings[] {
+    return this.#yardstick.measured;
   }
 
   begin(question: string): void {
@@ -120,29 +108,10 @@ export class Context {
     return this.#ceilings;
   }
 
-  /**
-   * The machine is shared and its speed drifts, so rows are held against the better of what was measured just before and
-   * just after.
-   */
   async #between<Result>(run: () => Promise<Result>): Promise<Result> {
-    const before = await this.#measure();
-    const result = await run();
-    const after = await this.#measure();
-    this.#ceilings = {
-      fmaGflops: Math.max(before.fmaGflops, after.fmaGflops),
-      sgemmGflops: Math.max(before.sgemmGflops, after.sgemmGflops),
-      readGBps: Math.max(before.readGBps, after.readGBps),
-    };
+    const { result, ceilings } = await this.#yardstick.around(run);
+    this.#ceilings = ceilings;
     return result;
-  }
-
-  async #measure(): Promise<Ceilings> {
-    if (!this.#latest || performance.now() - this.#latestAt > 1000 * FRESH_SECONDS) {
-      this.#latest = await measureCeilings({ threads: this.threads });
-      this.#latestAt = performance.now();
-      this.measured.push(this.#latest);
-    }
-    return this.#latest;
   }
 
   log(text: string): void {
@@ -150,38 +119,17 @@ export class Context {
   }
 
   add(init: RowInit): Row {
-    const { ceilings } = this;
-    const { stats, flops = null, bytes = null } = init;
-    const gflops = flops === null ? null : flops / stats.medianMs / 1e6;
-    const gbps = bytes === null ? null : bytes / stats.medianMs / 1e6;
-    const share = (value: number | null, of: number) => (value === null ? null : value / of);
-    const shares = {
-      ofFma: share(gflops, ceilings.fmaGflops),
-      ofSgemm: share(gflops, ceilings.sgemmGflops),
-      ofRead: share(gbps, ceilings.readGBps),
-    };
-    const ofCeiling =
-      flops === null && bytes === null ? null : Math.max(shares.ofFma ?? 0, shares.ofRead ?? 0);
+    const machineRow = makeRow(init, this.ceilings, this.threads);
+    const { stats } = init;
     const peers = Object.entries(init.peers ?? {}).map(([name, peer]): [string, Peer] => [
       name,
       'absent' in peer ? peer : { ...peer, speedup: peer.medianMs / stats.medianMs },
     ]);
     const row: Row = {
       question: this.#question,
-      name: init.name,
-      shape: init.shape,
-      tokens: init.tokens ?? null,
-      dtype: init.dtype,
-      threads: this.threads,
-      ...stats,
-      flops,
-      bytes,
-      gflops,
-      gbps,
-      ofCeiling,
-      ...shares,
+      ...machineRow,
       peers: Object.fromEntries(peers),
-      goals: init.goals?.({ ofCeiling, ...shares }) ?? [],
+      goals: init.goals?.(machineRow) ?? [],
       relativeError: init.relativeError ?? null,
       data: init.data ?? {},
     };

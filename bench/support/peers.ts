@@ -3,8 +3,9 @@ import { existsSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
-import type { LayerCell, LayerDType } from './layers.ts';
-import type { Effort, Stats } from './timing.ts';
+import type { LayerCell } from '../../lib/bench/cells.ts';
+import type { LayerDType } from '../../lib/bench/layers.ts';
+import type { Effort, Stats } from '../../lib/bench/timing.ts';
 
 export type PeerResult = (Stats & { readonly version?: string }) | { readonly absent: string };
 

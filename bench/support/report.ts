@@ -1,6 +1,7 @@
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
-import { cpus, totalmem } from 'node:os';
 import { join } from 'node:path';
+import { describeMachine, type Machine } from '../../lib/bench/machine.ts';
+import { type CeilingsSpread, ceilingsSpread, medianCeilings } from '../../lib/bench/yardstick.ts';
 import type { Ceilings } from '../../lib/ceilings.ts';
 import type { DeviceInfo } from '../../lib/device.ts';
 import type { Row } from './context.ts';
@@ -10,20 +11,12 @@ export interface Results {
   readonly version: string;
   readonly date: string;
   readonly quick: boolean;
-  readonly machine: {
-    readonly cpu: string;
-    readonly processors: number;
-    readonly features: readonly string[];
-    readonly memoryBytes: number;
-    readonly library: string;
-    readonly node: string;
-    readonly platform: string;
-  };
+  readonly machine: Machine;
   readonly threads: number;
   /** The median of what was measured during the run; every row is held against those around it. */
   readonly ceilings: Ceilings;
   /** Lowest and highest: how much the machine was disturbed. */
-  readonly ceilingsSpread: Readonly<Record<keyof Ceilings, readonly [number, number]>>;
+  readonly ceilingsSpread: CeilingsSpread;
   readonly results: readonly Row[];
 }
 
@@ -34,28 +27,14 @@ export function makeResults(
   measured: readonly Ceilings[],
   rows: readonly Row[],
 ): Results {
-  const sorted = (name: keyof Ceilings) => measured.map((c) => c[name]).sort((a, b) => a - b);
-  const each = <Value>(of: (values: readonly number[]) => Value) => ({
-    fmaGflops: of(sorted('fmaGflops')),
-    sgemmGflops: of(sorted('sgemmGflops')),
-    readGBps: of(sorted('readGBps')),
-  });
   return {
     version,
     date: new Date().toISOString(),
     quick,
-    machine: {
-      cpu: info.name,
-      processors: cpus().length,
-      features: info.features,
-      memoryBytes: totalmem(),
-      library: info.library,
-      node: process.version,
-      platform: `${process.platform}-${process.arch}`,
-    },
+    machine: describeMachine(info),
     threads: info.threads,
-    ceilings: each((values) => values[values.length >> 1] as number),
-    ceilingsSpread: each((values) => [values[0] as number, values.at(-1) as number] as const),
+    ceilings: medianCeilings(measured),
+    ceilingsSpread: ceilingsSpread(measured),
     results: rows,
   };
 }

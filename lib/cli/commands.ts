@@ -1,3 +1,4 @@
+import { bench } from './bench.ts';
 import type { CommandDefinition } from './command.ts';
 import { compare } from './compare.ts';
 import { convert } from './convert.ts';
@@ -15,5 +16,6 @@ export const COMMANDS: readonly CommandDefinition[] = [
   evaluate,
   compare,
   generate,
+  bench,
   doctor,
 ];

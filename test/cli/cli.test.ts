@@ -25,12 +25,13 @@ describe('help and version', () => {
   it('lists the commands on --help, and on stderr with exit 2 when nothing was asked', async () => {
     const asked = await cli.run('--help');
     expect(asked).toMatchObject({ status: 0, stderr: '' });
-    for (const name of ['inspect', 'plan', 'convert', 'doctor']) expect(asked.stdout).toContain(`  ${name}`);
+    for (const name of ['inspect', 'plan', 'convert', 'bench', 'doctor'])
+      expect(asked.stdout).toContain(`  ${name}`);
     expect(await cli.run()).toEqual({ status: 2, stdout: '', stderr: asked.stdout });
     expect(await cli.run('help')).toEqual(asked);
   });
 
-  it.each(['inspect', 'plan', 'convert', 'doctor'])(
+  it.each(['inspect', 'plan', 'convert', 'bench', 'doctor'])(
     'explains %s in 80 columns, with examples',
     async (name) => {
       const help = await cli.run(name, '--help');

@@ -1,6 +1,6 @@
-import type { Device } from '../../lib/device.ts';
-import type { TypedArrayOf } from '../../lib/dtype.ts';
-import type { Tensor } from '../../lib/tensor.ts';
+import type { Device } from '../device.ts';
+import type { TypedArrayOf } from '../dtype.ts';
+import type { Tensor } from '../tensor.ts';
 
 /** The dtypes that weights come in. */
 export type WeightDType = 'f32' | 'f64' | 'bf16';
@@ -100,9 +100,8 @@ export function exactValues(
 ): Float32Array | Float64Array {
   if (dtype !== 'bf16') return values(dtype, seed, length, scale);
   const words = new Uint32Array(length);
-  values('bf16', seed, length, scale).forEach((half, i) => {
-    words[i] = half << 16;
-  });
+  const halves = values('bf16', seed, length, scale);
+  for (let i = 0; i < length; i++) words[i] = (halves[i] as number) << 16;
   return new Float32Array(words.buffer);
 }
 

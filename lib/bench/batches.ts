@@ -1,0 +1,132 @@
+import type { Device } from '../device.ts';
+import type { Routing } from '../routing.ts';
+import type { Tensor } from '../tensor.ts';
+import type { LayerCell } from './cells.ts';
+import { poisoned, tensor, uniformSource } from './data.ts';
+import { type LayerDType, seeds } from './layers.ts';
+
+export type Distribution = 'uniform' | 'zipf';
+
+/** Where tokens go: K different experts each, weights that sum to 1. */
+export interface Route {
+  readonly ids: Int32Array;
+  readonly weights: Float32Array;
+  /** Router logits [T, N] whose top K and softmax over them are ids and weights, for peers that route themselves. */
+  logits(numExperts: number): Float32Array;
+}
+
+export function makeRoute(
+  tokens: number,
+  { N, K }: Pick<LayerCell, 'N' | 'K'>,
+  seed: number,
+  distribution: Distribution = 'uniform',
+): Route {
+  const uniform = uniformSource(seed);
+  const ids = new Int32Array(tokens * K);
+  const chosen = new Float32Array(tokens * K);
+  const popularity = Float64Array.from({ length: N }, (_, i) => (distribution === 'zipf' ? 1 / (i + 1) : 1));
+  for (let t = 0; t < tokens; t++) {
+    const left = popularity.slice();
+    let total = left.reduce((sum, p) => sum + p, 0);
+    for (let j = 0; j < K; j++) {
+      let at = uniform() * total;
+      let expert = left.findIndex((p) => {
+        at -= p;
+        return p > 0 && at < 0;
+      });
+      if (expert < 0) expert = left.findLastIndex((p) => p > 0);
+      total -= left[expert] as number;
+      left[expert] = 0;
+      ids[t * K + j] = expert;
+      chosen[t * K + j] = uniform();
+    }
+  }
+  const weights = new Float32Array(tokens * K);
+  for (let t = 0; t < tokens; t++) {
+    const row = Array.from(chosen.subarray(t * K, (t + 1) * K), Math.exp);
+    const sum = row.reduce((a, b) => a + b, 0);
+    weights.set(
+      row.map((e) => e / sum),
+      t * K,
+    );
+  }
+  const logits = (numExperts: number) => {
+    const all = new Float32Array(tokens * numExperts).fill(-20);
+    ids.forEach((expert, slot) => {
+      all[Math.floor(slot / K) * numExperts + expert] = chosen[slot] as number;
+    });
+    return all;
+  };
+  return { ids, weights, logits };
+}
+
+/** What a batch really touches. */
+export interface Touched {
+  /** Distinct (token, group) pairs. */
+  readonly tokenGroups: number;
+  readonly experts: number;
+  readonly groups: number;
+  readonly tokens: number;
+}
+
+export function touchedBy(route: Route, tokens: number, { K, k }: LayerCell): Touched {
+  const experts = new Set(route.ids);
+  const groups = new Set([...experts].map((i) => Math.floor(i / k)));
+  let tokenGroups = 0;
+  for (let t = 0; t < tokens; t++) {
+    tokenGroups += new Set(Array.from(route.ids.subarray(t * K, (t + 1) * K), (i) => Math.floor(i / k))).size;
+  }
+  return { tokenGroups, experts: experts.size, groups: groups.size, tokens };
+}
+
+export interface Work {
+  readonly flops: number;
+  /** Weights that are touched, x and y, each once. */
+  readonly bytes: number;
+}
+
+export function denseWork({ n, m, K }: LayerCell, dtype: LayerDType, touched: Touched): Work {
+  return {
+    flops: 6 * m * n * K * touched.tokens,
+    bytes: 3 * m * n * touched.experts * itemBytes(dtype) + 8 * n * touched.tokens,
+  };
+}
+
+export function latentWork({ n, m, K, r }: LayerCell, dtype: LayerDType, touched: Touched): Work {
+  return {
+    flops: 6 * r * (n * touched.tokenGroups + m * K * touched.tokens),
+    bytes: 3 * r * (m * touched.experts + n * touched.groups) * itemBytes(dtype) + 8 * n * touched.tokens,
+  };
+}
+
+function itemBytes(dtype: LayerDType): number {
+  return dtype === 'f32' ? 4 : 2;
+}
+
+/** One batch on a device. */
+export interface Batch {
+  readonly tokens: number;
+  readonly route: Route;
+  readonly x: Tensor<'f32'>;
+  readonly routing: Routing;
+  readonly out: Tensor<'f32'>;
+  dispose(): void;
+}
+
+export function makeBatch(device: Device, cell: LayerCell, tokens: number, route: Route): Batch {
+  const x = tensor(device, 'f32', [tokens, cell.n], seeds.input);
+  const ids = device.tensor('i32', route.ids, [tokens, cell.K]);
+  const weights = device.tensor('f32', route.weights, [tokens, cell.K]);
+  const out = poisoned(device, 'f32', [tokens, cell.n]);
+  const all = [x, ids, weights, out];
+  return {
+    tokens,
+    route,
+    x,
+    routing: { ids, weights },
+    out,
+    dispose: () => {
+      for (const tensor of all) tensor.dispose();
+    },
+  };
+}

@@ -1,0 +1,112 @@
+import { setImmediate } from 'node:timers/promises';
+import type { Device } from '../device.ts';
+import { throwIfAborted } from '../errors.ts';
+import type { DenseExperts, LatentExperts } from '../experts.ts';
+import { type Batch, denseWork, latentWork, makeBatch, makeRoute, touchedBy, type Work } from './batches.ts';
+import { describeCell, type LayerCell } from './cells.ts';
+import { denseLayer, type LayerDType, latentLayer } from './layers.ts';
+import { checkLayer } from './reference.ts';
+import type { Measured } from './row.ts';
+import { type Effort, timeTogether } from './timing.ts';
+
+/** What is touched between two visits to the same layer: caches are cold, as they are while a model decodes. */
+export const COLD_BYTES = 256e6;
+
+export const LAYER_KINDS = ['dense', 'latent'] as const;
+export type LayerKind = (typeof LAYER_KINDS)[number];
+
+/** Layers of one cell, dense and latent, enough of them that caches are cold when the first comes round again. */
+export class LayerRing {
+  readonly cell: LayerCell;
+  readonly dtype: LayerDType;
+  readonly device: Device;
+  readonly dense: DenseExperts[] = [];
+  readonly latent: LatentExperts[] = [];
+
+  private constructor(device: Device, cell: LayerCell, dtype: LayerDType) {
+    this.device = device;
+    this.cell = cell;
+    this.dtype = dtype;
+  }
+
+  static async create(
+    device: Device,
+    cell: LayerCell,
+    dtype: LayerDType,
+    coldBytes: number,
+    signal?: AbortSignal,
+  ): Promise<LayerRing> {
+    // Dense and latent layers take turns, so each is evicted by both.
+    const touched = touchedBy(makeRoute(1, cell, routeSeed(0)), 1, cell);
+    const round = denseWork(cell, dtype, touched).bytes + latentWork(cell, dtype, touched).bytes;
+    const count = Math.max(2, Math.ceil(coldBytes / round));
+    const ring = new LayerRing(device, cell, dtype);
+    try {
+      for (let layer = 0; layer < count; layer++) {
+        ring.dense.push(denseLayer(device, cell, dtype, layer));
+        ring.latent.push(latentLayer(device, cell, dtype, layer));
+        await setImmediate(); // signals come in between
+        throwIfAborted(signal);
+      }
+      return ring;
+    } catch (error) {
+      ring[Symbol.dispose]();
+      throw error;
+    }
+  }
+
+  get count(): number {
+    return this.dense.length;
+  }
+
+  [Symbol.dispose](): void {
+    for (const experts of [...this.dense, ...this.latent]) experts.dispose();
+  }
+}
+
+/** Of the tokens that the `layer`-th layer sees. */
+function routeSeed(layer: number): number {
+  return 100 + layer;
+}
+
+/** Times a batch through the next dense and the next latent layer in turns, each layer with its own batch. */
+export async function measureLayers(ring: LayerRing, tokens: number, effort: Effort): Promise<Measured[]> {
+  const { cell, dtype, device, count } = ring;
+  const routes = Array.from({ length: count }, (_, layer) => makeRoute(tokens, cell, routeSeed(layer)));
+  const batches = routes.map((route) => makeBatch(device, cell, tokens, route));
+  try {
+    for (const kind of LAYER_KINDS) {
+      await checkLayer(ring[kind][0] as DenseExperts | LatentExperts, cell, dtype, batches[0] as Batch);
+      throwIfAborted(effort.signal);
+    }
+    const stats = await timeTogether({ dense: turn('dense'), latent: turn('latent') }, effort);
+    return LAYER_KINDS.map((kind) => ({
+      name: `layer ${kind}`,
+      shape: `${describeCell(cell)}${kind === 'latent' ? ` k${cell.k} r${cell.r}` : ''}`,
+      tokens,
+      dtype,
+      stats: stats[kind],
+      ...averageWork(kind),
+    }));
+  } finally {
+    for (const batch of batches) batch.dispose();
+  }
+
+  /** One token runs on the calling thread, as in decoding; more of them through the queue. */
+  function turn(kind: LayerKind): () => unknown {
+    let next = 0;
+    return () => {
+      const layer = next++ % count;
+      const experts = ring[kind][layer] as DenseExperts | LatentExperts;
+      const { x, routing, out } = batches[layer] as Batch;
+      return tokens === 1 ? experts.forwardSync(x, routing, { out }) : experts.forward(x, routing, { out });
+    };
+  }
+
+  function averageWork(kind: LayerKind): Work {
+    const of = kind === 'dense' ? denseWork : latentWork;
+    const all = routes.map((route) => of(cell, dtype, touchedBy(route, tokens, cell)));
+    const mean = (name: keyof Work) => all.reduce((sum, work) => sum + work[name], 0) / count;
+    return { flops: mean('flops'), bytes: mean('bytes') };
+  }
+}
