@@ -1,10 +1,10 @@
+import { tensor } from '../lib/bench/data.ts';
 import { factorizeCalibrated, type LayerInputs } from '../lib/calibrated.ts';
 import { DenseExperts } from '../lib/experts.ts';
 import { factorizeExperts } from '../lib/factorize.ts';
 import { route } from '../lib/routing.ts';
 import type { Tensor } from '../lib/tensor.ts';
 import type { Context, Question } from './support/context.ts';
-import { tensor } from './support/data.ts';
 
 /** A layer of Qwen1.5-MoE with the experts of one group of 15. */
 const [n, m, K, REAL_N] = [2048, 1408, 4, 60];
