@@ -1,4 +1,5 @@
 import { calibrated, calibratedUniform } from './calibrated.ts';
+import { calibrated4Bits, calibrated8Bits } from './calibrated-rounded.ts';
 import { stackedSvdControl } from './control.ts';
 import { d2Moe } from './d2-moe.ts';
 import { hcSmoe } from './hc-smoe.ts';
@@ -21,4 +22,6 @@ export const METHODS: readonly Method[] = [
   roundTo4Bits,
   calibratedUniform,
   calibrated,
+  calibrated8Bits,
+  calibrated4Bits,
 ];

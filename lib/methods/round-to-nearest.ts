@@ -1,12 +1,8 @@
 import { DenseExperts, OPERATORS, type Operator } from '../experts.ts';
-import { callNative, native } from '../native.ts';
 import type { Tensor } from '../tensor.ts';
 import { type Method, withExperts } from './method.ts';
+import { BLOCK, blockBytes, roundBlocks } from './rounding.ts';
 import { costsOf } from './sizes.ts';
-
-/** Elements of a row that share a scale. */
-const BLOCK = 32;
-const SCALE_BYTES = 2;
 
 /** llama.cpp's q8_0: blocks of 32 along the inputs, an f16 scale each, 8.5 bits a weight. */
 export const roundTo8Bits: Method = roundToNearest(8);
@@ -39,7 +35,7 @@ async function roundExperts(experts: DenseExperts, bits: 8 | 4): Promise<DenseEx
   const rounded = async (operator: Operator) => {
     const made: Tensor[] = [];
     for (const tensor of experts[operator]) {
-      made.push(await roundMatrix(tensor, bits));
+      made.push(await roundBlocks(tensor, bits));
       owned.push(made.at(-1) as Tensor);
     }
     return made;
@@ -53,16 +49,9 @@ async function roundExperts(experts: DenseExperts, bits: 8 | 4): Promise<DenseEx
   }
 }
 
-async function roundMatrix(matrix: Tensor, bits: 8 | 4): Promise<Tensor> {
-  const values = await matrix.toFloat32();
-  callNative(() => native().roundBlocks(values, matrix.shape[1] as number, bits));
-  // An f16 scale times an integer fits no smaller dtype.
-  return matrix.device.tensor('f32', values, matrix.shape);
-}
-
 function quantizedBytes(experts: DenseExperts, bits: 8 | 4): number {
-  return OPERATORS.flatMap((operator) => experts[operator]).reduce((sum, { shape: [rows, cols] }) => {
-    const blocks = (rows as number) * Math.ceil((cols as number) / BLOCK);
-    return sum + blocks * (SCALE_BYTES + (BLOCK * bits) / 8);
-  }, 0);
+  return OPERATORS.flatMap((operator) => experts[operator]).reduce(
+    (sum, matrix) => sum + blockBytes(matrix, bits),
+    0,
+  );
 }
