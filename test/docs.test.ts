@@ -65,7 +65,7 @@ describe('code blocks', () => {
   it('are run but for a few, which say why not', () => {
     const left = blocks.filter(({ notRun }) => notRun !== undefined);
     expect(blocks.length).toBeGreaterThan(20);
-    expect(left.length, left.map(({ page, line }) => `${page}:${line}`).join(' ')).toBeLessThanOrEqual(8);
+    expect(left.length, left.map(({ page, line }) => `${page}:${line}`).join(' ')).toBeLessThanOrEqual(9);
   });
 
   // All at once: the compiler takes seconds to start.
