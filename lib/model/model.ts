@@ -25,7 +25,10 @@ export interface ModelOptions {
   readonly onProgress?: ((progress: { readonly done: number; readonly total: number }) => void) | undefined;
 }
 
-/** A whole decoder model on a device, from a checkpoint as published or as converted by molae. */
+/**
+ * A whole decoder model on a device, from a checkpoint as published or as converted by molae. Calls share their working
+ * memory: await one (a generation to its end) before the next, or open a model for each.
+ */
 export class Model {
   readonly checkpoint: Checkpoint;
   readonly device: Device;
