@@ -36,7 +36,7 @@ export { SafetensorsFile } from './checkpoint/safetensors/reader.ts';
 export { SafetensorsWriter, type TensorDeclaration } from './checkpoint/safetensors/writer.ts';
 export { type Device, type DeviceInfo, type DeviceOptions, type MemoryUsage, openDevice } from './device.ts';
 export { type BackendDiagnosis, type Diagnosis, diagnose } from './diagnosis.ts';
-export type { DType, TypedArrayOf } from './dtype.ts';
+export type { BlockDType, DType, FloatDType, TypedArrayOf } from './dtype.ts';
 export { MolaeError, type MolaeErrorCode } from './errors.ts';
 export {
   type Activation,
@@ -106,5 +106,6 @@ export { type Perplexity, type PerplexityOptions, perplexity } from './model/per
 export type { SamplingOptions } from './model/sampling.ts';
 export { type ChatMessage, Tokenizer } from './model/tokenizer.ts';
 export { MoeBlock, type MoeBlockInit } from './moe-block.ts';
+export { quantizeExperts } from './quantize.ts';
 export { type GroupLimit, type RouteOptions, type RouterSpec, type Routing, route } from './routing.ts';
 export { type Shape, Tensor } from './tensor.ts';

@@ -1,4 +1,4 @@
-import type { DType } from './dtype.ts';
+import { type DType, isBlockDType } from './dtype.ts';
 import { checkObject, expected, MolaeError } from './errors.ts';
 import { awaitNative, type NativeGemm } from './native.ts';
 import { checkTensor, type Tensor, withResults } from './tensor.ts';
@@ -123,6 +123,7 @@ export interface Svd {
  */
 export async function svd(a: Tensor): Promise<Svd> {
   checkMatrix(a, 'a');
+  refuseBlocks(a, 'a');
   const [p, q] = a.shape as [number, number];
   const k = Math.min(p, q);
   return withResults(a.device, async (make) => {
@@ -148,6 +149,7 @@ export interface Eigh {
  */
 export async function eigh(a: Tensor, options: { readonly top?: number } = {}): Promise<Eigh> {
   checkMatrix(a, 'a');
+  refuseBlocks(a, 'a');
   checkObject(options, 'options');
   const [n] = a.shape as [number, number];
   const { top = n } = options;
@@ -221,4 +223,10 @@ function checkRank(value: unknown, rank: number, name: string): asserts value is
       `Expected ${rank} dimensions for ${name} but received shape [${value.shape.join(', ')}]`,
     );
   }
+}
+
+/** Of what makes results in the dtype of an operand before the device looks at it. */
+function refuseBlocks({ dtype }: Tensor, name: string): void {
+  if (!isBlockDType(dtype)) return;
+  throw new MolaeError('DTYPE_MISMATCH', `Expected a floating dtype for ${name} but received ${dtype}`);
 }

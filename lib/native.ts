@@ -25,8 +25,6 @@ export interface NativeAddon {
     blockRows: number,
     blockCols: number,
   ): void;
-  /** In place: a matrix with rows of `cols` elements as its blocks of 32 with 8 or 4 bits would be read back. */
-  roundBlocks(values: Float32Array, cols: number, bits: 8 | 4): void;
   measureCeilings(threads: number): Promise<NativeCeilings>;
 }
 

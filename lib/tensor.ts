@@ -1,10 +1,12 @@
 import type { Device } from './device.ts';
 import {
+  byteCount,
   checkDType,
   type DType,
   holderName,
   holds,
-  itemSize,
+  isBlockDType,
+  itemCount,
   newTypedArray,
   type TypedArrayOf,
 } from './dtype.ts';
@@ -48,7 +50,7 @@ export class Tensor<D extends DType = DType> {
 
   /** Size in bytes. */
   get byteLength(): number {
-    return this.length * itemSize(this.dtype);
+    return byteCount(this.dtype, this.shape);
   }
 
   /** True after `dispose()`. */
@@ -68,7 +70,7 @@ export class Tensor<D extends DType = DType> {
 
   /**
    * The elements, once everything queued before is done: a Float32Array for f32, Float64Array for f64, Int32Array for
-   * i32, and the raw bits in a Uint16Array for f16 and bf16.
+   * i32, the raw bits in a Uint16Array for f16 and bf16, and the bytes of the blocks in a Uint8Array for q8 and q4.
    *
    * @param target filled and returned instead of a new array; `INVALID_ARGUMENT` unless type and length fit.
    */
@@ -91,7 +93,12 @@ export class Tensor<D extends DType = DType> {
     await awaitNative(() => this.native.write(source as NodeJS.TypedArray));
   }
 
-  /** A copy in another floating dtype, rounded to nearest even. */
+  /**
+   * A copy in another dtype: floats rounded to nearest even, or to the nearest blocks of q8 and q4.
+   *
+   * @throws MolaeError `NON_FINITE` with the place of a NaN or infinity, which no block holds; `INVALID_ARGUMENT` for
+   *   weights beyond what an f16 scale can give blocks.
+   */
   async to<To extends DType>(dtype: To): Promise<Tensor<To>> {
     checkDType(dtype, 'dtype');
     const { device, shape, native } = this;
@@ -102,7 +109,7 @@ export class Tensor<D extends DType = DType> {
     });
   }
 
-  /** The values as numbers in a Float32Array, whatever the floating dtype. */
+  /** The values as numbers in a Float32Array, whatever the dtype (but i32). */
   async toFloat32(): Promise<Float32Array> {
     if (this.dtype === 'f32') return (await this.read()) as Float32Array;
     const wide = await this.to('f32');
@@ -149,7 +156,7 @@ export class Tensor<D extends DType = DType> {
   }
 
   #target(target: TypedArrayOf[D] | undefined): TypedArrayOf[D] {
-    if (target === undefined) return newTypedArray(this.dtype, this.length);
+    if (target === undefined) return newTypedArray(this.dtype, this.shape);
     checkData(this.dtype, this.shape, target, 'target');
     return target;
   }
@@ -168,11 +175,11 @@ export function checkData(
   name: string,
 ): asserts data is NodeJS.TypedArray {
   checkHolder(dtype, data, name);
-  const wanted = shape.reduce((product, size) => product * size, 1);
+  const wanted = itemCount(dtype, shape);
   if (data.length !== wanted) {
     throw new MolaeError(
       'SHAPE_MISMATCH',
-      `Expected ${wanted} elements for ${name} of shape [${shape.join(', ')}] but received ${data.length}`,
+      `Expected ${wanted} ${isBlockDType(dtype) ? 'bytes of blocks' : 'elements'} for ${name} of shape [${shape.join(', ')}] but received ${data.length}`,
     );
   }
 }

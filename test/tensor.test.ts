@@ -231,7 +231,7 @@ describe('bad input', () => {
       'an unknown dtype',
       () => device.empty('f8' as never, [1]),
       'INVALID_ARGUMENT',
-      /one of f32, f64, f16, bf16, i32 for dtype but received "f8"/,
+      /one of f32, f64, f16, bf16, i32, q8, q4 for dtype but received "f8"/,
     ],
     [
       'a negative size',

@@ -1,10 +1,10 @@
 import type { Device } from '../device.ts';
-import type { DType, TypedArrayOf } from '../dtype.ts';
+import type { FloatDType, TypedArrayOf } from '../dtype.ts';
 import type { Shape, Tensor } from '../tensor.ts';
 import type { FloatDtype } from './safetensors/dtype.ts';
 
 /** A floating dtype that checkpoints and devices both know. */
-export type WeightDType = Exclude<DType, 'i32'>;
+export type WeightDType = FloatDType;
 
 const NAMES: Readonly<Record<FloatDtype, WeightDType>> = { F64: 'f64', F32: 'f32', F16: 'f16', BF16: 'bf16' };
 

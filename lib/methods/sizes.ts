@@ -1,5 +1,5 @@
 import { groupProbability, planConversion } from '../analysis.ts';
-import { itemSize } from '../dtype.ts';
+import { byteCount } from '../dtype.ts';
 import { expected } from '../errors.ts';
 import { type DenseExperts, isLatent, type LatentExperts, OPERATORS } from '../experts.ts';
 import type { Tensor } from '../tensor.ts';
@@ -72,5 +72,5 @@ function flopsPerToken(experts: DenseExperts | LatentExperts, topK: number): num
 
 /** What this many elements take in the experts' own dtype. */
 export function storedBytes({ gate }: DenseExperts, elements: number): number {
-  return elements * itemSize((gate[0] as Tensor).dtype);
+  return byteCount((gate[0] as Tensor).dtype, [elements]);
 }

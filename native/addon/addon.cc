@@ -11,7 +11,6 @@
 #include "addon/node_api.h"
 #include "addon/tensor_object.h"
 #include "core/backend_library.h"
-#include "core/block_rounding.h"
 #include "core/fp8.h"
 #include "cpu/ceilings.h"
 #include "cpu/cpu_backend.h"
@@ -78,18 +77,6 @@ Napi::Value expand_e4m3(const Napi::CallbackInfo& info) {
   });
 }
 
-// (values, cols, bits): see core/block_rounding.h. On the calling thread, for the same reason.
-Napi::Value round_blocks(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&] {
-    const Args args(info);
-    const Bytes values = to_bytes(info[0], "values");
-    if (reinterpret_cast<uintptr_t>(values.data) % alignof(float) != 0) unexpected("a Float32Array", "values", info[0]);
-    round_to_blocks({reinterpret_cast<float*>(values.data), values.size / sizeof(float)},
-                    args.integer(1, "cols", 1, int64_t{1} << 30), static_cast<int>(args.integer(2, "bits", 1, 16)));
-    return info.Env().Undefined();
-  });
-}
-
 // The native surface; lib/native.ts is its typed description.
 Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   Module::install(env);
@@ -104,7 +91,6 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   exports.Set("openDevice", Napi::Function::New(env, DeviceObject::open, "openDevice"));
   exports.Set("probeBackend", Napi::Function::New(env, probe, "probeBackend"));
   exports.Set("expandE4m3", Napi::Function::New(env, expand_e4m3, "expandE4m3"));
-  exports.Set("roundBlocks", Napi::Function::New(env, round_blocks, "roundBlocks"));
   exports.Set("measureCeilings", Napi::Function::New(env, measure_ceilings, "measureCeilings"));
   return exports;
 }

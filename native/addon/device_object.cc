@@ -170,7 +170,7 @@ Napi::Value DeviceObject::from_data(const Napi::CallbackInfo& info) {
     const DType dtype = parse_dtype(args.string(0, "dtype"));
     const Shape shape = args.shape(1, "shape");
     const Bytes bytes = to_bytes(info[2], "data");
-    const size_t wanted = element_count(shape) * item_size(dtype);
+    const size_t wanted = byte_count(dtype, shape);
     if (bytes.size != wanted) {
       fail(ErrorCode::ShapeMismatch, "A ", dtype_name(dtype), " tensor of shape ", shape_name(shape), " needs ", wanted,
            " bytes but data has ", bytes.size);
@@ -195,7 +195,8 @@ Napi::Value DeviceObject::copy(const Napi::CallbackInfo& info) {
     check_owner(from, "from", &device.backend());
     check_owner(to, "to", &device.backend());
     check_same_shape(to, from.shape(), "to");
-    if (from.dtype() != to.dtype() && !(is_float(from.dtype()) && is_float(to.dtype()))) {
+    const bool numbers = from.dtype() != DType::I32 && to.dtype() != DType::I32;
+    if (from.dtype() != to.dtype() && !numbers) {
       fail(ErrorCode::DTypeMismatch, "Cannot convert ", dtype_name(from.dtype()), " to ", dtype_name(to.dtype()));
     }
     return Module::of(info.Env()).submit(info.Env(), device, [&device, from, to] { device.backend().copy(from, to); });
@@ -212,6 +213,7 @@ Napi::Value DeviceObject::transpose(const Napi::CallbackInfo& info) {
     check_owner(to, "to", &device.backend());
     if (from.rank() != 2 || from.dtype() != to.dtype())
       fail(ErrorCode::ShapeMismatch, "Expected matrices of one dtype");
+    if (is_block(from.dtype())) fail(ErrorCode::DTypeMismatch, "Blocks of ", dtype_name(from.dtype()), " go along rows");
     check_same_shape(to, {from.cols(), from.rows()}, "to");
     return Module::of(info.Env()).submit(info.Env(), device, [&device, from, to] {
       device.backend().transpose(from, to);

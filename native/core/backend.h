@@ -10,6 +10,7 @@
 #include "core/calibration_steps.h"
 #include "core/cancellation.h"
 #include "core/decoder.h"
+#include "core/error.h"
 #include "core/expert_layer.h"
 #include "core/routing.h"
 #include "core/tensor.h"
@@ -69,9 +70,11 @@ class Backend {
   // Memory. May be called from any thread, unlike everything else. Throws OutOfMemory.
   virtual std::shared_ptr<Buffer> allocate(size_t bytes) = 0;
   virtual bool host_memory() const = 0;  // buffers can be read and written through their pointers
+  virtual bool knows_blocks() const { return false; }  // weights may be q8 and q4
   virtual void upload(const void* host, const Tensor& to) = 0;
   virtual void download(const Tensor& from, void* host) = 0;
-  virtual void copy(const Tensor& from, const Tensor& to) = 0;  // same elements; converts between float dtypes
+  // Same elements; converts between float dtypes and blocks. Throws NonFinite with the position of what no block holds.
+  virtual void copy(const Tensor& from, const Tensor& to) = 0;
 
   virtual void zero(const Tensor& tensor) = 0;
   virtual void transpose(const Tensor& from, const Tensor& to) = 0;  // [p, q] -> [q, p], same dtype
@@ -110,9 +113,12 @@ class Backend {
   virtual CalibrationSteps* calibration_steps() { return nullptr; }
 };
 
-// A new, uninitialized tensor.
+// A new, uninitialized tensor. Throws DTypeMismatch for blocks where the backend has no kernels for them.
 inline Tensor empty(Backend& backend, DType dtype, Shape shape) {
-  const size_t bytes = element_count(shape) * item_size(dtype);
+  if (is_block(dtype) && !backend.knows_blocks()) {
+    fail(ErrorCode::DTypeMismatch, "This device has no kernels for ", dtype_name(dtype), " weights; the CPU has");
+  }
+  const size_t bytes = byte_count(dtype, shape);
   return Tensor(backend.allocate(bytes), 0, dtype, std::move(shape));
 }
 

@@ -1,5 +1,7 @@
 #include "core/dtype.h"
 
+#include "core/blocks.h"
+#include "core/checked.h"
 #include "core/error.h"
 
 namespace molae {
@@ -14,8 +16,17 @@ size_t item_size(DType dtype) {
     case DType::F16:
     case DType::BF16:
       return 2;
+    case DType::Q8:
+    case DType::Q4:
+      break;
   }
-  fail(ErrorCode::Internal, "Unknown dtype ", static_cast<int>(dtype));
+  fail(ErrorCode::Internal, "An element of dtype ", dtype_name(dtype), " has no size");
+}
+
+size_t row_bytes(DType dtype, size_t cols) {
+  if (!is_block(dtype)) return checked_mul(cols, item_size(dtype));
+  const size_t blocks = cols / kBlock + (cols % kBlock != 0);
+  return checked_mul(blocks, dtype == DType::Q8 ? sizeof(Q8Block) : sizeof(Q4Block));
 }
 
 std::string_view dtype_name(DType dtype) {
@@ -30,15 +41,19 @@ std::string_view dtype_name(DType dtype) {
       return "bf16";
     case DType::I32:
       return "i32";
+    case DType::Q8:
+      return "q8";
+    case DType::Q4:
+      return "q4";
   }
   return "?";
 }
 
 DType parse_dtype(std::string_view name) {
-  for (DType dtype : {DType::F32, DType::F64, DType::F16, DType::BF16, DType::I32}) {
+  for (DType dtype : {DType::F32, DType::F64, DType::F16, DType::BF16, DType::I32, DType::Q8, DType::Q4}) {
     if (dtype_name(dtype) == name) return dtype;
   }
-  fail(ErrorCode::InvalidArgument, "Expected one of f32, f64, f16, bf16, i32 for dtype but received ", quoted(name));
+  fail(ErrorCode::InvalidArgument, "Expected one of f32, f64, f16, bf16, i32, q8, q4 for dtype but received ", quoted(name));
 }
 
 }  // namespace molae

@@ -23,9 +23,9 @@ class LayerCheck {
       fail(ErrorCode::ShapeMismatch, "Expected shape [", rows, ", ", cols, "] for ", name, " but received ",
            shape_name(tensor.shape()));
     }
-    if (!is_float(tensor.dtype()) || (tensor.dtype() == DType::F64) != (dtype_ == DType::F64)) {
+    if (tensor.dtype() == DType::I32 || (tensor.dtype() == DType::F64) != (dtype_ == DType::F64)) {
       fail(ErrorCode::DTypeMismatch, name, " is ", dtype_name(tensor.dtype()), " but the first expert is ",
-           dtype_name(dtype_), ": a layer is either all f64 or any mix of f32, f16 and bf16");
+           dtype_name(dtype_), ": a layer is either all f64 or any mix of f32, f16, bf16, q8 and q4");
     }
   }
 

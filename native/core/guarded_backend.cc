@@ -86,6 +86,7 @@ class GuardedBackend final : public Backend {
   DeviceInfo info() const override { return inner_->info(); }
   MemoryUsage memory_usage() const override { return inner_->memory_usage(); }
   bool host_memory() const override { return inner_->host_memory(); }
+  bool knows_blocks() const override { return inner_->knows_blocks(); }
   Decoder* decoder() override { return decoder_.get(); }
 
   void trim() override {

@@ -34,6 +34,8 @@ using Shape = std::vector<int64_t>;
 
 std::string shape_name(const Shape& shape);  // "[3, 4]"
 size_t element_count(const Shape& shape);    // throws InvalidArgument for negative sizes and overflow
+// Throws InvalidArgument for blocks without rows, too.
+size_t byte_count(DType dtype, const Shape& shape);
 
 // A dense, row-major view of a buffer.
 class Tensor {
@@ -51,7 +53,7 @@ class Tensor {
   int64_t rows() const { return shape_[0]; }
   int64_t cols() const { return shape_[1]; }
   size_t elements() const { return elements_; }
-  size_t bytes() const { return elements_ * item_size(dtype_); }
+  size_t bytes() const { return bytes_; }
   void* data() const { return static_cast<std::byte*>(buffer_->data()) + byte_offset_; }
 
   template <class T>
@@ -59,16 +61,20 @@ class Tensor {
     return static_cast<T*>(data());
   }
 
+  // Of all these views, those that would cut blocks throw.
   Tensor slice(int64_t index) const;                   // [a, b, c] -> [b, c] at `index`
   Tensor row_range(int64_t begin, int64_t end) const;  // [a, ...] -> [end - begin, ...]
   Tensor reshape(Shape shape) const;                   // same elements, same memory
 
  private:
+  size_t outer_bytes() const;  // of one of dim(0)
+
   std::shared_ptr<Buffer> buffer_;
   size_t byte_offset_ = 0;
   DType dtype_ = DType::F32;
   Shape shape_;
   size_t elements_ = 0;
+  size_t bytes_ = 0;
 };
 
 }  // namespace molae

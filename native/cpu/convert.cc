@@ -10,6 +10,7 @@
 #include <immintrin.h>
 #endif
 
+#include "core/blocks.h"
 #include "core/error.h"
 #include "core/half.h"
 #include "cpu/multiversion.h"
@@ -85,6 +86,30 @@ MOLAE_MULTIVERSION void f64_to_f32(const double* from, float* to, size_t count) 
   for (size_t i = 0; i < count; ++i) to[i] = static_cast<float>(from[i]);
 }
 
+// Whole blocks, and the start of one more.
+MOLAE_MULTIVERSION void q8_to_f32(const Q8Block* from, float* to, size_t count) {
+  for (size_t begin = 0; begin < count; begin += kBlock, ++from) {
+    const float scale = f16_to_f32_flat(from->scale);
+    const size_t length = std::min<size_t>(kBlock, count - begin);
+    if (length == kBlock) {
+      for (size_t i = 0; i < kBlock; ++i) to[begin + i] = scale * from->values[i];
+    } else {
+      for (size_t i = 0; i < length; ++i) to[begin + i] = scale * from->values[i];
+    }
+  }
+}
+MOLAE_MULTIVERSION void q4_to_f32(const Q4Block* from, float* to, size_t count) {
+  constexpr size_t kHalf = kBlock / 2;
+  for (size_t begin = 0; begin < count; begin += kBlock, ++from) {
+    const float scale = f16_to_f32_flat(from->scale);
+    float whole[kBlock];
+    float* block = begin + kBlock <= count ? to + begin : whole;
+    for (size_t i = 0; i < kHalf; ++i) block[i] = scale * ((from->pairs[i] & 15) - 8);
+    for (size_t i = 0; i < kHalf; ++i) block[kHalf + i] = scale * ((from->pairs[i] >> 4) - 8);
+    if (block == whole) std::memcpy(to + begin, whole, (count - begin) * sizeof(float));
+  }
+}
+
 // Halves and f64 meet in f32, a piece at a time: exact on the way up. On the way down a value is rounded twice, which
 // is off by one unit in the last place of the half for about one value in 2^13 (f16) or 2^16 (bf16), and harmless.
 constexpr size_t kPiece = 4096;
@@ -117,6 +142,10 @@ void widen_elements<float>(DType dtype, const void* from, float* to, size_t coun
       return bf16_to_f32(static_cast<const uint16_t*>(from), to, count);
     case DType::F16:
       return f16_to_f32(static_cast<const uint16_t*>(from), to, count);
+    case DType::Q8:
+      return q8_to_f32(static_cast<const Q8Block*>(from), to, count);
+    case DType::Q4:
+      return q4_to_f32(static_cast<const Q4Block*>(from), to, count);
     case DType::I32:
       fail(ErrorCode::DTypeMismatch, "i32 cannot be used as a number");
   }
@@ -132,14 +161,14 @@ void widen_elements<double>(DType dtype, const void* from, double* to, size_t co
   float piece[kPiece];
   for (size_t begin = 0; begin < count; begin += kPiece) {
     const size_t length = std::min(kPiece, count - begin);
-    widen_elements<float>(dtype, static_cast<const uint16_t*>(from) + begin, piece, length);
+    widen_elements<float>(dtype, static_cast<const std::byte*>(from) + row_bytes(dtype, begin), piece, length);
     f32_to_f64(piece, to + begin, length);
   }
 }
 
 void convert_elements(DType from_dtype, const void* from, DType to_dtype, void* to, size_t count) {
   if (from_dtype == to_dtype) {
-    std::memcpy(to, from, count * item_size(to_dtype));
+    std::memcpy(to, from, row_bytes(to_dtype, count));
     return;
   }
   if (to_dtype == DType::F32) return widen_elements(from_dtype, from, static_cast<float*>(to), count);
@@ -148,7 +177,7 @@ void convert_elements(DType from_dtype, const void* from, DType to_dtype, void* 
   float piece[kPiece];
   for (size_t begin = 0; begin < count; begin += kPiece) {
     const size_t length = std::min(kPiece, count - begin);
-    const auto* source = static_cast<const std::byte*>(from) + begin * item_size(from_dtype);
+    const auto* source = static_cast<const std::byte*>(from) + row_bytes(from_dtype, begin);
     auto* target = static_cast<uint16_t*>(to) + begin;
     widen_elements(from_dtype, source, piece, length);
     if (to_dtype == DType::BF16) {
@@ -171,6 +200,9 @@ int64_t first_non_finite(DType dtype, const void* data, size_t count) {
       return first_with_full_exponent<uint16_t>(static_cast<const uint16_t*>(data), count, 0x7c00u);
     case DType::I32:
       return -1;
+    case DType::Q8:
+    case DType::Q4:
+      fail(ErrorCode::DTypeMismatch, "Expected a floating dtype but received ", dtype_name(dtype));
   }
   return -1;
 }

@@ -7,10 +7,10 @@
 
 namespace molae {
 
-// Vectorized conversions between floating dtypes: the same bits as core/half.h gives.
+// Vectorized conversions between floating dtypes, and from the blocks of one row: the same bits as core/half.h gives.
 void convert_elements(DType from_dtype, const void* from, DType to_dtype, void* to, size_t count);
 
-// Any floating dtype to float or double.
+// Any floating dtype, or the blocks of one row from the start of a block on, to float or double.
 template <class Real>
 void widen_elements(DType from_dtype, const void* from, Real* to, size_t count);
 

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <vector>
 
+#include "core/blocks.h"
 #include "cpu/blas.h"
 #include "cpu/calibration.h"
 #include "cpu/compute_pool.h"
@@ -55,7 +57,9 @@ class CpuBackend final : public Backend {
   void download(const Tensor& from, void* host) override { copy_bytes(host, from.data(), from.bytes()); }
   void zero(const Tensor& tensor) override { std::memset(tensor.data(), 0, tensor.bytes()); }
 
+  bool knows_blocks() const override { return true; }
   void copy(const Tensor& from, const Tensor& to) override {
+    if (is_block(from.dtype()) || is_block(to.dtype())) return copy_rows(from, to);
     const auto count = static_cast<int64_t>(from.elements());
     const int64_t tasks = (count + kCopyElements - 1) / kCopyElements;
     ComputePool::instance().parallel_for(threads_, tasks, [&](int64_t task, int) {
@@ -101,6 +105,29 @@ class CpuBackend final : public Backend {
 
  private:
   cpu::Context context() { return {threads_, workspace_}; }
+
+  // With blocks on either side.
+  void copy_rows(const Tensor& from, const Tensor& to) {
+    const int64_t cols = from.shape().back();
+    if (cols == 0) return;
+    const int64_t rows = static_cast<int64_t>(from.elements()) / cols;
+    const int64_t step = std::max<int64_t>(1, kCopyElements / cols);
+    const auto from_stride = static_cast<int64_t>(row_bytes(from.dtype(), cols));
+    const auto to_stride = static_cast<int64_t>(row_bytes(to.dtype(), cols));
+    ComputePool::instance().parallel_for(threads_, (rows + step - 1) / step, [&](int64_t task, int) {
+      std::vector<float> wide(cols);
+      for (int64_t row = task * step; row < std::min(rows, (task + 1) * step); ++row) {
+        const std::byte* source = from.as<const std::byte>() + row * from_stride;
+        std::byte* target = to.as<std::byte>() + row * to_stride;
+        if (from.dtype() == to.dtype() || !is_block(to.dtype())) {
+          convert_elements(from.dtype(), source, to.dtype(), target, cols);
+        } else {
+          widen_elements(from.dtype(), source, wide.data(), cols);
+          to_blocks(to.dtype(), wide, row, target);
+        }
+      }
+    });
+  }
 
   int threads_;
   std::shared_ptr<MemoryAccount> account_;

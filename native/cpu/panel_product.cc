@@ -16,7 +16,7 @@ namespace {
 // inputs of a block and its weights in the second.
 constexpr int64_t kMostInner = 256;
 
-// Blocks of weights are copied, and halves widened, a few rows at a time just before the first panel needs them: memory
+// Blocks of weights are copied, and narrow ones widened, a few rows at a time just before the first panel needs them: memory
 // is read in the weights' own size, and the odd stride keeps rows out of each other's cache sets, where the power of
 // two between them in a layer puts them.
 constexpr int64_t kBlockStride = kMostInner + 16;
@@ -82,8 +82,7 @@ class WeightBlocks {
  public:
   WeightBlocks(const Tensor& weight, int64_t col, int64_t cols, float* copy)
       : dtype_(weight.dtype()),
-        item_(static_cast<int64_t>(item_size(dtype_))),
-        stride_(weight.cols() * item_),
+        stride_(row_bytes(dtype_, weight.cols())),
         first_(weight.as<const std::byte>() + col * stride_),
         cols_(cols),
         copy_(copy) {}
@@ -109,9 +108,9 @@ class WeightBlocks {
   // copy for the panels that follow.
   void multiply_first(PanelProduct product, int64_t begin, int64_t width, bool more) {
     const PanelKernel::Width& kernel = panel_kernel().of(width);
-    const std::byte* block = first_ + begin * item_;
+    const std::byte* block = first_ + row_bytes(dtype_, begin);
     float* sums = product.sums;
-    product.next_bytes = product.inner * item_;
+    product.next_bytes = row_bytes(dtype_, product.inner);
     product.next_stride = stride_;
     product.copy_stride = kBlockStride;
     for (int64_t col = 0; col < cols_; col += kernel.cols) {
@@ -120,7 +119,7 @@ class WeightBlocks {
       product.cols = std::min(kernel.cols, cols_ - col);
       if (dtype_ == DType::F32) {
         product.weights = reinterpret_cast<const float*>(rows);
-        product.weight_stride = stride_ / item_;
+        product.weight_stride = stride_ / static_cast<int64_t>(sizeof(float));
         product.copy = more ? copy : nullptr;
       } else {
         for (int64_t j = 0; j < product.cols; ++j) {
@@ -130,14 +129,13 @@ class WeightBlocks {
         product.weight_stride = kBlockStride;
       }
       const int64_t next = col + product.cols;
-      product.next = next < cols_ ? block + next * stride_ : block + product.inner * item_;
+      product.next = next < cols_ ? block + next * stride_ : block + product.next_bytes;
       product.sums = sums + col * width;
       kernel.multiply(product);
     }
   }
 
   DType dtype_;
-  int64_t item_;
   int64_t stride_;
   const std::byte* first_;
   int64_t cols_;
@@ -156,7 +154,7 @@ void multiply_panels(const Rows<float>& x, int64_t rows, std::span<const PanelTa
   float* copy = scratch + kPanelRows * kMostInner;
   const int64_t size = targets[0].weight.cols();
   const int64_t blocks = (size + kMostInner - 1) / kMostInner;
-  const int64_t block = round_up((size + blocks - 1) / blocks, 16);
+  const int64_t block = round_up((size + blocks - 1) / blocks, kBlock);
   for (int64_t begin = 0; begin < size; begin += block) {
     const int64_t inner = std::min(block, size - begin);
     for_panels(rows, [&](int64_t row, int64_t count, int64_t width) {

@@ -16,7 +16,7 @@ constexpr int64_t kPanelCols = 504;  // a multiple of the columns that any kerne
 
 // One of several products with the same rows.
 struct PanelTarget {
-  const Tensor& weight;  // [out, inner], f32, bf16 or f16
+  const Tensor& weight;  // [out, inner] of any dtype but f64
   float* sums;           // panel_elements(rows, cols)
 };
 

@@ -75,5 +75,17 @@ size_t memory_bytes() {
   return pages > 0 && page_bytes > 0 ? static_cast<size_t>(pages) * static_cast<size_t>(page_bytes) : 0;
 }
 
+bool has_f16c() {
+#if defined(__x86_64__)
+  static const bool found = [] {
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  }();
+  return found;
+#else
+  return false;
+#endif
+}
+
 }  // namespace cpu
 }  // namespace molae

@@ -6,12 +6,12 @@
 #include "core/error.h"
 #include "core/half.h"
 #include "cpu/multiversion.h"
+#include "cpu/processor.h"
+#include "cpu/stream_blocks.h"
 #include "cpu/vectors.h"
 
 namespace molae::cpu {
 namespace {
-
-constexpr int kLanes = 8;
 
 // How sixteen weights become two vectors of floats. Of pairs of halves the first vector has the even and the second the
 // odd ones: the inputs are brought into the same order once (split_pairs), which is cheaper than ordering every weight.
@@ -69,12 +69,6 @@ struct F16CWeights {
   static float one(uint16_t w) { return f16_to_f32(w); }
 };
 #endif
-
-MOLAE_INLINE float sum_of_lanes(const Floats8& sums) {
-  float lanes[kLanes];
-  __builtin_memcpy(lanes, &sums, sizeof lanes);
-  return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
-}
 
 // out[i][j] = x[i] . w[j] for R rows and C weight rows: R * C running sums stay in registers, every weight is loaded
 // once for all R rows and every input once for all C weight rows.
@@ -170,16 +164,8 @@ __attribute__((target("avx2,fma,f16c"))) void stream_f16c(const float* const* x,
   stream<F16CWeights>(x, rows, w, inner, cols, out, out_stride);
 }
 
-bool converts_halves() {
-  static const bool found = [] {
-    __builtin_cpu_init();
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  }();
-  return found;
-}
 #else
 constexpr auto stream_f16c = stream_f16;
-constexpr bool converts_halves() { return false; }
 #endif
 
 // Whole blocks of a row with the even elements before the odd ones; the rest as it is.
@@ -200,7 +186,7 @@ void stream_rows(const Rows<float>& x, int64_t rows, const Tensor& weight, int64
                  int64_t out_stride, float* scratch) {
   const int64_t inner = weight.cols();
   const DType dtype = weight.dtype();
-  const bool pairs = dtype == DType::BF16 || (dtype == DType::F16 && !converts_halves());
+  const bool pairs = dtype == DType::BF16 || (dtype == DType::F16 && !has_f16c());
   const float* row_pointers[kStreamRows];
   for (int64_t i = 0; i < rows; ++i) {
     row_pointers[i] = x.row(i);
@@ -216,6 +202,9 @@ void stream_rows(const Rows<float>& x, int64_t rows, const Tensor& weight, int64
     case DType::F16:
       return (pairs ? stream_f16 : stream_f16c)(row_pointers, rows, weight.as<const uint16_t>() + col * inner, inner,
                                                 cols, out, out_stride);
+    case DType::Q8:
+    case DType::Q4:
+      return stream_blocks(x, rows, weight, col, cols, out, out_stride, scratch);
     default:
       fail(ErrorCode::DTypeMismatch, "Cannot stream weights of ", dtype_name(dtype));
   }

@@ -11,6 +11,8 @@ typedef float Floats8 __attribute__((vector_size(32)));
 typedef uint32_t Words8 __attribute__((vector_size(32)));
 typedef int32_t Masks8 __attribute__((vector_size(32)));
 
+constexpr int kLanes = 8;
+
 template <class Vector>
 MOLAE_INLINE void load(Vector& to, const void* from) {
   __builtin_memcpy(&to, from, sizeof to);
@@ -19,6 +21,12 @@ MOLAE_INLINE void load(Vector& to, const void* from) {
 template <class Vector>
 MOLAE_INLINE void store(void* to, const Vector& from) {
   __builtin_memcpy(to, &from, sizeof from);
+}
+
+MOLAE_INLINE float sum_of_lanes(const Floats8& sums) {
+  float lanes[kLanes];
+  __builtin_memcpy(lanes, &sums, sizeof lanes);
+  return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
 }
 
 #if defined(__clang__)

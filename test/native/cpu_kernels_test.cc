@@ -75,7 +75,7 @@ struct Sizes {
 // Both ways through a tile, at the borders of panels, groups of columns and blocks, and anywhere.
 std::vector<Sizes> tile_sizes(Context& context) {
   std::vector<Sizes> sizes = {{1, 1, 1},   {1, 704, 64},  {4, 33, 5},    {16, 256, 24},  {17, 256, 12},
-                              {24, 1, 13}, {32, 512, 36}, {33, 513, 37}, {40, 257, 504}, {256, 300, 31}};
+                              {24, 1, 13}, {3, 95, 9}, {7, 31, 4}, {12, 160, 11}, {32, 512, 36}, {33, 513, 37}, {40, 257, 504}, {256, 300, 31}};
   for (int i = 0; i < 12; ++i) {
     sizes.push_back({context.integer(1, 80), context.integer(1, 600), context.integer(1, 100)});
   }
@@ -88,7 +88,7 @@ std::vector<float> poisoned_scratch(int64_t inner) { return std::vector<float>(t
 MOLAE_TEST("cpu kernels: linear tiles of every dtype and odd sizes", Logic) {
   const auto backend = make_cpu_backend(1);
   Context cpu{*backend, context.random};
-  for (const DType dtype : {DType::F32, DType::BF16, DType::F16}) {
+  for (const DType dtype : {DType::F32, DType::BF16, DType::F16, DType::Q8, DType::Q4}) {
     for (const auto& [rows, inner, cols] : tile_sizes(cpu)) {
       const Product product(cpu, rows, inner, cols, dtype);
       std::vector<float> scratch = poisoned_scratch(inner);
@@ -106,9 +106,9 @@ MOLAE_TEST("cpu kernels: gated tiles, of the same and of other rows", Logic) {
   Context cpu{*backend, context.random};
   for (const auto& [rows, inner, cols] : tile_sizes(cpu)) {
     const auto activation = static_cast<Activation>(cpu.integer(0, 3));
-    const DType dtypes[] = {DType::F32, DType::BF16, DType::F16};
-    const Product gate(cpu, rows, inner, cols, dtypes[cpu.integer(0, 2)]);
-    Product up(cpu, rows, cpu.chance(0.5) ? inner : cpu.integer(1, 600), cols, dtypes[cpu.integer(0, 2)]);
+    const DType dtypes[] = {DType::F32, DType::BF16, DType::F16, DType::Q8, DType::Q4};
+    const Product gate(cpu, rows, inner, cols, dtypes[cpu.integer(0, 4)]);
+    Product up(cpu, rows, cpu.chance(0.5) ? inner : cpu.integer(1, 600), cols, dtypes[cpu.integer(0, 4)]);
     const bool same = up.inner == inner;
     if (same) {
       up.x = gate.x;

@@ -136,16 +136,19 @@ void check_forward_of(Context& context, const LayerOptions& options, const Rando
 }
 
 MOLAE_TEST("experts: forward of random layers", Device) {
-  for (int round = 0; round < 40; ++round) {
+  for (int round = 0; round < 50; ++round) {
     const RandomRouting routing = random_routing(context, 90, 20);
     LayerOptions options{};
     const int64_t unit = context.chance(0.6) ? 8 : 1;
     options.hidden_size = unit * context.integer(1, 200 / unit);
     options.intermediate_size = unit * context.integer(1, 150 / unit);
     options.experts = routing.experts;
-    const std::vector<std::vector<DType>> choices = {
+    std::vector<std::vector<DType>> choices = {
         {DType::F32}, {DType::F64}, {DType::BF16}, {DType::BF16}, {DType::F16}, {DType::F32, DType::BF16, DType::F16}};
-    options.dtypes = choices[context.integer(0, 5)];
+    if (context.backend.knows_blocks()) {
+      choices.insert(choices.end(), {{DType::Q8}, {DType::Q4}, {DType::Q8, DType::Q4, DType::BF16}});
+    }
+    options.dtypes = choices[context.integer(0, static_cast<int64_t>(choices.size()) - 1)];
     for (bool& latent : options.latent) latent = context.chance(0.7);
     options.shared_basis = options.latent[0] && options.latent[1] && context.chance(0.3);
     options.shared_size = context.chance(0.4) ? unit * context.integer(1, 100 / unit) : 0;

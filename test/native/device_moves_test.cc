@@ -61,6 +61,87 @@ MOLAE_TEST("moves: conversions between all floats", Device) {
   }
 }
 
+// The nearest block by the definition, in f64: every value of the block times 1 / scale, rounded, at most half a step and
+// what the scale loses as f16 away.
+MOLAE_TEST("moves: floats become the nearest blocks, and blocks floats again", Device) {
+  if (!context.backend.knows_blocks()) {
+    for (const DType dtype : kBlocks) {
+      expect_error(ErrorCode::DTypeMismatch, name_of("blocks on this device", dtype, {3, 7}),
+                   [&] { empty(context.backend, dtype, {3, 7}); });
+    }
+    return;
+  }
+  for (const DType dtype : kBlocks) {
+    for (const Shape& shape : kShapes) {
+      Values values = random_values(context, element_count(shape), 0.1);
+      const Tensor source = make_tensor(context, kFloats[context.integer(0, 3)], shape, values);
+      const Tensor blocks = empty(context.backend, dtype, shape);
+      context.backend.copy(source, blocks);
+      const Values rounded = read(context.backend, blocks);
+      for (size_t i = 0; i < values.size(); ++i) {
+        const size_t row = i / shape[1] * shape[1], begin = row + (i - row) / kBlock * kBlock;
+        const size_t end = std::min<size_t>(begin + kBlock, row + shape[1]);
+        double largest = 0;
+        for (size_t k = begin; k < end; ++k) largest = std::max(largest, std::abs(values[k]));
+        // Of 4 bits the largest is -8: what lies beyond 7 on the other side is cut.
+        // A scale as f16 may be half of its smallest step away.
+        const double step = 0x1p-25;
+        const double bound = dtype == DType::Q8 ? largest / 127 * 0.57 + 127 * step : largest / 8 * 1.01 + 8 * step;
+        expect(std::abs(rounded[i] - values[i]) <= bound, name_of("block", dtype, shape), ": ", values[i], " became ",
+               rounded[i], " where ", bound, " is allowed");
+      }
+      for (const DType to : kFloats) {
+        const Tensor target = poisoned(context, to, shape);
+        context.backend.copy(blocks, target);
+        Values wanted = rounded;
+        make_tensor(context, to, shape, wanted);
+        const Values actual = read(context.backend, target);
+        for (size_t i = 0; i < actual.size(); ++i) {
+          expect_equal(actual[i], wanted[i], name_of("read back", dtype, shape));
+        }
+      }
+      const Tensor again = empty(context.backend, dtype, shape);
+      context.backend.copy(blocks, again);
+      expect(read(context.backend, again) == rounded, name_of("copy", dtype, shape));
+    }
+  }
+}
+
+MOLAE_TEST("moves: views of blocks cut between rows, never along them", Device) {
+  if (!context.backend.knows_blocks()) return;
+  for (const DType dtype : kBlocks) {
+    Values values = random_values(context, 4 * 3 * 50);
+    const Tensor blocks = make_tensor(context, dtype, {4, 3, 50}, values);
+    expect_equal(blocks.bytes(), 4 * 3 * row_bytes(dtype, 50), "bytes");
+    const Values part = read(context.backend, blocks.row_range(1, 3).slice(1).row_range(1, 3));
+    expect(part == Values(values.begin() + 7 * 50, values.begin() + 9 * 50), "rows of a slice of a range");
+    expect(read(context.backend, blocks.reshape({12, 50})) == values, "reshaped");
+    expect_error(ErrorCode::ShapeMismatch, "other rows", [&] { blocks.reshape({12, 25, 2}); });
+    expect_error(ErrorCode::InvalidArgument, "half a row", [&] { blocks.slice(0).slice(0); });
+    expect_error(ErrorCode::InvalidArgument, "no rows", [&] { empty(context.backend, dtype, {64}); });
+  }
+}
+
+MOLAE_TEST("moves: what no block holds is refused with its place", Device) {
+  if (!context.backend.knows_blocks()) return;
+  for (const DType dtype : kBlocks) {
+    Values values = random_values(context, 3 * 70);
+    values[70 + 65] = NAN;
+    const Tensor source = make_tensor(context, DType::F32, {3, 70}, values);
+    const Tensor blocks = empty(context.backend, dtype, {3, 70});
+    try {
+      context.backend.copy(source, blocks);
+      expect(false, "NaN became a block");
+    } catch (const Error& error) {
+      expect(error.code() == ErrorCode::NonFinite, error.what());
+      expect(std::string(error.what()).find("[1, 65]") != std::string::npos, error.what());
+    }
+    values[70 + 65] = 1e30;
+    const Tensor large = make_tensor(context, DType::F32, {3, 70}, values);
+    expect_error(ErrorCode::InvalidArgument, "a scale beyond f16", [&] { context.backend.copy(large, blocks); });
+  }
+}
+
 MOLAE_TEST("moves: zero", Device) {
   for (const DType dtype : kFloats) {
     const Tensor tensor = poisoned(context, dtype, {37, 5});

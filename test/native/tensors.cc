@@ -3,6 +3,7 @@
 #include <cstring>
 #include <limits>
 
+#include "core/blocks.h"
 #include "core/half.h"
 
 namespace molae::test {
@@ -32,7 +33,43 @@ std::vector<uint8_t> encode(DType dtype, Values& values) {
       case DType::I32:
         put(static_cast<int32_t>(values[i]));
         break;
+      case DType::Q8:
+      case DType::Q4:
+        fail(ErrorCode::Internal, "blocks are not made element by element");
     }
+  }
+  return bytes;
+}
+
+// Blocks by the definition: an f16 scale, then integers.
+double decode_block(DType dtype, const uint8_t* block, int64_t i) {
+  uint16_t scale;
+  std::memcpy(&scale, block, sizeof scale);
+  const uint8_t* rest = block + sizeof scale;
+  const int q = dtype == DType::Q8 ? static_cast<int8_t>(rest[i])
+                                   : (i < kBlock / 2 ? rest[i] & 15 : rest[i - kBlock / 2] >> 4) - 8;
+  return static_cast<double>(f16_to_f32(scale)) * q;
+}
+
+Values decode_blocks(const Tensor& tensor, const std::vector<uint8_t>& bytes) {
+  const int64_t cols = tensor.shape().back();
+  const size_t stride = row_bytes(tensor.dtype(), cols);
+  const size_t block_bytes = row_bytes(tensor.dtype(), kBlock);
+  Values values(tensor.elements());
+  for (size_t i = 0; i < values.size(); ++i) {
+    const auto row = static_cast<int64_t>(i) / cols, col = static_cast<int64_t>(i) % cols;
+    values[i] = decode_block(tensor.dtype(), bytes.data() + row * stride + col / kBlock * block_bytes, col % kBlock);
+  }
+  return values;
+}
+
+std::vector<uint8_t> encode_blocks(const Tensor& tensor, const Values& values) {
+  const int64_t cols = tensor.shape().back();
+  const size_t stride = row_bytes(tensor.dtype(), cols);
+  std::vector<uint8_t> bytes(tensor.bytes());
+  for (size_t row = 0; cols != 0 && row < values.size() / cols; ++row) {
+    const std::vector<float> narrow(values.begin() + row * cols, values.begin() + (row + 1) * cols);
+    to_blocks(tensor.dtype(), narrow, static_cast<int64_t>(row), bytes.data() + row * stride);
   }
   return bytes;
 }
@@ -66,7 +103,8 @@ Values random_values(Context& context, size_t count, double scale) {
 
 Tensor make_tensor(Context& context, DType dtype, const Shape& shape, Values& values) {
   Tensor tensor = empty(context.backend, dtype, shape);
-  const auto bytes = encode(dtype, values);
+  const auto bytes = is_block(dtype) ? encode_blocks(tensor, values) : encode(dtype, values);
+  if (is_block(dtype)) values = decode_blocks(tensor, bytes);
   context.backend.upload(bytes.data(), tensor);
   return tensor;
 }
@@ -85,6 +123,7 @@ Tensor poisoned(Context& context, DType dtype, const Shape& shape) {
 Values read(Backend& backend, const Tensor& tensor) {
   std::vector<uint8_t> bytes(tensor.bytes());
   backend.download(tensor, bytes.data());
+  if (is_block(tensor.dtype())) return decode_blocks(tensor, bytes);
   Values values(tensor.elements());
   for (size_t i = 0; i < values.size(); ++i) {
     values[i] = decode(tensor.dtype(), bytes.data() + i * item_size(tensor.dtype()));
@@ -110,6 +149,8 @@ double tolerance(DType dtype) {
     case DType::F64:
       return 1e-12;
     case DType::F32:
+    case DType::Q8:  // computed with in f32
+    case DType::Q4:
       return 1e-5;
     default:
       return 1e-2;

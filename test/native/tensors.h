@@ -12,6 +12,7 @@ namespace molae::test {
 using Values = std::vector<double>;
 
 inline constexpr DType kFloats[] = {DType::F32, DType::F64, DType::F16, DType::BF16};
+inline constexpr DType kBlocks[] = {DType::Q8, DType::Q4};
 
 Values random_values(Context& context, size_t count, double scale = 1);
 

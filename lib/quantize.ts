@@ -1,0 +1,60 @@
+import { type BlockDType, isBlockDType } from './dtype.ts';
+import { expected } from './errors.ts';
+import {
+  DenseExperts,
+  Experts,
+  isLatent,
+  LatentExperts,
+  type LatentOperator,
+  OPERATORS,
+  type Operator,
+} from './experts.ts';
+import type { Tensor } from './tensor.ts';
+
+/**
+ * The same layer with its routed experts, dense or latent, in blocks of 8 or 4 bits: each weight rounded to the nearest
+ * that its block holds (round to nearest, as llama.cpp's q8_0 and q4_0), run without being expanded in memory. The shared
+ * expert stays as it is, and stays the original's. The original layer can be disposed.
+ *
+ * @throws MolaeError `NON_FINITE`, `INVALID_ARGUMENT` for weights beyond what an f16 scale can give blocks,
+ *   `DTYPE_MISMATCH` on a device without kernels for blocks.
+ */
+export async function quantizeExperts<Layer extends DenseExperts | LatentExperts>(
+  experts: Layer,
+  dtype: BlockDType,
+): Promise<Layer>;
+export async function quantizeExperts(
+  experts: DenseExperts | LatentExperts,
+  dtype: BlockDType,
+): Promise<DenseExperts | LatentExperts> {
+  if (!Experts.is(experts)) throw expected('DenseExperts or LatentExperts', 'experts', experts);
+  if (!isBlockDType(dtype)) throw expected('q8 or q4', 'dtype', dtype);
+  // A basis that gate and up share stays one.
+  const made = new Map<Tensor, Tensor>();
+  const quantized = async (tensors: readonly Tensor[]) => {
+    const blocks: Tensor[] = [];
+    for (const tensor of tensors) {
+      const known = made.get(tensor) ?? (await tensor.to(dtype));
+      made.set(tensor, known);
+      blocks.push(known);
+    }
+    return blocks;
+  };
+  try {
+    const operators = {} as Record<Operator, LatentOperator | readonly Tensor[]>;
+    for (const operator of OPERATORS) {
+      const own = experts[operator];
+      operators[operator] = isLatent(own)
+        ? { a: await quantized(own.a), b: await quantized(own.b) }
+        : await quantized(own);
+    }
+    const { activation, sharedExpert } = experts;
+    const common = { activation, sharedExpert, owned: [...made.values()] };
+    return experts instanceof LatentExperts
+      ? new LatentExperts({ groups: experts.groups, ...operators, ...common })
+      : new DenseExperts({ ...(operators as Record<Operator, readonly Tensor[]>), ...common });
+  } catch (error) {
+    for (const tensor of made.values()) tensor.dispose();
+    throw error;
+  }
+}
