@@ -1,4 +1,4 @@
-import type { FloatDType } from './dtype.ts';
+import type { WeightDType } from './dtype.ts';
 import { checkCallback, checkObject, expected, MolaeError, throwIfAborted } from './errors.ts';
 import { DenseExperts, LatentExperts, type LatentOperator, OPERATORS, type Operator } from './experts.ts';
 import { type FactorizationReport, type OperatorFactors, resolveGroups } from './factorize.ts';
@@ -54,7 +54,7 @@ export interface CalibratedOptions extends CalibratedGroups {
   /** r, for all operators, for each, or for each operator of each group. Operators left out stay dense. */
   readonly latentSize: number | Readonly<Partial<Record<Operator, number | readonly number[]>>>;
   /** Of the factors; by default the experts' own. */
-  readonly dtype?: FloatDType | undefined;
+  readonly dtype?: WeightDType | undefined;
 }
 
 /** What every direction of an operator's latent space is worth. */
@@ -315,8 +315,8 @@ function allocateFactors(
   return factors;
 }
 
-function dtypeOf(experts: DenseExperts, operator: Operator): FloatDType {
-  return experts[operator][0]?.dtype as FloatDType;
+function dtypeOf(experts: DenseExperts, operator: Operator): WeightDType {
+  return experts[operator][0]?.dtype as WeightDType;
 }
 
 function matrices(experts: DenseExperts, expert: number): [Tensor, Tensor, Tensor] {

@@ -11,6 +11,9 @@ export type FloatDType = 'f32' | 'f64' | 'f16' | 'bf16';
 /** Weights in blocks. CPU only. */
 export type BlockDType = 'q8' | 'q4';
 
+/** What weights can be stored as. */
+export type WeightDType = FloatDType | BlockDType;
+
 /** What a tensor of each dtype is made from and read into. Halves are their raw 16 bits, blocks their bytes. */
 export interface TypedArrayOf {
   f32: Float32Array;

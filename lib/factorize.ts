@@ -1,5 +1,5 @@
 import type { Device } from './device.ts';
-import type { FloatDType } from './dtype.ts';
+import type { WeightDType } from './dtype.ts';
 import { checkCallback, checkObject, expected, MolaeError, throwIfAborted } from './errors.ts';
 import { DenseExperts, LatentExperts, type LatentOperator, OPERATORS, type Operator } from './experts.ts';
 import { awaitNative, callNative, type NativeBasis } from './native.ts';
@@ -61,7 +61,7 @@ export interface FactorizeOptions extends FactorizationSpec {
   /** Explicit groups instead, a partition of the experts. */
   readonly groups?: readonly (readonly number[])[] | undefined;
   /** Of the factors; by default the experts' own. */
-  readonly dtype?: FloatDType | undefined;
+  readonly dtype?: WeightDType | undefined;
   readonly signal?: AbortSignal | undefined;
   /** Called after each expert of each pass. */
   readonly onProgress?: ((progress: FactorizeProgress) => void) | undefined;
@@ -90,7 +90,7 @@ export interface GroupSource {
   readonly hiddenSize: number;
   readonly intermediateSize: number;
   /** Of the factors. */
-  dtype(operator: Operator): FloatDType;
+  dtype(operator: Operator): WeightDType;
   /** Loads an operator of the group's `index`-th expert; called once in each of the two passes. */
   load(operator: Operator, index: number): Promise<Tensor>;
   /** Gives a loaded tensor back. */
@@ -131,7 +131,7 @@ export async function factorizeExperts(
         groupSize: members.length,
         hiddenSize: experts.hiddenSize,
         intermediateSize: experts.intermediateSize,
-        dtype: (operator) => options.dtype ?? (experts[operator][0]?.dtype as FloatDType),
+        dtype: (operator) => options.dtype ?? (experts[operator][0]?.dtype as WeightDType),
         load: async (operator, index) => experts[operator][members[index] as number] as Tensor,
         release: () => {},
         step: progress,

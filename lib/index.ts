@@ -36,7 +36,7 @@ export { SafetensorsFile } from './checkpoint/safetensors/reader.ts';
 export { SafetensorsWriter, type TensorDeclaration } from './checkpoint/safetensors/writer.ts';
 export { type Device, type DeviceInfo, type DeviceOptions, type MemoryUsage, openDevice } from './device.ts';
 export { type BackendDiagnosis, type Diagnosis, diagnose } from './diagnosis.ts';
-export type { BlockDType, DType, FloatDType, TypedArrayOf } from './dtype.ts';
+export type { BlockDType, DType, FloatDType, TypedArrayOf, WeightDType } from './dtype.ts';
 export { MolaeError, type MolaeErrorCode } from './errors.ts';
 export {
   type Activation,

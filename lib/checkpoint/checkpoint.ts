@@ -1,3 +1,4 @@
+import { isBlockDType } from '../dtype.ts';
 import { expected, MolaeError } from '../errors.ts';
 import type { Experts, Operator } from '../experts.ts';
 import type { MoeBlock } from '../moe-block.ts';
@@ -17,7 +18,7 @@ import { type MoeLayer, type VerifiedLayers, verifyLayers } from './layers.ts';
 import { type LoadOptions, loadExperts, loadMoeBlock } from './load-experts.ts';
 import { unsupportedCheckpoint } from './problems.ts';
 import { readQuantization } from './quantization.ts';
-import { DTYPE_BYTES } from './safetensors/dtype.ts';
+import { DTYPE_BYTES, type FloatDtype } from './safetensors/dtype.ts';
 import { Shards } from './shards.ts';
 import { countBytes, countParameters } from './tally.ts';
 import { Weights } from './weights.ts';
@@ -56,6 +57,8 @@ export class Checkpoint {
   readonly expertTensors: ReadonlySet<string>;
   /** The names of the tensors with the scales of quantized experts. */
   readonly expertScales: ReadonlySet<string>;
+  /** The shapes in elements of the tensors that are stored as bytes of blocks. */
+  readonly blockShapes: ReadonlyMap<string, readonly number[]>;
   /** Elements of all tensors. */
   readonly parameters: number;
   /** Elements of the routed experts in all layers, as stored. */
@@ -78,8 +81,9 @@ export class Checkpoint {
     this.layers = verified.layers;
     this.expertTensors = verified.expertTensors;
     this.expertScales = verified.expertScales;
-    this.parameters = countParameters(shards.tensors.values());
-    this.expertParameters = countParameters([...verified.expertTensors].map((name) => shards.tensor(name)));
+    this.blockShapes = verified.blockShapes;
+    this.parameters = countParameters(elementShapes(shards.tensors.keys(), shards, verified));
+    this.expertParameters = countParameters(elementShapes(verified.expertTensors, shards, verified));
     this.expertBytes = countBytes(
       [...verified.expertTensors, ...verified.expertScales].map((name) => shards.tensor(name)),
     );
@@ -100,6 +104,23 @@ export class Checkpoint {
   }
 
   /**
+   * The dtype that an operator's experts are read in, where they are dense.
+   *
+   * @throws INVALID_ARGUMENT for a layer that does not exist or an operator stored as latent factors.
+   */
+  expertDtype(layer: number, operator: Operator): FloatDtype {
+    const { latentOperators, dtypes } = this.layer(layer);
+    const dtype = dtypes[operator];
+    if (latentOperators.includes(operator) || isBlockDType(dtype)) {
+      throw new MolaeError(
+        'INVALID_ARGUMENT',
+        `Layer ${layer} stores ${operator} as latent factors: read them with readFactor`,
+      );
+    }
+    return dtype;
+  }
+
+  /**
    * Reads one expert's matrix, row-major [out, in]: gate and up [m, n], down [n, m], in the layer's dtype,
    * whatever layout the family stores it in.
    *
@@ -113,24 +134,19 @@ export class Checkpoint {
     operator: Operator,
     into?: Uint8Array,
   ): Promise<Uint8Array> {
-    const { latentOperators, dtypes } = this.layer(layer);
+    this.layer(layer);
     if (!Number.isInteger(expert) || expert < 0 || expert >= this.spec.numExperts) {
       throw expected(`an expert from 0 to ${this.spec.numExperts - 1}`, 'expert', expert);
     }
-    if (latentOperators.includes(operator)) {
-      throw new MolaeError(
-        'INVALID_ARGUMENT',
-        `Layer ${layer} stores ${operator} as latent factors: read them with readFactor`,
-      );
-    }
+    const itemBytes = DTYPE_BYTES[this.expertDtype(layer, operator)];
     const { name, elementOffset } = locateExpert(this.family, this.spec, layer, expert, operator);
     const [rows, columns] = operatorShape(this.spec, operator);
-    const itemBytes = DTYPE_BYTES[dtypes[operator]];
     return this.weights.readRange(name, elementOffset * itemBytes, rows * columns * itemBytes, into);
   }
 
   /**
-   * Reads one stored factor of a group; for its shape see `latentFactorShapes`, or `shards.tensor` of its name.
+   * Reads one stored factor of a group, as it is stored; for its shape see `latentFactorShapes`, or `shards.tensor` of
+   * its name.
    *
    * @throws INVALID_ARGUMENT for a layer or group that does not exist; and what {@link Shards.read} throws.
    */
@@ -190,6 +206,15 @@ export async function openCheckpoint(path: string): Promise<Checkpoint> {
     await shards.close();
     throw error;
   }
+}
+
+/** The shapes of tensors in elements, of blocks too. */
+export function elementShapes(
+  names: Iterable<string>,
+  shards: Shards,
+  { blockShapes }: Pick<VerifiedLayers, 'blockShapes'>,
+): { readonly shape: readonly number[] }[] {
+  return [...names].map((name) => ({ shape: blockShapes.get(name) ?? shards.tensor(name).shape }));
 }
 
 /** The `molae` block, or undefined for a checkpoint that molae did not convert. */

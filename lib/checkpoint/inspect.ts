@@ -1,6 +1,7 @@
+import type { BlockDType } from '../dtype.ts';
 import { expected, MolaeError } from '../errors.ts';
 import { OPERATORS, type Operator } from '../experts.ts';
-import { readMolaeBlock, refuseDenseModel } from './checkpoint.ts';
+import { elementShapes, readMolaeBlock, refuseDenseModel } from './checkpoint.ts';
 import { ModelConfig } from './config.ts';
 import { baseModelType, familyOf } from './families/index.ts';
 import type { MoeSpec } from './family.ts';
@@ -46,6 +47,8 @@ export interface Inspection {
   readonly latent?: {
     readonly method: string;
     readonly operators: readonly Operator[];
+    /** `q8` or `q4` where the factors are in blocks. */
+    readonly quantization?: BlockDType | undefined;
     readonly sharedGateUp: boolean;
     readonly groupSizes: readonly number[];
     readonly latentSizes: Readonly<Partial<Record<Operator, readonly number[]>>>;
@@ -76,6 +79,7 @@ export async function inspectCheckpoint(path: string): Promise<Inspection> {
     const { spec, verified, latent, unsupported } = understand(config, shards);
     const names = verified?.expertTensors ?? guessExpertTensors(shards);
     const tensors = [...shards.tensors.values()];
+    const blocks = verified ?? { blockShapes: new Map() };
     return {
       path,
       family,
@@ -88,8 +92,8 @@ export async function inspectCheckpoint(path: string): Promise<Inspection> {
       tensors: tensors.length,
       files: shards.files.length,
       bytes: countBytes(tensors),
-      parameters: countParameters(tensors),
-      expertParameters: countParameters([...names].map((name) => shards.tensor(name))),
+      parameters: countParameters(elementShapes(shards.tensors.keys(), shards, blocks)),
+      expertParameters: countParameters(elementShapes(names, shards, blocks)),
       dtypes: tally(tensors.map(({ dtype }) => dtype)),
       ...(latent === undefined ? {} : { latent }),
     };
@@ -111,8 +115,9 @@ function understand(config: ModelConfig, shards: Shards): Understanding {
     const verified = verifyLayers(shards, weights, storedLayout(family, spec, shards), spec, molae);
     result.verified = verified;
     if (molae !== undefined) {
-      const { method, operators } = molae;
-      result.latent = { method, operators, ...latentSizesOf([...verified.layers.values()]) };
+      const { method, operators, quantization } = molae;
+      const made = { method, operators, ...(quantization !== undefined && { quantization }) };
+      result.latent = { ...made, ...latentSizesOf([...verified.layers.values()]) };
     }
   } catch (error) {
     if (!(error instanceof MolaeError) || error.code !== 'UNSUPPORTED_CHECKPOINT') throw error;

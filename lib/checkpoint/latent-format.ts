@@ -1,3 +1,4 @@
+import { type BlockDType, byteCount, isBlockDType } from '../dtype.ts';
 import { OPERATORS, type Operator } from '../experts.ts';
 import type { ModelConfig } from './config.ts';
 import type { MoeSpec } from './family.ts';
@@ -22,6 +23,8 @@ export interface MolaeBlock {
   readonly method: string;
   /** The operators that were factored; the others keep their original tensors. */
   readonly operators: readonly Operator[];
+  /** What the factors are rounded to; undefined where they have the source's dtype. */
+  readonly quantization?: BlockDType | undefined;
   /** Decoder layer → groups → experts. The order of a group's experts is the order of the matrices in its `a`. */
   readonly groups: ReadonlyMap<number, readonly (readonly number[])[]>;
 }
@@ -66,6 +69,18 @@ export function latentFactorShapes(sizes: LatentGroupSizes): Map<LatentFactor, r
   return shapes;
 }
 
+/**
+ * The shape that a factor is stored with: its own, or in blocks, bytes (U8) with whole blocks along each row. In
+ * safetensors no dtype stands for blocks.
+ */
+export function storedFactorShape(
+  shape: readonly number[],
+  quantization: BlockDType | undefined,
+): readonly number[] {
+  if (quantization === undefined) return shape;
+  return [...shape.slice(0, -1), byteCount(quantization, [1, shape.at(-1) ?? 0])];
+}
+
 /** The largest latent size that can hold anything: the rank of the stacked matrices at most. */
 export function maxLatentSize(hiddenSize: number, intermediateSize: number, groupSize: number): number {
   return Math.min(hiddenSize, groupSize * intermediateSize);
@@ -73,17 +88,23 @@ export function maxLatentSize(hiddenSize: number, intermediateSize: number, grou
 
 /** The config.json of a converted checkpoint, from that of its source. */
 export function buildLatentConfig(source: JsonObject, block: MolaeBlock): Record<string, unknown> {
-  const { version, method, operators, groups } = block;
+  const { version, method, operators, quantization, groups } = block;
   return {
     ...source,
     model_type: LATENT_MODEL_TYPE,
     base_model_type: source.model_type === LATENT_MODEL_TYPE ? source.base_model_type : source.model_type,
-    molae: { version, method, operators, groups: Object.fromEntries(groups) },
+    molae: {
+      version,
+      method,
+      operators,
+      ...(quantization !== undefined && { quantization }),
+      groups: Object.fromEntries(groups),
+    },
   };
 }
 
 /**
- * Reads and validates the `molae` block: known version, operators out of gate, up, down, and for each layer
+ * Reads and validates the `molae` block: known version and quantization, operators out of gate, up, down, and for each layer
  * groups that have every expert exactly once. MoE layers that it leaves out are dense.
  *
  * @throws BAD_CHECKPOINT naming the field, UNSUPPORTED_CHECKPOINT for a later version.
@@ -91,7 +112,7 @@ export function buildLatentConfig(source: JsonObject, block: MolaeBlock): Record
 export function parseMolaeBlock(config: ModelConfig, spec: MoeSpec): MolaeBlock {
   const block = config.optionalObject('molae');
   if (block === undefined) throw badCheckpoint(config.file, 'the field molae is missing');
-  const { version, method, operators, groups } = block;
+  const { version, method, operators, quantization, groups } = block;
   if (version !== LATENT_FORMAT_VERSION) {
     if (typeof version === 'number' && version > LATENT_FORMAT_VERSION) {
       throw unsupportedCheckpoint(
@@ -103,10 +124,17 @@ export function parseMolaeBlock(config: ModelConfig, spec: MoeSpec): MolaeBlock 
   }
   if (typeof method !== 'string')
     throw badCheckpoint(config.file, `molae.method is ${quote(method)}, not a string`);
+  if (quantization !== undefined && !isBlockDType(quantization)) {
+    throw unsupportedCheckpoint(
+      config.file,
+      `molae.quantization is ${quote(quantization)}; this molae reads q8 and q4`,
+    );
+  }
   return {
     version,
     method,
     operators: parseOperators(operators, config.file),
+    quantization,
     groups: parseGroups(groups, config.file, spec),
   };
 }

@@ -1,3 +1,4 @@
+import type { BlockDType } from '../dtype.ts';
 import { OPERATORS, type Operator } from '../experts.ts';
 import { type Family, locateExpert, type MoeSpec, operatorShape } from './family.ts';
 import {
@@ -8,6 +9,7 @@ import {
   type MolaeBlock,
   maxLatentSize,
   sharedFactor,
+  storedFactorShape,
 } from './latent-format.ts';
 import { badCheckpoint, quote, unsupportedCheckpoint } from './problems.ts';
 import type { FloatDtype } from './safetensors/dtype.ts';
@@ -28,8 +30,8 @@ export interface LatentGroup {
 export interface MoeLayer {
   /** The decoder layer's index. */
   readonly layer: number;
-  /** The dtype that each operator is read in, the same for all its experts and factors. */
-  readonly dtypes: Readonly<Record<Operator, FloatDtype>>;
+  /** The dtype that each operator is read in, the same for all its experts and factors: `q8` or `q4` for factors in blocks. */
+  readonly dtypes: Readonly<Record<Operator, FloatDtype | BlockDType>>;
   /** The operators that are stored as latent factors; none in a dense layer. */
   readonly latentOperators: readonly Operator[];
   /** Empty in a dense layer. */
@@ -42,6 +44,8 @@ export interface VerifiedLayers {
   readonly expertTensors: ReadonlySet<string>;
   /** Those with the scales of quantized experts. */
   readonly expertScales: ReadonlySet<string>;
+  /** In elements, of the tensors that are stored as bytes of blocks. */
+  readonly blockShapes: ReadonlyMap<string, readonly number[]>;
 }
 
 /**
@@ -62,13 +66,14 @@ export function verifyLayers(
   const verifier = new Verifier(shards, weights, family, spec);
   const layers = new Map(spec.layers.map((layer) => [layer, verifier.layer(layer, block)]));
   verifier.refuseUnknownTensors();
-  const { expertTensors, expertScales } = verifier;
-  return { layers, expertTensors, expertScales };
+  const { expertTensors, expertScales, blockShapes } = verifier;
+  return { layers, expertTensors, expertScales, blockShapes };
 }
 
 class Verifier {
   readonly expertTensors = new Set<string>();
   readonly expertScales = new Set<string>();
+  readonly blockShapes = new Map<string, readonly number[]>();
   readonly #shards: Shards;
   readonly #weights: Weights;
   readonly #family: Family;
@@ -91,7 +96,7 @@ class Verifier {
       if (!latentOperators.includes(operator)) this.#denseOperator(layer, operator, dtypes);
     }
     const groups = (partition ?? []).map((experts, group) =>
-      this.#latentGroup(layer, group, experts, latentOperators, dtypes),
+      this.#latentGroup(layer, group, experts, latentOperators, block?.quantization, dtypes),
     );
     return { layer, dtypes: dtypes.all(), latentOperators, groups };
   }
@@ -143,6 +148,7 @@ class Verifier {
     group: number,
     experts: readonly number[],
     operators: readonly Operator[],
+    quantization: BlockDType | undefined,
     dtypes: DtypeLedger,
   ): LatentGroup {
     const { hiddenSize, intermediateSize } = this.#spec;
@@ -156,14 +162,16 @@ class Verifier {
       // Gate and up have twice the rows to draw a shared space from.
       const stacked = sharedGateUp && operator !== 'down' ? 2 * experts.length : experts.length;
       const limit = maxLatentSize(hiddenSize, intermediateSize, stacked);
-      const factor = sharedFactor(operator, sharedGateUp);
+      // Of down in its expert factor: the rows of the shared one may be filled up to whole blocks.
+      const factor = operator === 'down' ? expertFactor('down') : sharedFactor(operator, sharedGateUp);
       latentSizes[operator] = this.#latentSize(latentTensorName(prefix, group, factor), operator, limit);
     }
     const sizes = { hiddenSize, intermediateSize, groupSize: experts.length, latentSizes, sharedGateUp };
     const shapes = latentFactorShapes(sizes);
     const checkFactor = (operator: Operator, factor: LatentFactor) => {
       const name = latentTensorName(prefix, group, factor);
-      dtypes.record(operator, name, this.#floatTensor(name, shapes.get(factor) ?? []));
+      const shape = shapes.get(factor) ?? [];
+      dtypes.record(operator, name, this.#factor(name, shape, quantization));
       this.expertTensors.add(name);
     };
     for (const operator of operators) {
@@ -173,11 +181,26 @@ class Verifier {
     return { experts, latentSizes, sharedGateUp };
   }
 
-  /** Reads r off the shared factor: [r, n], for down [n, r]. */
+  #factor(
+    name: string,
+    shape: readonly number[],
+    quantization: BlockDType | undefined,
+  ): FloatDtype | BlockDType {
+    if (quantization === undefined) return this.#floatTensor(name, shape);
+    const { dtype } = this.#shapedTensor(name, storedFactorShape(shape, quantization));
+    if (dtype !== 'U8') {
+      const wanted = `bytes of ${quantization} blocks (U8)`;
+      throw badCheckpoint(this.#shards.folder, `tensor ${quote(name)} has dtype ${dtype}, not ${wanted}`);
+    }
+    this.blockShapes.set(name, shape);
+    return quantization;
+  }
+
+  /** Reads r off a factor: [r, n] of gate and up, [k, r, m] of down. */
   #latentSize(name: string, operator: Operator, limit: number): number {
     const { shape } = this.#tensor(name);
     const size = (operator === 'down' ? shape[1] : shape[0]) ?? 0;
-    if (shape.length !== 2 || size < 1 || size > limit) {
+    if (shape.length !== (operator === 'down' ? 3 : 2) || size < 1 || size > limit) {
       throw badCheckpoint(
         this.#shards.folder,
         `tensor ${quote(name)} has shape ${quote(shape)}; its latent size must be from 1 to ${limit}`,
@@ -191,6 +214,11 @@ class Verifier {
   }
 
   #floatTensor(name: string, shape: readonly number[]): FloatDtype {
+    this.#shapedTensor(name, shape);
+    return this.#weights.dtype(name);
+  }
+
+  #shapedTensor(name: string, shape: readonly number[]): ShardedTensor {
     const tensor = this.#tensor(name);
     if (`${tensor.shape}` !== `${shape}`) {
       throw badCheckpoint(
@@ -198,7 +226,7 @@ class Verifier {
         `tensor ${quote(name)} has shape ${quote(tensor.shape)}, but config.json asks for ${quote(shape)}`,
       );
     }
-    return this.#weights.dtype(name);
+    return tensor;
   }
 }
 
@@ -206,14 +234,14 @@ class Verifier {
 class DtypeLedger {
   readonly #folder: string;
   readonly #layer: number;
-  readonly #first = new Map<Operator, { name: string; dtype: FloatDtype }>();
+  readonly #first = new Map<Operator, { name: string; dtype: FloatDtype | BlockDType }>();
 
   constructor(folder: string, layer: number) {
     this.#folder = folder;
     this.#layer = layer;
   }
 
-  record(operator: Operator, name: string, dtype: FloatDtype): void {
+  record(operator: Operator, name: string, dtype: FloatDtype | BlockDType): void {
     const first = this.#first.get(operator);
     if (first === undefined) {
       this.#first.set(operator, { name, dtype });
@@ -225,11 +253,11 @@ class DtypeLedger {
     }
   }
 
-  all(): Record<Operator, FloatDtype> {
+  all(): Record<Operator, FloatDtype | BlockDType> {
     return { gate: this.#of('gate'), up: this.#of('up'), down: this.#of('down') };
   }
 
-  #of(operator: Operator): FloatDtype {
+  #of(operator: Operator): FloatDtype | BlockDType {
     const first = this.#first.get(operator);
     if (first === undefined)
       throw badCheckpoint(this.#folder, `layer ${this.#layer} has no ${operator} matrices`);

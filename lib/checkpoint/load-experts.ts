@@ -1,4 +1,5 @@
 import type { Device } from '../device.ts';
+import { isBlockDType, type WeightDType } from '../dtype.ts';
 import {
   DenseExperts,
   type Experts,
@@ -12,13 +13,15 @@ import { MoeBlock } from '../moe-block.ts';
 import type { Shape, Tensor } from '../tensor.ts';
 import type { Checkpoint } from './checkpoint.ts';
 import { operatorShape } from './family.ts';
-import { expertFactor, latentTensorName, sharedFactor } from './latent-format.ts';
-import type { FloatDtype } from './safetensors/dtype.ts';
-import { tensorFromBytes, type WeightDType } from './tensors.ts';
+import { expertFactor, type LatentFactor, latentTensorName, sharedFactor } from './latent-format.ts';
+import { tensorFromBytes } from './tensors.ts';
 
 export interface LoadOptions {
   readonly device: Device;
-  /** Converts the weights; by default they keep the checkpoint's dtype. */
+  /**
+   * Converts the weights; by default they keep the checkpoint's dtype. `q8` and `q4` round the routed experts to blocks;
+   * shared ones stay as they are.
+   */
   readonly dtype?: WeightDType | undefined;
 }
 
@@ -127,7 +130,13 @@ class Loader {
   /** A tensor by its name. */
   async named(name: string): Promise<Tensor<WeightDType>> {
     const { shards, weights } = this.#checkpoint;
-    return this.#place(weights.dtype(name), await weights.read(name), shards.tensor(name).shape);
+    const stored = tensorFromBytes(
+      this.#device,
+      weights.dtype(name),
+      await weights.read(name),
+      shards.tensor(name).shape,
+    );
+    return this.#convert(stored, isBlockDType(this.#dtype) ? undefined : this.#dtype);
   }
 
   /** A small tensor in f32, whatever dtype was asked for: what routers decide must not depend on that. */
@@ -144,19 +153,31 @@ class Loader {
   async #expert(layer: number, expert: number, operator: Operator): Promise<Tensor> {
     const bytes = await this.#checkpoint.readExpert(layer, expert, operator);
     const shape = operatorShape(this.#checkpoint.spec, operator);
-    return this.#place(this.#checkpoint.layer(layer).dtypes[operator], bytes, shape);
+    const dtype = this.#checkpoint.expertDtype(layer, operator);
+    return this.#convert(tensorFromBytes(this.#device, dtype, bytes, shape), this.#dtype);
   }
 
-  /** `shared`: the B of gate and up where they have one, by its name, so that it is loaded once. */
+  async #factor(layer: number, group: number, operator: Operator, factor: LatentFactor): Promise<Tensor> {
+    const { family, blockShapes, shards, weights } = this.#checkpoint;
+    const name = latentTensorName(family.expertsPrefix(layer), group, factor);
+    const dtype = this.#checkpoint.layer(layer).dtypes[operator];
+    const shape = blockShapes.get(name) ?? shards.tensor(name).shape;
+    const stored = isBlockDType(dtype)
+      ? this.#device.tensor(dtype, await shards.read(name), shape)
+      : tensorFromBytes(this.#device, dtype, await weights.read(name), shape);
+    return this.#convert(stored, this.#dtype);
+  }
+
+  /** `shared`: the bases that gate and up have in common, so that each is loaded once. */
   async #latent(layer: number, operator: Operator, shared: Map<string, Tensor>): Promise<LatentOperator> {
-    const prefix = this.#checkpoint.family.expertsPrefix(layer);
     const a: Tensor[] = [];
     const b: Tensor[] = [];
     for (const [group, { sharedGateUp }] of this.#checkpoint.layer(layer).groups.entries()) {
-      a.push(await this.named(latentTensorName(prefix, group, expertFactor(operator))));
-      const name = latentTensorName(prefix, group, sharedFactor(operator, sharedGateUp));
-      const basis = shared.get(name) ?? (await this.named(name));
-      shared.set(name, basis);
+      a.push(await this.#factor(layer, group, operator, expertFactor(operator)));
+      const factor = sharedFactor(operator, sharedGateUp);
+      const key = `${group}.${factor}`;
+      const basis = shared.get(key) ?? (await this.#factor(layer, group, operator, factor));
+      shared.set(key, basis);
       b.push(basis);
     }
     return { a, b };
@@ -173,10 +194,10 @@ class Loader {
     };
   }
 
-  async #place(dtype: FloatDtype, bytes: Uint8Array, shape: Shape): Promise<Tensor<WeightDType>> {
-    const stored = this.keep(tensorFromBytes(this.#device, dtype, bytes, shape));
-    if (this.#dtype === undefined || this.#dtype === stored.dtype) return stored;
-    const converted = this.keep(await stored.to(this.#dtype));
+  async #convert(tensor: Tensor<WeightDType>, dtype: WeightDType | undefined): Promise<Tensor<WeightDType>> {
+    const stored = this.keep(tensor);
+    if (dtype === undefined || dtype === stored.dtype) return stored;
+    const converted = this.keep(await stored.to(dtype));
     stored.dispose();
     return converted;
   }

@@ -1,15 +1,12 @@
 import type { Device } from '../device.ts';
-import type { FloatDType, TypedArrayOf } from '../dtype.ts';
+import { type FloatDType, isBlockDType, type TypedArrayOf, type WeightDType } from '../dtype.ts';
 import type { Shape, Tensor } from '../tensor.ts';
 import type { FloatDtype } from './safetensors/dtype.ts';
 
-/** A floating dtype that checkpoints and devices both know. */
-export type WeightDType = FloatDType;
-
-const NAMES: Readonly<Record<FloatDtype, WeightDType>> = { F64: 'f64', F32: 'f32', F16: 'f16', BF16: 'bf16' };
+const NAMES: Readonly<Record<FloatDtype, FloatDType>> = { F64: 'f64', F32: 'f32', F16: 'f16', BF16: 'bf16' };
 
 /** `BF16` → `bf16` */
-export function tensorDType(dtype: FloatDtype): WeightDType {
+export function tensorDType(dtype: FloatDtype): FloatDType {
   return NAMES[dtype];
 }
 
@@ -19,7 +16,7 @@ export function tensorFromBytes(
   dtype: FloatDtype,
   bytes: Uint8Array,
   shape: Shape,
-): Tensor<WeightDType> {
+): Tensor<FloatDType> {
   return device.tensor(tensorDType(dtype), elementsOf(tensorDType(dtype), bytes), shape);
 }
 
@@ -31,12 +28,13 @@ export async function tensorBytesInto(tensor: Tensor<WeightDType>, buffer: Array
 }
 
 /** The same memory as elements, a copy only where it is not aligned for them. */
-function elementsOf(dtype: WeightDType, bytes: Uint8Array): TypedArrayOf[WeightDType] {
+function elementsOf<D extends WeightDType>(dtype: D, bytes: Uint8Array): TypedArrayOf[D] {
+  if (isBlockDType(dtype)) return bytes as TypedArrayOf[D];
   const Elements = dtype === 'f64' ? Float64Array : dtype === 'f32' ? Float32Array : Uint16Array;
   const aligned = bytes.byteOffset % Elements.BYTES_PER_ELEMENT === 0 ? bytes : bytes.slice();
   return new Elements(
     aligned.buffer as ArrayBuffer,
     aligned.byteOffset,
     aligned.byteLength / Elements.BYTES_PER_ELEMENT,
-  );
+  ) as TypedArrayOf[D];
 }

@@ -66,6 +66,12 @@ export const convert: CommandDefinition = {
         'latent (default), or dense: the approximated experts under their original names, for any engine',
     },
     {
+      name: 'quantize',
+      value: 'blocks',
+      description:
+        'q8 or q4: round the factors to blocks of 32 with 8 or 4 bits each, which run as they are (CPU)',
+    },
+    {
       name: 'with-python',
       description: 'add the modules with which transformers loads the latent format (trust_remote_code)',
     },
@@ -77,6 +83,10 @@ export const convert: CommandDefinition = {
     [
       'convert ./Qwen1.5-MoE-A2.7B ./out --target-ratio 0.3 --calibrate a.txt',
       'lose a fraction of what weights alone would',
+    ],
+    [
+      'convert ./Qwen1.5-MoE-A2.7B ./out --target-ratio 0.3 --calibrate a.txt --quantize q4',
+      'and store a fifth of the bytes',
     ],
     ['convert ./Qwen1.5-MoE-A2.7B ./out --group-size 15 --latent-size 704', 'these sizes'],
     [
@@ -167,6 +177,7 @@ function readOptions(args: Arguments) {
     solver: args.oneOf('solver', ['gram', 'svd']),
     control: args.has('control'),
     format: args.oneOf('format', ['latent', 'dense']) ?? 'latent',
+    quantize: args.oneOf('quantize', ['q8', 'q4']),
     withPython: args.has('with-python'),
     force: args.has('force'),
   };
@@ -233,7 +244,7 @@ function coverage(report: ConversionReport | CalibratedConversionReport): string
   return [...lines, ''];
 }
 
-function sizesInWords({ latentSizes, groupSize, layers }: ConversionReport): string {
+function sizesInWords({ latentSizes, groupSize, quantization, layers }: ConversionReport): string {
   const distinct = new Set(Object.values(latentSizes));
   const latentSize =
     distinct.size === 1
@@ -242,7 +253,9 @@ function sizesInWords({ latentSizes, groupSize, layers }: ConversionReport): str
           .map(([operator, size]) => `${operator} ${Number(size.toFixed(1))}`)
           .join(', ');
   const count = new Set(layers.map(({ layer }) => layer)).size;
-  return `${count} MoE layers, groups of ${groupSize} experts, latent size ${latentSize}`;
+  const blocks =
+    quantization === undefined ? '' : `, factors in blocks of ${quantization === 'q8' ? 8 : 4} bits`;
+  return `${count} MoE layers, groups of ${groupSize} experts, latent size ${latentSize}${blocks}`;
 }
 
 function changes({ parameters, expertParameters, bytes: size }: ConversionReport, flops: Change): string[] {

@@ -32,11 +32,18 @@ export const evaluate: CommandDefinition = {
     { name: 'compare', value: 'checkpoint', description: 'another checkpoint, such as the converted one' },
     { name: 'max-tokens', value: 'T', description: 'use the first T tokens of the text only' },
     { name: 'stream', description: 'load one layer at a time, for models larger than memory' },
+    {
+      name: 'quantize',
+      value: 'blocks',
+      description:
+        'q8 or q4: round the routed experts to 8 or 4 bits as they are loaded, with --compare those of the other checkpoint (CPU)',
+    },
     DEVICE_OPTION,
   ],
   examples: [
     ['eval ./Qwen1.5-MoE-A2.7B --text wiki.txt', 'how well does it predict this text?'],
     ['eval ./Qwen1.5-MoE-A2.7B --compare ./out --text wiki.txt', 'what did conversion cost?'],
+    ['eval ./Qwen1.5-MoE-A2.7B --quantize q4 --text wiki.txt', 'what would plain quantization cost?'],
   ],
   async run(args, output) {
     const file = args.string('text');
@@ -50,11 +57,17 @@ export const evaluate: CommandDefinition = {
     using device = await openDevice(args.device());
     const progress = openProgress('evaluating');
     const options = { device, stream: args.has('stream') };
+    const quantize = args.oneOf('quantize', ['q8', 'q4']);
     const models: Model[] = [];
     try {
       const result = await interruptible(
         async (signal) => {
-          for (const path of paths) models.push(await Model.open(path, { ...options, signal }));
+          for (const [i, path] of paths.entries()) {
+            const isLast = i === paths.length - 1;
+            models.push(
+              await Model.open(path, { ...options, quantize: isLast ? quantize : undefined, signal }),
+            );
+          }
           const window = args.positiveInteger('window');
           const report =
             (note: string) =>

@@ -29,6 +29,11 @@ export const generate: CommandDefinition = {
     },
     { name: 'seed', value: 's', description: 'the same seed gives the same text (0)' },
     { name: 'stream', description: 'load one layer at a time, for models larger than memory' },
+    {
+      name: 'quantize',
+      value: 'blocks',
+      description: 'q8 or q4: round the routed experts to 8 or 4 bits as they are loaded (CPU)',
+    },
     DEVICE_OPTION,
   ],
   examples: [
@@ -49,6 +54,7 @@ export const generate: CommandDefinition = {
         await using model = await Model.open(args.positional(0), {
           device,
           stream: args.has('stream'),
+          quantize: args.oneOf('quantize', ['q8', 'q4']),
           signal,
         });
         const tokens: number[] = [];

@@ -35,9 +35,9 @@ export const plan: CommandDefinition = {
     const sizes = readSizes(args);
     const device = args.device();
     await using checkpoint = await openDense(args.positional(0));
-    const { dtypes } = checkpoint.layer(checkpoint.spec.layers[0] as number);
+    const dtype = checkpoint.expertDtype(checkpoint.spec.layers[0] as number, 'gate');
     const common = {
-      bytesPerParameter: DTYPE_BYTES[dtypes.gate],
+      bytesPerParameter: DTYPE_BYTES[dtype],
       otherParameters: checkpoint.parameters - checkpoint.expertParameters,
     };
     const uniform = planConversion(checkpoint.spec, { ...sizes, ...common });

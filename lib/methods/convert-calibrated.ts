@@ -131,6 +131,7 @@ class CalibratedMethod implements LayerMethod {
       groups: sizes.groups,
       operators: OPERATORS.filter((operator) => operators.includes(operator)),
       sharedGateUp,
+      quantization: options.quantize,
       latentSize: sizes.latentSize,
     };
     const ids = createHash('sha256').update(Int32Array.from(calibration)).digest('hex');
@@ -217,7 +218,8 @@ class CalibratedMethod implements LayerMethod {
             ? this.shapes.latentSize(layer, operator, group)
             : undefined,
       };
-      const factors = await factorizeCalibratedGroup(source, this.#options, () =>
+      const options = { ...this.#options, dtype: this.shapes.quantization };
+      const factors = await factorizeCalibratedGroup(source, options, () =>
         step({ layer, operator: 'gate', group }),
       );
       keep?.add(factors);

@@ -7,6 +7,7 @@ import type {
 } from '../checkpoint/decoder-spec.ts';
 import { loadMoeBlock, loadTensor } from '../checkpoint/load-experts.ts';
 import type { Device } from '../device.ts';
+import type { BlockDType } from '../dtype.ts';
 import { DenseExperts } from '../experts.ts';
 import type { Tensor } from '../tensor.ts';
 import { AttentionBlock, type Projection } from './attention.ts';
@@ -14,12 +15,15 @@ import { GroupedQueryHeads } from './grouped-query-attention.ts';
 import { LatentHeads } from './latent-attention.ts';
 import { DecoderLayer } from './layer.ts';
 
-/** Loads a decoder layer in the checkpoint's dtype, by the tensor names that all supported families share. */
+/**
+ * Loads a decoder layer by the tensor names that all supported families share, in the checkpoint's dtype but for routed
+ * experts that are to be quantized.
+ */
 export async function loadLayer(
   checkpoint: Checkpoint,
   spec: DecoderSpec,
-  device: Device,
   index: number,
+  { device, quantize }: { readonly device: Device; readonly quantize?: BlockDType | undefined },
 ): Promise<DecoderLayer> {
   const loader = new LayerLoader(checkpoint, device, `model.layers.${index}`);
   try {
@@ -28,7 +32,7 @@ export async function loadLayer(
       attention: await loader.attention(spec.attention),
       feedForwardNorm: await loader.tensor('post_attention_layernorm.weight'),
       feedForward: checkpoint.layers.has(index)
-        ? await loadMoeBlock(checkpoint, index, { device })
+        ? await loadMoeBlock(checkpoint, index, { device, dtype: quantize })
         : await loader.denseFeedForward(checkpoint.spec.activation),
       owned: loader.made,
     });

@@ -3,6 +3,7 @@ import { ModelConfig } from '../checkpoint/config.ts';
 import type { DecoderSpec } from '../checkpoint/decoder-spec.ts';
 import { loadTensor } from '../checkpoint/load-experts.ts';
 import { type Device, openDevice } from '../device.ts';
+import { type BlockDType, isBlockDType } from '../dtype.ts';
 import { expected, MolaeError, throwIfAborted } from '../errors.ts';
 import type { MoeBlock } from '../moe-block.ts';
 import type { Tensor } from '../tensor.ts';
@@ -20,6 +21,8 @@ export interface ModelOptions {
   readonly device?: Device | undefined;
   /** Load each layer when it is needed and let it go after: for models larger than memory, slowly. */
   readonly stream?: boolean | undefined;
+  /** Round the routed experts to blocks of 8 or 4 bits as they are loaded, and run them so. CPU only. */
+  readonly quantize?: BlockDType | undefined;
   readonly signal?: AbortSignal | undefined;
   /** Called as layers are loaded. */
   readonly onProgress?: ((progress: { readonly done: number; readonly total: number }) => void) | undefined;
@@ -40,6 +43,7 @@ export class Model {
   readonly #norm: Tensor;
   readonly #head: Tensor;
   readonly #layers: readonly DecoderLayer[] | undefined;
+  readonly #quantize: BlockDType | undefined;
   readonly #substitutes = new Map<number, MoeBlock>();
 
   private constructor(parts: {
@@ -51,6 +55,7 @@ export class Model {
     norm: Tensor;
     head: Tensor;
     layers: readonly DecoderLayer[] | undefined;
+    quantize: BlockDType | undefined;
   }) {
     this.checkpoint = parts.checkpoint;
     this.device = parts.device;
@@ -60,6 +65,7 @@ export class Model {
     this.#norm = parts.norm;
     this.#head = parts.head;
     this.#layers = parts.layers;
+    this.#quantize = parts.quantize;
     this.context = {
       spec: parts.spec,
       frequencies: this.device.tensor('f32', rotaryFrequencies(parts.spec.rotary)),
@@ -73,6 +79,8 @@ export class Model {
    * `OUT_OF_MEMORY`, `ABORTED`.
    */
   static async open(path: string, options: ModelOptions = {}): Promise<Model> {
+    const { quantize } = options;
+    if (quantize !== undefined && !isBlockDType(quantize)) throw expected('q8 or q4', 'quantize', quantize);
     const checkpoint = await openCheckpoint(path);
     const device = options.device ?? (await openDevice('auto'));
     const layers: DecoderLayer[] = [];
@@ -84,7 +92,7 @@ export class Model {
       checkVocabulary(spec, embedding, head, path);
       for (let index = 0; index < spec.numLayers && !options.stream; index++) {
         throwIfAborted(options.signal);
-        layers.push(await loadLayer(checkpoint, spec, device, index));
+        layers.push(await loadLayer(checkpoint, spec, index, { device, quantize }));
         options.onProgress?.({ done: index + 1, total: spec.numLayers });
       }
       const ownsDevice = options.device === undefined;
@@ -97,6 +105,7 @@ export class Model {
         norm,
         head,
         layers: options.stream ? undefined : layers,
+        quantize,
       });
     } catch (error) {
       for (const layer of layers) layer.dispose();
@@ -123,7 +132,9 @@ export class Model {
   /** Runs `use` with a layer, loading it where the model streams. */
   async withLayer<Result>(index: number, use: (layer: DecoderLayer) => Promise<Result>): Promise<Result> {
     const resident = this.#layers?.[index];
-    const layer = resident ?? (await loadLayer(this.checkpoint, this.spec, this.device, index));
+    const layer =
+      resident ??
+      (await loadLayer(this.checkpoint, this.spec, index, { device: this.device, quantize: this.#quantize }));
     layer.substitute = this.#substitutes.get(index);
     if (resident) return use(resident);
     try {

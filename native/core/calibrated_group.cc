@@ -279,10 +279,8 @@ CalibratedGroup::Basis CalibratedGroup::store_input_basis(const Tensor& rows, co
 }
 
 void CalibratedGroup::store_output_basis(const Tensor& vectors, const Tensor& b) {
-  Tensor rows = empty(backend_, b.dtype(), vectors.shape());
-  backend_.copy(vectors, rows);
-  backend_.transpose(rows, b);
-  const Tensor projection = converted(backend_, rows, DType::F64);
+  backend_.copy(transposed(backend_, vectors), b);
+  const Tensor projection = transposed(backend_, converted(backend_, b, DType::F64));
   const Tensor overlaps = product(backend_, projection, false, projection, true);
   backend_.solve_spd(overlaps, projection);
   down_basis_ = converted(backend_, b, DType::F32);
@@ -328,7 +326,10 @@ void CalibratedGroup::add_to_alternation(ExpertMatrix matrix, int64_t index, con
 void CalibratedGroup::end_alternation(ExpertMatrix matrix, const Tensor& b) {
   Alternation& alternation = alternation_of(matrix);
   Basis& basis = matrix == ExpertMatrix::Gate ? gate_ : up_;
-  expect_matrix(backend_, b, basis.rows.shape(), "b");
+  if (b.shape() != basis.rows.shape()) {
+    fail(ErrorCode::ShapeMismatch, "Expected ", shape_name(basis.rows.shape()), " for b but received ",
+         shape_name(b.shape()));
+  }
   if (alternation.experts() != static_cast<int64_t>(members_.size())) {
     fail(ErrorCode::InvalidArgument, "Expected all ", members_.size(), " experts in the alternation of ",
          name_of(matrix), " but received ", alternation.experts());

@@ -7,6 +7,7 @@
 #include <random>
 
 #include "core/error.h"
+#include "core/products.h"
 
 namespace molae {
 namespace {
@@ -44,17 +45,6 @@ SignedPermutation random_signed_permutation(int64_t size, uint64_t seed) {
   std::shuffle(p.source.begin(), p.source.end(), random);
   for (auto& sign : p.signs) sign = random() & 1 ? 1 : -1;
   return p;
-}
-
-Tensor converted(Backend& backend, const Tensor& from, DType dtype) {
-  Tensor to = empty(backend, dtype, from.shape());
-  backend.copy(from, to);
-  return to;
-}
-
-void multiply(Backend& backend, const Tensor& a, bool ta, const Tensor& b, bool tb, const Tensor& c) {
-  const Gemm problem{a, b, c, ta, tb, 1, 0};
-  backend.gemm({&problem, 1});
 }
 
 }  // namespace
@@ -219,15 +209,15 @@ BasisReport SharedBasis::solve(const Tensor& b) {
 void SharedBasis::store_basis(const Tensor& vectors, const Tensor& b) {
   const DType compute = is_half(dtype_) ? DType::F32 : DType::F64;
   const int64_t r = vectors.rows();
-  Tensor rows = empty(backend_, b.dtype(), vectors.shape());
-  backend_.copy(vectors, rows);
   if (options_.side == SharedSide::Input) {
-    backend_.copy(rows, b);
+    backend_.copy(vectors, b);
+    projection_ = empty(backend_, compute, b.shape());
+    backend_.copy(b, projection_);
   } else {
-    backend_.transpose(rows, b);
+    backend_.copy(transposed(backend_, converted(backend_, vectors, compute)), b);
+    projection_ = transposed(backend_, converted(backend_, b, compute));
   }
   b_ = b;
-  projection_ = converted(backend_, rows, compute);
   Tensor normal = empty(backend_, compute, {r, r});
   multiply(backend_, projection_, false, projection_, true, normal);
   backend_.solve_spd(normal, projection_);
@@ -241,11 +231,19 @@ double SharedBasis::project(const Tensor& w, const Tensor& a) {
   if (options_.side == SharedSide::Input) {
     multiply(backend_, wide, false, projection_, true, product);
     backend_.copy(product, a);
-    return backend_.squared_residual(w, a, b_);
+    return squared_residual(w, a, b_);
   }
   multiply(backend_, projection_, false, wide, false, product);
   backend_.copy(product, a);
-  return backend_.squared_residual(w, b_, a);
+  return squared_residual(w, b_, a);
+}
+
+// Of what is stored.
+double SharedBasis::squared_residual(const Tensor& w, const Tensor& left, const Tensor& right) {
+  const auto read_back = [&](const Tensor& factor) {
+    return is_block(factor.dtype()) ? converted(backend_, factor, DType::F32) : factor;
+  };
+  return backend_.squared_residual(w, read_back(left), read_back(right));
 }
 
 // The best approximation of w of rank `rank_reduction`, from the eigenvectors of the smaller of its Gram matrices or,

@@ -1,6 +1,7 @@
 import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type Device, openDevice } from '../../device.ts';
+import { type BlockDType, isBlockDType } from '../../dtype.ts';
 import { expected, MolaeError, throwIfAborted } from '../../errors.ts';
 import type { Operator } from '../../experts.ts';
 import type { FactorizationReport } from '../../factorize.ts';
@@ -24,8 +25,13 @@ export interface ConvertOptions extends SizeOptions {
   /** `latent` (the default) stores the factors, `dense` A·B under the original names. */
   readonly format?: 'latent' | 'dense' | undefined;
   /**
+   * Round the factors to blocks of 8 or 4 bits (`q8`, `q4`), which layers run as they are. Each expert's factors are fitted
+   * to the rounded basis. For the latent format; CPU only.
+   */
+  readonly quantize?: BlockDType | undefined;
+  /**
    * Write `modeling_molae.py` and `configuration_molae.py` beside the latent checkpoint, and name them in its config, so that
-   * transformers (5 or later) loads it with `trust_remote_code`. Not for sources with quantized weights.
+   * transformers (5 or later) loads it with `trust_remote_code`. Not for quantized weights, of the source or the factors.
    */
   readonly withPython?: boolean | undefined;
   /** Replace an existing checkpoint at the output. */
@@ -60,6 +66,8 @@ export interface ConversionReport {
   /** `stacked-svd` or `calibrated`. */
   readonly method: string;
   readonly format: 'latent' | 'dense';
+  /** The blocks that the factors were rounded to, where they were. */
+  readonly quantization?: BlockDType;
   /** k, the largest where groups differ. */
   readonly groupSize: number;
   /** r of each operator: the mean where layers or groups differ; `layers` has them all. */
@@ -107,7 +115,10 @@ export async function convertCheckpoint(
 }
 
 /** What every conversion can be told, whatever makes the factors. */
-export type OutputOptions = Pick<ConvertOptions, 'format' | 'withPython' | 'force' | 'signal' | 'onProgress'>;
+export type OutputOptions = Pick<
+  ConvertOptions,
+  'format' | 'quantize' | 'withPython' | 'force' | 'signal' | 'onProgress'
+>;
 
 /** @internal Converts with the factors that a method makes. */
 export function runConversion(
@@ -128,8 +139,24 @@ export function checkSource(checkpoint: Checkpoint): void {
   );
 }
 
+function checkQuantize({ format, quantize }: OutputOptions): void {
+  if (quantize === undefined) return;
+  if (!isBlockDType(quantize)) throw expected('q8 or q4', 'quantize', quantize);
+  if (format !== 'dense') return;
+  throw new MolaeError(
+    'INVALID_ARGUMENT',
+    'quantize is for the latent format: dense experts keep the dtype of the source',
+  );
+}
+
 /** Refuses what transformers could not load. */
-function checkPython({ config }: Checkpoint, format: 'latent' | 'dense'): void {
+function checkPython({ config }: Checkpoint, { format, quantize }: OutputOptions): void {
+  if (quantize !== undefined) {
+    throw new MolaeError(
+      'INVALID_ARGUMENT',
+      'withPython is not for quantized factors: transformers knows no such blocks',
+    );
+  }
   if (format === 'dense') {
     throw new MolaeError(
       'INVALID_ARGUMENT',
@@ -177,7 +204,8 @@ class Conversion {
   constructor(checkpoint: Checkpoint, output: string, options: OutputOptions, method: LayerMethod) {
     const { format = 'latent' } = options;
     if (format !== 'latent' && format !== 'dense') throw expected('latent or dense', 'format', format);
-    if (options.withPython) checkPython(checkpoint, format);
+    checkQuantize(options);
+    if (options.withPython) checkPython(checkpoint, options);
     this.#checkpoint = checkpoint;
     this.#output = output;
     this.#options = options;
@@ -227,6 +255,7 @@ class Conversion {
     return {
       version: LATENT_FORMAT_VERSION,
       method: name,
+      quantization: this.#method.shapes.quantization ?? null,
       fingerprint,
       format: this.#format,
       shapes,
@@ -349,11 +378,12 @@ class Conversion {
   }
 
   #molaeBlock() {
-    const { groups, operators } = this.#method.shapes;
+    const { groups, operators, quantization } = this.#method.shapes;
     return {
       version: LATENT_FORMAT_VERSION,
       method: this.#method.name,
       operators,
+      quantization,
       groups: new Map(this.#checkpoint.spec.layers.map((layer) => [layer, groups])),
     };
   }
@@ -376,6 +406,7 @@ class Conversion {
       output: folder.path,
       method,
       format: this.#format,
+      ...(shapes.quantization !== undefined && { quantization: shapes.quantization }),
       groupSize: Math.max(...shapes.groups.map((group) => group.length)),
       latentSizes: meanLatentSizes(shapes, this.#checkpoint.spec.layers),
       ...(reason !== undefined && { reason }),
@@ -392,7 +423,8 @@ class Conversion {
   /** Elements of the routed experts in latent form, whichever format is written. */
   #latentExpertParameters(): number {
     const { shards, expertTensors } = this.#checkpoint;
-    const latent = layOutShards(this.#checkpoint, { shapes: this.#method.shapes, format: 'latent' });
+    const shapes = { ...this.#method.shapes, quantization: undefined };
+    const latent = layOutShards(this.#checkpoint, { shapes, format: 'latent' });
     const factors = latent.flatMap((shard) => (shard.kind === 'layer' ? shard.tensors : []));
     const replaced = replacedTensors(this.#checkpoint, this.#method.shapes.operators);
     const kept = [...expertTensors].filter((name) => !replaced.has(name));

@@ -1,5 +1,5 @@
 import type { Device } from '../../device.ts';
-import type { Operator } from '../../experts.ts';
+import { OPERATORS, type Operator } from '../../experts.ts';
 import type { Tensor } from '../../tensor.ts';
 import type { Checkpoint } from '../checkpoint.ts';
 import { operatorShape } from '../family.ts';
@@ -11,10 +11,12 @@ export class ReadBuffers {
   #next: Uint8Array;
   #other: Uint8Array;
 
-  constructor({ spec, layers }: Checkpoint) {
-    const dtypes = [...layers.values()].flatMap((layer) => Object.values(layer.dtypes));
-    const matrixBytes =
-      spec.hiddenSize * spec.intermediateSize * Math.max(...dtypes.map((dtype) => DTYPE_BYTES[dtype]));
+  constructor(checkpoint: Checkpoint) {
+    const { spec, layers } = checkpoint;
+    const itemBytes = [...layers.keys()].flatMap((layer) =>
+      OPERATORS.map((operator) => DTYPE_BYTES[checkpoint.expertDtype(layer, operator)]),
+    );
+    const matrixBytes = spec.hiddenSize * spec.intermediateSize * Math.max(...itemBytes);
     this.#next = new Uint8Array(matrixBytes);
     this.#other = new Uint8Array(matrixBytes);
   }
@@ -58,7 +60,7 @@ export class ExpertReader {
       throw new Error(`experts are loaded out of order: ${operator} ${index}`);
     }
     const bytes = await ahead.bytes;
-    const dtype = this.#checkpoint.layer(this.#plan.layer).dtypes[operator];
+    const dtype = this.#checkpoint.expertDtype(this.#plan.layer, operator);
     const tensor = tensorFromBytes(
       this.#device,
       dtype,

@@ -1,3 +1,4 @@
+import type { BlockDType } from '../../dtype.ts';
 import type { Operator } from '../../experts.ts';
 import type { OperatorFactors } from '../../factorize.ts';
 
@@ -9,6 +10,8 @@ export interface FactorShapes {
   readonly operators: readonly Operator[];
   /** One B for gate and up. */
   readonly sharedGateUp: boolean;
+  /** The blocks that the factors come in; undefined for the source's dtype. */
+  readonly quantization: BlockDType | undefined;
   /** r */
   latentSize(layer: number, operator: Operator, group: number): number;
 }

@@ -2,7 +2,12 @@ import { MolaeError } from '../../errors.ts';
 import { OPERATORS, type Operator } from '../../experts.ts';
 import type { Checkpoint } from '../checkpoint.ts';
 import { locateExpert } from '../family.ts';
-import { latentFactorShapes, latentTensorName } from '../latent-format.ts';
+import {
+  type LatentFactor,
+  latentFactorShapes,
+  latentTensorName,
+  storedFactorShape,
+} from '../latent-format.ts';
 import type { TensorDeclaration } from '../safetensors/writer.ts';
 import type { FactorShapes } from './layer-method.ts';
 
@@ -122,10 +127,14 @@ function denseTensors(
 function latentTensors(
   checkpoint: Checkpoint,
   layer: number,
-  { groups, operators, sharedGateUp, latentSize }: FactorShapes,
+  { groups, operators, sharedGateUp, quantization, latentSize }: FactorShapes,
 ): TensorDeclaration[] {
   const { hiddenSize, intermediateSize } = checkpoint.spec;
-  const { dtypes } = checkpoint.layer(layer);
+  const sourceDtype = (factor: LatentFactor) =>
+    checkpoint.expertDtype(
+      layer,
+      factor.startsWith('down') ? 'down' : factor.startsWith('up') ? 'up' : 'gate',
+    );
   const prefix = checkpoint.family.expertsPrefix(layer);
   return groups.flatMap((group, g) => {
     const sizes = {
@@ -139,8 +148,8 @@ function latentTensors(
     };
     return [...latentFactorShapes(sizes)].map(([factor, shape]) => ({
       name: latentTensorName(prefix, g, factor),
-      dtype: dtypes[factor.startsWith('down') ? 'down' : factor.startsWith('up') ? 'up' : 'gate'],
-      shape,
+      dtype: quantization === undefined ? sourceDtype(factor) : ('U8' as const),
+      shape: storedFactorShape(shape, quantization),
     }));
   });
 }

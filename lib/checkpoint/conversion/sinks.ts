@@ -1,3 +1,4 @@
+import type { WeightDType } from '../../dtype.ts';
 import type { Operator } from '../../experts.ts';
 import type { OperatorFactors } from '../../factorize.ts';
 import { gemm } from '../../linalg.ts';
@@ -7,7 +8,7 @@ import { locateExpert } from '../family.ts';
 import { expertFactor, latentTensorName, sharedFactor } from '../latent-format.ts';
 import { DTYPE_BYTES } from '../safetensors/dtype.ts';
 import type { SafetensorsWriter } from '../safetensors/writer.ts';
-import { tensorBytesInto, type WeightDType } from '../tensors.ts';
+import { tensorBytesInto } from '../tensors.ts';
 
 /** Where the factors of a group go: one implementation for each output format. */
 export interface FactorSink {
@@ -68,7 +69,7 @@ export class DenseSink implements FactorSink {
     { a, b }: OperatorFactors,
   ): Promise<void> {
     const { family, spec } = this.#checkpoint;
-    const itemBytes = DTYPE_BYTES[this.#checkpoint.layer(layer).dtypes[operator]];
+    const itemBytes = DTYPE_BYTES[this.#checkpoint.expertDtype(layer, operator)];
     for (const [index, expert] of (this.#groups[group] ?? []).entries()) {
       using own = a.slice(index);
       using product = operator === 'down' ? await gemm(b, own) : await gemm(own, b);

@@ -14,6 +14,7 @@ import {
 import type { Checkpoint } from '../checkpoint.ts';
 import { locateExpert } from '../family.ts';
 import { tensorDType } from '../tensors.ts';
+import type { OutputOptions } from './convert.ts';
 import { ExpertReader, ReadBuffers } from './expert-reader.ts';
 import type { FactorShapes, GroupFactors, LayerMethod, LayerWriter, StepListener } from './layer-method.ts';
 
@@ -45,7 +46,7 @@ export class StackedSvd implements LayerMethod {
   constructor(
     checkpoint: Checkpoint,
     device: Device,
-    options: SizeOptions & { readonly signal?: AbortSignal | undefined },
+    options: SizeOptions & Pick<OutputOptions, 'quantize' | 'signal'>,
   ) {
     const { groups, spec, reason } = chooseSizes(checkpoint, options);
     this.#checkpoint = checkpoint;
@@ -58,6 +59,7 @@ export class StackedSvd implements LayerMethod {
       groups,
       operators: spec.operators,
       sharedGateUp: spec.sharedGateUp,
+      quantization: options.quantize,
       latentSize: (_layer, operator) => spec.latentSizes[operator],
     };
     this.fingerprint = { spec, device: device.info.kind };
@@ -84,7 +86,8 @@ export class StackedSvd implements LayerMethod {
       groupSize: members.length,
       hiddenSize,
       intermediateSize,
-      dtype: (of: Operator) => tensorDType(this.#checkpoint.layer(layer).dtypes[of]),
+      dtype: (of: Operator) =>
+        this.shapes.quantization ?? tensorDType(this.#checkpoint.expertDtype(layer, of)),
       load: (of: Operator, index: number) => {
         operator = of;
         return reader.load(of, index);
