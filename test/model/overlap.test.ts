@@ -1,5 +1,3 @@
-import { mkdtemp, rm } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, describe, expect, test } from 'vitest';
@@ -12,9 +10,10 @@ import { perplexity } from '../../lib/model/perplexity.ts';
 import { Tokenizer } from '../../lib/model/tokenizer.ts';
 import { Turns } from '../../lib/model/turns.ts';
 import { openTestDevice } from '../support/device.ts';
+import { outputFolder } from '../support/temporary.ts';
 
 const source = fileURLToPath(new URL('../fixtures/tiny-qwen2-moe', import.meta.url));
-const folder = await mkdtemp(join(tmpdir(), 'molae-overlap-'));
+const folder = await outputFolder('overlap');
 const converted = join(folder, 'latent');
 const device = await openTestDevice();
 await convertCheckpoint(source, converted, { groupSize: 4, latentSize: 96, device });
@@ -26,7 +25,6 @@ const ids = tokenizer.encode('The whale, the sea, the ship and the captain who n
 afterAll(async () => {
   await Promise.all([model.close(), latent.close()]);
   device.dispose();
-  await rm(folder, { recursive: true });
 });
 
 async function take(of: Model, prompt: readonly number[], maxTokens: number, signal?: AbortSignal) {
