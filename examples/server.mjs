@@ -3,7 +3,8 @@
 //   node examples/server.mjs <checkpoint> [--port 8080] [--device auto]
 //   curl -N localhost:8080/generate -d '{"prompt": "Call me", "maxTokens": 40, "temperature": 0.7}'
 //
-// The answer comes as server-sent events: {"text": …} for every piece, and {"done": true, "tokens": …} at the end.
+// The answer comes as server-sent events: {"text": …} for every piece, and {"done": true, "tokens": …} at the end. Several readers
+// are served at once: their texts take turns at the model, token by token.
 
 import { createServer } from 'node:http';
 import { parseArgs } from 'node:util';
@@ -25,14 +26,6 @@ const [model, tokenizer] = await Promise.all([
   Model.open(checkpoint, { device }),
   Tokenizer.open(checkpoint),
 ]);
-
-// One text at a time: a model is one sequence of layers, and two that take turns are no faster.
-let last = Promise.resolve();
-function inTurn(work) {
-  const turn = last.then(work);
-  last = turn.catch(() => {});
-  return turn;
-}
 
 /** Pieces of text as tokens come; an unfinished character waits for the rest of its bytes. */
 async function* pieces(prompt, { maxTokens, temperature, topP, seed }, signal) {
@@ -63,15 +56,12 @@ async function answer(request, response) {
     throw new SyntaxError('Expected {"prompt": "…"}');
   const controller = new AbortController();
   response.on('close', () => controller.abort()); // nobody listens any more: stop computing
-  await inTurn(async () => {
-    if (controller.signal.aborted) return;
-    // The first piece comes before the head: an error in the arguments is a status, not an event.
-    const events = pieces(tokenizer.encodePrompt(body.prompt), body, controller.signal);
-    let next = await events.next();
-    response.writeHead(200, { 'content-type': 'text/event-stream', 'cache-control': 'no-store' });
-    for (; !next.done; next = await events.next()) response.write(`data: ${JSON.stringify(next.value)}\n\n`);
-    response.end();
-  });
+  // The first piece comes before the head: an error in the arguments is a status, not an event.
+  const events = pieces(tokenizer.encodePrompt(body.prompt), body, controller.signal);
+  let next = await events.next();
+  response.writeHead(200, { 'content-type': 'text/event-stream', 'cache-control': 'no-store' });
+  for (; !next.done; next = await events.next()) response.write(`data: ${JSON.stringify(next.value)}\n\n`);
+  response.end();
 }
 
 function fail(response, error) {
@@ -103,7 +93,6 @@ server.listen(Number(options.port), '127.0.0.1', () =>
 process.once('SIGINT', async () => {
   server.close();
   server.closeAllConnections();
-  await last;
   await model.close();
   device.dispose();
 });

@@ -52,6 +52,12 @@ interface Common {
   readonly owned?: readonly Tensor[] | undefined;
 }
 
+/** An operator as a layer keeps it: dense ones as one matrix for each expert. */
+type StoredOperator = LatentOperator | readonly Tensor[];
+
+type StoredOperators = Readonly<Record<Operator, StoredOperator>>;
+type Groups = readonly (readonly number[])[];
+
 export interface DenseExpertsInit extends Common {
   readonly gate: DenseOperator;
   readonly up: DenseOperator;
@@ -79,6 +85,9 @@ export abstract class Experts {
   readonly numExperts: number;
   readonly activation: Activation;
   readonly sharedExpert: SharedExpert | undefined;
+  readonly gate: StoredOperator;
+  readonly up: StoredOperator;
+  readonly down: StoredOperator;
   readonly #owned: readonly Tensor[];
   #native: NativeLayer | undefined;
 
@@ -87,34 +96,39 @@ export abstract class Experts {
     return typeof value === 'object' && value !== null && #native in value;
   }
 
-  protected constructor(
-    groups: readonly (readonly number[])[],
-    ops: Record<Operator, LatentOperator | readonly Tensor[]>,
-    { activation = 'silu', sharedExpert, owned = [] }: Common,
-  ) {
-    if (typeof activation !== 'string') throw expected('the name of an activation', 'activation', activation);
-    const shared = sharedExpert && checkedSharedExpert(sharedExpert);
+  protected constructor(init: Common, groups: Groups, operators: (made: Tensor[]) => StoredOperators) {
+    const made: Tensor[] = [];
     const views: Tensor[] = [];
     try {
-      const gate = expand(ops.gate, groups, 'gate', views);
-      const up = expand(ops.up, groups, 'up', views);
-      const down = expand(ops.down, groups, 'down', views);
-      const first = gate.perExpert[0];
+      const { gate, up, down } = operators(made);
+      const { activation = 'silu', sharedExpert, owned = [] } = init;
+      if (typeof activation !== 'string')
+        throw expected('the name of an activation', 'activation', activation);
+      const shared = sharedExpert && checkedSharedExpert(sharedExpert);
+      const expanded = {
+        gate: expand(gate, groups, 'gate', views),
+        up: expand(up, groups, 'up', views),
+        down: expand(down, groups, 'down', views),
+      };
+      const first = expanded.gate.perExpert[0];
       if (!first) throw new MolaeError('INVALID_ARGUMENT', 'A layer needs at least one expert');
       this.device = first.device;
-      this.numExperts = gate.perExpert.length;
+      this.numExperts = expanded.gate.perExpert.length;
       this.intermediateSize = first.shape[0] as number;
-      this.hiddenSize = (gate.shared[0] ?? first).shape[1] as number;
+      this.hiddenSize = (expanded.gate.shared[0] ?? first).shape[1] as number;
       this.activation = activation;
       this.sharedExpert = shared;
-      this.#owned = [...owned];
+      this.gate = gate;
+      this.up = up;
+      this.down = down;
+      this.#owned = [...checkTensors(owned, 'owned'), ...made];
       this.#native = callNative(() =>
         this.device.native.prepareLayer({
           activation,
           groups,
-          gate: toNative(gate),
-          up: toNative(up),
-          down: toNative(down),
+          gate: toNative(expanded.gate),
+          up: toNative(expanded.up),
+          down: toNative(expanded.down),
           sharedExpert: shared && {
             gate: shared.gate.native,
             up: shared.up.native,
@@ -123,6 +137,9 @@ export abstract class Experts {
           },
         }),
       );
+    } catch (error) {
+      for (const tensor of made) tensor.dispose();
+      throw error;
     } finally {
       for (const view of views) view.dispose();
     }
@@ -178,27 +195,17 @@ export abstract class Experts {
 
 /** Experts as they come in a checkpoint. */
 export class DenseExperts extends Experts {
-  readonly gate: readonly Tensor[];
-  readonly up: readonly Tensor[];
-  readonly down: readonly Tensor[];
+  declare readonly gate: readonly Tensor[];
+  declare readonly up: readonly Tensor[];
+  declare readonly down: readonly Tensor[];
 
   constructor(init: DenseExpertsInit) {
     checkObject(init, 'init');
-    const slices: Tensor[] = [];
-    try {
-      const ops = {
-        gate: denseOperator(init.gate, 'gate', slices),
-        up: denseOperator(init.up, 'up', slices),
-        down: denseOperator(init.down, 'down', slices),
-      };
-      super([], ops, owning(init, slices));
-      this.gate = ops.gate;
-      this.up = ops.up;
-      this.down = ops.down;
-    } catch (error) {
-      for (const slice of slices) slice.dispose();
-      throw error;
-    }
+    super(init, [], (made) => ({
+      gate: denseOperator(init.gate, 'gate', made),
+      up: denseOperator(init.up, 'up', made),
+      down: denseOperator(init.down, 'down', made),
+    }));
   }
 }
 
@@ -207,30 +214,17 @@ export class LatentExperts extends Experts {
   /** Empty where the factors were given. */
   readonly report: readonly FactorizationReport[];
   readonly groups: readonly (readonly number[])[];
-  readonly gate: LatentOperator | readonly Tensor[];
-  readonly up: LatentOperator | readonly Tensor[];
-  readonly down: LatentOperator | readonly Tensor[];
 
   constructor(init: LatentExpertsInit) {
     checkObject(init, 'init');
     const groups = checkedGroups(init.groups);
-    const slices: Tensor[] = [];
-    try {
-      const ops = {
-        gate: anyOperator(init.gate, 'gate', slices),
-        up: anyOperator(init.up, 'up', slices),
-        down: anyOperator(init.down, 'down', slices),
-      };
-      super(groups, ops, owning(init, slices));
-      this.report = init.report ?? [];
-      this.groups = groups;
-      this.gate = ops.gate;
-      this.up = ops.up;
-      this.down = ops.down;
-    } catch (error) {
-      for (const slice of slices) slice.dispose();
-      throw error;
-    }
+    super(init, groups, (made) => ({
+      gate: anyOperator(init.gate, 'gate', made),
+      up: anyOperator(init.up, 'up', made),
+      down: anyOperator(init.down, 'down', made),
+    }));
+    this.report = init.report ?? [];
+    this.groups = groups;
   }
 }
 
@@ -239,31 +233,21 @@ export function isLatent(op: LatentOperator | DenseOperator): op is LatentOperat
   return typeof op === 'object' && op !== null && 'a' in op && 'b' in op;
 }
 
-function anyOperator(
-  op: LatentOperator | DenseOperator,
-  name: string,
-  slices: Tensor[],
-): LatentOperator | readonly Tensor[] {
-  if (!isLatent(op)) return denseOperator(op, name, slices);
+function anyOperator(op: LatentOperator | DenseOperator, name: string, made: Tensor[]): StoredOperator {
+  if (!isLatent(op)) return denseOperator(op, name, made);
   return { a: checkTensors(op.a, `${name}.a`), b: checkTensors(op.b, `${name}.b`) };
 }
 
-/** One matrix for each expert; the slices of a tensor [N, …] go to `slices`, too. */
-function denseOperator(op: DenseOperator, name: string, slices: Tensor[]): readonly Tensor[] {
+/** One matrix for each expert; the slices of a tensor [N, …] go to `made`, too. */
+function denseOperator(op: DenseOperator, name: string, made: Tensor[]): readonly Tensor[] {
   if (!Tensor.is(op)) return checkTensors(op, name);
   const experts = op.shape[0] ?? 0;
   if (experts > MOST_EXPERTS) throw expected(`at most ${MOST_EXPERTS} experts`, name, experts);
   return Array.from({ length: experts }, (_, i) => {
     const slice = op.slice(i);
-    slices.push(slice);
+    made.push(slice);
     return slice;
   });
-}
-
-/** The layer goes with the slices that were made for it. */
-function owning(init: Common, slices: readonly Tensor[]): Common {
-  const { activation, sharedExpert, owned = [] } = init;
-  return { activation, sharedExpert, owned: [...checkTensors(owned, 'owned'), ...slices] };
 }
 
 /** A copy of a list of tensors. */
@@ -287,7 +271,7 @@ function checkedSharedExpert(given: SharedExpert): SharedExpert {
 }
 
 /** A copy. That it is a partition of the layer's experts the device checks. */
-function checkedGroups(value: unknown): readonly (readonly number[])[] {
+function checkedGroups(value: unknown): Groups {
   if (!Array.isArray(value) || !(value.length <= MOST_EXPERTS) || !value.every(isGroup)) {
     throw expected(`an array of arrays of expert indices below ${MOST_EXPERTS}`, 'groups', value);
   }
@@ -319,12 +303,7 @@ interface ExpandedOperator {
 }
 
 /** Per-expert matrices by expert index, whichever way the operator is given; views made here go to `views`. */
-function expand(
-  op: LatentOperator | readonly Tensor[],
-  groups: readonly (readonly number[])[],
-  name: string,
-  views: Tensor[],
-): ExpandedOperator {
+function expand(op: StoredOperator, groups: Groups, name: string, views: Tensor[]): ExpandedOperator {
   if (!isLatent(op)) return { perExpert: op, shared: [] };
   if (op.a.length !== groups.length || op.b.length !== groups.length) {
     throw new MolaeError(

@@ -1,16 +1,4 @@
 export {
-  type Comparison,
-  type ConversionPlan,
-  type CostOptions,
-  type Costs,
-  distinctGroups,
-  type Factorization,
-  type LayerSizes,
-  layerCosts,
-  type PlanOptions,
-  planConversion,
-} from './analysis.ts';
-export {
   type CalibratedGroups,
   type CalibratedOptions,
   type CalibratedSteps,
@@ -34,6 +22,15 @@ export type { MoeLayer } from './checkpoint/layers.ts';
 export type { LoadOptions } from './checkpoint/load-experts.ts';
 export { SafetensorsFile } from './checkpoint/safetensors/reader.ts';
 export { SafetensorsWriter, type TensorDeclaration } from './checkpoint/safetensors/writer.ts';
+export { distinctGroups } from './costs/distinct-groups.ts';
+export {
+  type Comparison,
+  type CostOptions,
+  type Costs,
+  type Factorization,
+  layerCosts,
+} from './costs/layer-costs.ts';
+export type { LayerSizes } from './costs/sizes.ts';
 export { type Device, type DeviceInfo, type DeviceOptions, type MemoryUsage, openDevice } from './device.ts';
 export { type BackendDiagnosis, type Diagnosis, diagnose } from './diagnosis.ts';
 export type { BlockDType, DType, FloatDType, TypedArrayOf, WeightDType } from './dtype.ts';
@@ -106,6 +103,8 @@ export { type Perplexity, type PerplexityOptions, perplexity } from './model/per
 export type { SamplingOptions } from './model/sampling.ts';
 export { type ChatMessage, Tokenizer } from './model/tokenizer.ts';
 export { MoeBlock, type MoeBlockInit } from './moe-block.ts';
+export { type ConversionPlan, planConversion } from './plan/plan-conversion.ts';
+export type { PlanOptions } from './plan/request.ts';
 export { quantizeExperts } from './quantize.ts';
 export { type GroupLimit, type RouteOptions, type RouterSpec, type Routing, route } from './routing.ts';
 export { type Shape, Tensor } from './tensor.ts';

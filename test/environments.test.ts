@@ -90,7 +90,8 @@ describe('many calls', () => {
     const tensors = device.memoryUsage().tensors;
     for (let i = 0; i < 10_000; i++) cycle();
     expect(device.memoryUsage().tensors).toBe(tensors);
-    expect(process.memoryUsage().rss - before).toBeLessThan(64e6);
+    // A sanitizer keeps freed memory for a while (scripts/sanitize.sh).
+    if (!process.env.MOLAE_SANITIZER) expect(process.memoryUsage().rss - before).toBeLessThan(64e6);
     device.dispose();
   });
 

@@ -77,12 +77,8 @@ async function readText(request) {
   return body;
 }
 
-let last = Promise.resolve(); // one text at a time
 async function answer(request, response) {
-  const text = await readText(request);
-  const turn = last.then(() => explore(text));
-  last = turn.catch(() => {});
-  const answer = JSON.stringify(await turn);
+  const answer = JSON.stringify(await explore(await readText(request)));
   response.writeHead(200, { 'content-type': 'application/json' }).end(answer);
 }
 
@@ -110,7 +106,6 @@ server.listen(Number(options.port), '127.0.0.1', () =>
 process.once('SIGINT', async () => {
   server.close();
   server.closeAllConnections();
-  await last;
   await model.close();
   device.dispose();
 });

@@ -18,6 +18,8 @@ export interface CommandDefinition {
   readonly summary: string;
   /** Paragraphs, for the command's own help. */
   readonly description: readonly string[];
+  /** What values of an option mean, under a title of its own. */
+  readonly glossary?: { readonly title: string; readonly entries: readonly (readonly [string, string])[] };
   /** Its own options; `--json` and `--help` come by themselves. */
   readonly options: readonly OptionDefinition[];
   /** Command lines without `molae`, each with what it is good for. */

@@ -32,8 +32,8 @@ export const compare: CommandDefinition = {
   summary: 'methods of compression side by side on held-out text',
   description: [
     "Compresses the routed experts with every method to every target, in memory, and measures the perplexity of each result beside that of the checkpoint as it is. Methods never look at the text that they are judged by: without --eval-text they may look at the first 80% of the text's tokens, and the rest judges.",
-    ...METHODS.map(({ name, summary }) => `${name}: ${summary}.`),
   ],
+  glossary: { title: 'Methods', entries: METHODS.map(({ name, summary }) => [name, summary]) },
   options: [
     { name: 'text', value: 'file', description: 'the text, in UTF-8' },
     {

@@ -1,5 +1,4 @@
 import { basename, relative as relativePath, resolve, sep } from 'node:path';
-import { layerCosts } from '../analysis.ts';
 import {
   type Change,
   type ConversionReport,
@@ -7,6 +6,7 @@ import {
   convertCheckpoint,
 } from '../checkpoint/conversion/convert.ts';
 import type { MoeSpec } from '../checkpoint/family.ts';
+import { layerCosts } from '../costs/layer-costs.ts';
 import { openDevice } from '../device.ts';
 import { OPERATORS, type Operator } from '../experts.ts';
 import {

@@ -1,7 +1,7 @@
-import type { ConversionPlan } from '../analysis.ts';
 import type { Checkpoint } from '../checkpoint/checkpoint.ts';
 import { type Device, openDevice } from '../device.ts';
 import { gemm } from '../linalg.ts';
+import type { ConversionPlan } from '../plan/plan-conversion.ts';
 
 /** How long a conversion would take, roughly. */
 export interface TimeEstimate {

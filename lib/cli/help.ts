@@ -41,12 +41,14 @@ export function generalHelp(commands: readonly CommandDefinition[], version: str
 }
 
 export function commandHelp(command: CommandDefinition): string {
+  const { glossary } = command;
   const usage = ['molae', command.name, ...command.positionals.map((what) => `<${what}>`), '[options]'].join(
     ' ',
   );
   return sections([
     `Usage: ${usage}`,
     ...command.description.map((paragraph) => wrap(paragraph, WIDTH).join('\n')),
+    ...(glossary ? [heading(glossary.title, definitions(glossary.entries))] : []),
     heading('Options', definitions(optionsOf(command).map(describeOption))),
     heading('Examples', examples(command.examples)),
   ]);

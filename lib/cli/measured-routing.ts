@@ -1,9 +1,9 @@
-import type { ConversionPlan } from '../analysis.ts';
 import { openDevice } from '../device.ts';
 import { resolveGroups } from '../factorize.ts';
 import { calibrate, groupProbabilities } from '../model/calibration.ts';
 import { Model } from '../model/model.ts';
 import { Tokenizer } from '../model/tokenizer.ts';
+import type { ConversionPlan } from '../plan/plan-conversion.ts';
 import { readText } from './text.ts';
 
 /** How the routers of a model really use the groups of a plan. */

@@ -1,7 +1,9 @@
 import { basename, resolve } from 'node:path';
-import { type Comparison, type ConversionPlan, type PlanOptions, planConversion } from '../analysis.ts';
 import type { MoeSpec } from '../checkpoint/family.ts';
 import { DTYPE_BYTES } from '../checkpoint/safetensors/dtype.ts';
+import type { Comparison } from '../costs/layer-costs.ts';
+import { type ConversionPlan, planConversion } from '../plan/plan-conversion.ts';
+import type { PlanOptions } from '../plan/request.ts';
 import { type CommandDefinition, DEVICE_OPTION } from './command.ts';
 import { openDense } from './dense-checkpoint.ts';
 import { estimateTime, type TimeEstimate } from './estimate.ts';

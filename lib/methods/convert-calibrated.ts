@@ -1,5 +1,4 @@
 import { createHash } from 'node:crypto';
-import { planConversion } from '../analysis.ts';
 import {
   type CalibratedGroupSource,
   type CalibratedSteps,
@@ -27,6 +26,7 @@ import { DenseExperts, LatentExperts, type LatentOperator, OPERATORS, type Opera
 import { type OperatorFactors, resolveGroups } from '../factorize.ts';
 import { type CalibrationLayer, calibrate, routingStatistics } from '../model/calibration.ts';
 import { Model } from '../model/model.ts';
+import { planConversion } from '../plan/plan-conversion.ts';
 import { allocateOverLayers, type LayerLatentSizes } from './calibrated.ts';
 
 export interface CalibratedConversionOptions extends OutputOptions, CalibratedSteps {

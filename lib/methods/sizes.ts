@@ -1,7 +1,8 @@
-import { groupProbability, planConversion } from '../analysis.ts';
+import { groupProbability } from '../costs/distinct-groups.ts';
 import { byteCount } from '../dtype.ts';
 import { expected } from '../errors.ts';
 import { type DenseExperts, isLatent, type LatentExperts, OPERATORS } from '../experts.ts';
+import { planConversion } from '../plan/plan-conversion.ts';
 import type { Tensor } from '../tensor.ts';
 import type { ExpertCosts, MethodRequest } from './method.ts';
 

@@ -2,6 +2,7 @@ import type { Attention, DecoderSpec } from '../checkpoint/decoder-spec.ts';
 import type { Device } from '../device.ts';
 import { MolaeError } from '../errors.ts';
 import type { Tensor } from '../tensor.ts';
+import { Turns } from './turns.ts';
 
 /** What one layer keeps of each position so far: a row in each of some matrices. */
 export class LayerCache {
@@ -10,6 +11,10 @@ export class LayerCache {
 
   constructor(device: Device, capacity: number, widths: readonly number[]) {
     this.#blocks = widths.map((width) => device.empty('f32', [capacity, width]));
+  }
+
+  get length(): number {
+    return this.#length;
   }
 
   /** Makes room for `tokens` more rows: views of the new rows of each matrix, to be filled, and of all rows up to them. */
@@ -21,6 +26,11 @@ export class LayerCache {
       added: this.#blocks.map((block) => block.rows(begin, end)),
       all: this.#blocks.map((block) => block.rows(0, end)),
     };
+  }
+
+  /** Forgets all rows but the first `length`. */
+  truncate(length: number): void {
+    this.#length = Math.min(this.#length, length);
   }
 
   get byteLength(): number {
@@ -45,7 +55,7 @@ export class KeyValueCache {
   /** The longest sequence it can hold. */
   readonly capacity: number;
   readonly layers: readonly LayerCache[];
-  #length = 0;
+  readonly #turns = new Turns();
 
   constructor(device: Device, spec: DecoderSpec, capacity: number) {
     const widths = cachedWidths(spec.attention);
@@ -55,7 +65,7 @@ export class KeyValueCache {
 
   /** Tokens in it. */
   get length(): number {
-    return this.#length;
+    return this.layers[0]?.length ?? 0;
   }
 
   /** Bytes of device memory, for all of its capacity. */
@@ -63,15 +73,31 @@ export class KeyValueCache {
     return this.layers.reduce((sum, layer) => sum + layer.byteLength, 0);
   }
 
-  /** Counts `tokens` more; throws `INVALID_ARGUMENT` where they do not fit. */
-  reserve(tokens: number): void {
-    if (this.#length + tokens > this.capacity) {
-      throw new MolaeError(
-        'INVALID_ARGUMENT',
-        `The sequence of ${this.#length + tokens} tokens is longer than the ${this.capacity} there is room for`,
-      );
-    }
-    this.#length += tokens;
+  /**
+   * @internal Runs `append`, which adds `tokens` rows to every layer, when the calls before it are done.
+   *
+   * @throws MolaeError `INVALID_ARGUMENT` where they do not fit; what `append` throws, with the rows that it added forgotten.
+   */
+  extend<Result>(
+    tokens: number,
+    signal: AbortSignal | undefined,
+    append: () => Promise<Result>,
+  ): Promise<Result> {
+    return this.#turns.take(signal, async () => {
+      const before = this.length;
+      if (before + tokens > this.capacity) {
+        throw new MolaeError(
+          'INVALID_ARGUMENT',
+          `The sequence of ${before + tokens} tokens is longer than the ${this.capacity} there is room for`,
+        );
+      }
+      try {
+        return await append();
+      } catch (error) {
+        for (const layer of this.layers) layer.truncate(before);
+        throw error;
+      }
+    });
   }
 
   dispose(): void {

@@ -42,22 +42,23 @@ export async function calibrate(
   checkWindow(model, window);
   const windows = cutWindows(ids, window);
   const spans = tokenSpans(windows);
-  using hidden = await model.embed(windows.flat());
+  using hidden = await model.turn(signal, (context) => model.embed(context, windows.flat()));
   using inputs = model.device.empty('f32', hidden.shape);
   for (let index = 0; index < model.spec.numLayers; index++) {
     throwIfAborted(signal);
     await model.withLayer(index, async (layer) => {
       for (const { begin, end, lengths } of spans) {
-        throwIfAborted(signal);
         const batch = batchOfSequences(model.device, lengths);
+        using _ = batch.positions;
         using x = hidden.rows(begin, end);
         using h = inputs.rows(begin, end);
-        layer.attend(model.context, x, batch);
-        layer.normalize(model.context, x, h);
-        await model.context.operations.settle();
-        batch.positions.dispose();
+        await model.turn(signal, async (context) => {
+          layer.attend(context, x, batch);
+          layer.normalize(context, x, h);
+          await context.operations.settle();
+        });
       }
-      await applyLayer(model, layer, hidden, inputs, spans, visit);
+      await applyLayer(model, layer, hidden, inputs, spans, visit, signal);
     });
     onProgress?.({ done: index + 1, total: model.spec.numLayers });
   }
@@ -112,6 +113,7 @@ async function applyLayer(
   inputs: Tensor<'f32'>,
   spans: readonly Span[],
   visit: (layer: CalibrationLayer) => Promise<Experts | undefined>,
+  signal: AbortSignal | undefined,
 ): Promise<void> {
   const routing = await layer.route(inputs);
   try {
@@ -123,8 +125,10 @@ async function applyLayer(
       using h = inputs.rows(begin, end);
       using ids = routing.ids.rows(begin, end);
       using weights = routing.weights.rows(begin, end);
-      layer.applyExperts(model.context, h, { ids, weights }, x, replacement);
-      await model.context.operations.settle();
+      await model.turn(signal, async (context) => {
+        layer.applyExperts(context, h, { ids, weights }, x, replacement);
+        await context.operations.settle();
+      });
     }
   } finally {
     routing.ids.dispose();

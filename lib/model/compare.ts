@@ -6,9 +6,9 @@ import {
   checkWindow,
   cutWindows,
   forEachBatch,
-  forEachLogits,
   type PerplexityOptions,
   predictions,
+  rowsOfLogits,
 } from './perplexity.ts';
 
 export interface ModelComparison {
@@ -46,17 +46,21 @@ export async function compareModels(
       // Batches of both models are the same as long as both keep their layers; a streaming model has one large batch.
       using own = hidden.rows(rowOf(batch, part), rowOf(batch, part) + (otherHidden.shape[0] as number));
       const { scored } = predictions(part);
-      await forEachLogits(reference, own, async (logits, begin, end) => {
-        using copy = await logits.to('f32');
-        using rows = otherHidden.rows(begin, end);
-        const result = await compareLogits(reference, copy, await other.logits(rows));
+      for (const { rows, begin, end } of rowsOfLogits(own)) {
+        using otherRows = otherHidden.rows(begin, end);
+        using p = await reference.turn(signal, async (context) =>
+          (await reference.logits(context, rows)).to('f32'),
+        );
+        const result = await other.turn(signal, async (context) =>
+          compareLogits(reference, p, await other.logits(context, otherRows)),
+        );
         for (let i = 0; i < end - begin; i++) {
           if (!scored[begin + i]) continue;
           divergence += result.divergences[i] as number;
           agreements += result.agreements[i] as number;
           tokens++;
         }
-      });
+      }
     });
     done += batch.reduce((sum, ids) => sum + ids.length, 0);
     onProgress?.({ done, total });

@@ -100,10 +100,10 @@ export class DecoderLayer {
     const h = context.scratch.get('feedForwardInput', x.shape);
     this.normalize(context, x, h);
     const routing = await this.route(h);
+    using _ids = routing.ids;
+    using _weights = routing.weights;
     this.applyExperts(context, h, routing, x);
     await context.operations.settle();
-    routing.ids.dispose();
-    routing.weights.dispose();
   }
 
   dispose(): void {

@@ -15,6 +15,7 @@ import { loadLayer } from './load-layer.ts';
 import { Operations } from './operations.ts';
 import { rotaryFrequencies } from './rotary.ts';
 import { Scratch } from './scratch.ts';
+import { closedError, Turns } from './turns.ts';
 
 export interface ModelOptions {
   /** By default `openDevice('auto')`, disposed with the model. */
@@ -29,22 +30,26 @@ export interface ModelOptions {
 }
 
 /**
- * A whole decoder model on a device, from a checkpoint as published or as converted by molae. Calls share their working
- * memory: await one (a generation to its end) before the next, or open a model for each.
+ * A whole decoder model on a device, from a checkpoint as published or as converted by molae.
+ *
+ * Calls may overlap: they take turns, in the order in which they ask, a piece of work at a time (a token of a generation, up to
+ * {@link PREFILL_TOKENS} of a prompt, a layer of some windows of an evaluation). Results are those of calls one after the
+ * other. An `AbortSignal` is heeded while waiting, too.
  */
 export class Model {
   readonly checkpoint: Checkpoint;
   readonly device: Device;
   readonly spec: DecoderSpec;
-  /** @internal */
-  readonly context: LayerContext;
   readonly #ownsDevice: boolean;
+  readonly #context: LayerContext;
+  readonly #turns = new Turns();
   readonly #embedding: Tensor;
   readonly #norm: Tensor;
   readonly #head: Tensor;
   readonly #layers: readonly DecoderLayer[] | undefined;
   readonly #quantize: BlockDType | undefined;
   readonly #substitutes = new Map<number, MoeBlock>();
+  #closing: Promise<void> | undefined;
 
   private constructor(parts: {
     checkpoint: Checkpoint;
@@ -66,7 +71,7 @@ export class Model {
     this.#head = parts.head;
     this.#layers = parts.layers;
     this.#quantize = parts.quantize;
-    this.context = {
+    this.#context = {
       spec: parts.spec,
       frequencies: this.device.tensor('f32', rotaryFrequencies(parts.spec.rotary)),
       operations: new Operations(this.device),
@@ -121,7 +126,8 @@ export class Model {
   }
 
   /**
-   * Runs the model with another MoE block in place of a layer's own, or with its own again. The block stays the caller's.
+   * Runs the model with another MoE block in place of a layer's own, or with its own again, from the next time on that any call
+   * comes to the layer. The block stays the caller's.
    */
   substitute(layer: number, block: MoeBlock | undefined): void {
     if (!this.checkpoint.layers.has(layer)) throw expected('the index of a MoE layer', 'layer', layer);
@@ -129,12 +135,28 @@ export class Model {
     else this.#substitutes.delete(layer);
   }
 
-  /** Runs `use` with a layer, loading it where the model streams. */
+  /**
+   * @internal Runs a piece of work while no other runs: with scratch memory to itself. It must not ask for a turn, nor call what
+   * is not molae's own.
+   */
+  turn<Result>(
+    signal: AbortSignal | undefined,
+    work: (context: LayerContext) => Promise<Result>,
+  ): Promise<Result> {
+    return this.#turns.take(signal, async () => {
+      try {
+        return await work(this.#context);
+      } catch (error) {
+        await this.#context.operations.settle().catch(() => {}); // what it left behind is not the next one's
+        throw error;
+      }
+    });
+  }
+
+  /** @internal Runs `use` with a layer, loading it where the model streams. */
   async withLayer<Result>(index: number, use: (layer: DecoderLayer) => Promise<Result>): Promise<Result> {
     const resident = this.#layers?.[index];
-    const layer =
-      resident ??
-      (await loadLayer(this.checkpoint, this.spec, index, { device: this.device, quantize: this.#quantize }));
+    const layer = resident ?? (await this.#load(index));
     layer.substitute = this.#substitutes.get(index);
     if (resident) return use(resident);
     try {
@@ -144,19 +166,17 @@ export class Model {
     }
   }
 
-  /** Hidden states [tokens, n] of token ids before the first layer. The caller disposes them. */
-  async embed(ids: ArrayLike<number>): Promise<Tensor> {
-    const tokens = Int32Array.from(ids);
-    using idTensor = this.device.tensor('i32', tokens);
-    const hidden = this.device.empty('f32', [tokens.length, this.spec.hiddenSize]);
-    this.context.operations.gatherRows(this.#embedding, idTensor, hidden);
-    await this.context.operations.settle();
+  /** @internal In a turn: hidden states [tokens, n] of token ids before the first layer. The caller disposes them. */
+  async embed({ operations }: LayerContext, ids: ArrayLike<number>): Promise<Tensor> {
+    using idTensor = this.device.tensor('i32', Int32Array.from(ids));
+    const hidden = this.device.empty('f32', [ids.length, this.spec.hiddenSize]);
+    operations.gatherRows(this.#embedding, idTensor, hidden);
+    await operations.settle();
     return hidden;
   }
 
-  /** Logits [tokens, V] of hidden states after the last layer, in a tensor that the next call overwrites. */
-  async logits(hidden: Tensor): Promise<Tensor> {
-    const { operations, scratch } = this.context;
+  /** @internal In a turn: logits [tokens, V] of hidden states after the last layer, in scratch memory. */
+  async logits({ operations, scratch }: LayerContext, hidden: Tensor): Promise<Tensor> {
     const tokens = hidden.shape[0] as number;
     const normed = scratch.get('normed', hidden.shape);
     const logits = scratch.get('logits', [tokens, this.#head.shape[0] as number]);
@@ -166,29 +186,22 @@ export class Model {
     return logits;
   }
 
-  /** Takes hidden states [tokens, n] through all layers, in place. */
-  async runLayers(hidden: Tensor, batch: Batch, cache?: KeyValueCache, signal?: AbortSignal): Promise<void> {
-    for (let index = 0; index < this.spec.numLayers; index++) {
-      throwIfAborted(signal);
-      await this.withLayer(index, (layer) =>
-        layer.forward(this.context, hidden, batch, cache?.layers[index]),
-      );
-    }
-  }
-
   /**
    * Logits [tokens, V] in f32 for one sequence of token ids, from its beginning.
    *
-   * @throws MolaeError `INVALID_ARGUMENT` for a sequence longer than the context, an id outside of the vocabulary.
+   * @throws MolaeError `INVALID_ARGUMENT` for a sequence longer than the context, an id outside of the vocabulary; `ABORTED`.
    */
-  async forward(ids: ArrayLike<number>): Promise<Tensor> {
+  async forward(ids: ArrayLike<number>, signal?: AbortSignal): Promise<Tensor> {
     this.#checkLength(ids.length);
-    const batch = batchOfSequences(this.device, [ids.length]);
-    using hidden = await this.embed(ids);
-    await this.runLayers(hidden, batch);
-    batch.positions.dispose();
-    const logits = await this.logits(hidden);
-    return logits.to('f32');
+    const tokens = Array.from(ids);
+    return this.turn(signal, async (context) => {
+      const batch = batchOfSequences(this.device, [tokens.length]);
+      using _ = batch.positions;
+      using hidden = await this.embed(context, tokens);
+      await this.#runLayers(context, hidden, batch, signal);
+      const logits = await this.logits(context, hidden);
+      return logits.to('f32');
+    });
   }
 
   /** A cache for a sequence of up to `capacity` tokens, by default the whole context. */
@@ -197,36 +210,90 @@ export class Model {
     return new KeyValueCache(this.device, this.spec, capacity);
   }
 
-  /** The logits [V] after the last of some more tokens of a sequence. Long ones go through in chunks. */
+  /**
+   * The logits [V] after the last of some more tokens of a sequence. Calls on one cache append in the order in which they were
+   * made; one that fails leaves the cache as it was.
+   *
+   * @throws MolaeError `INVALID_ARGUMENT` for no tokens, more than the cache has room for, an id outside of the vocabulary;
+   * `NON_FINITE`; `ABORTED`.
+   */
   async extend(cache: KeyValueCache, ids: ArrayLike<number>, signal?: AbortSignal): Promise<Float32Array> {
     const tokens = Array.from(ids);
     if (tokens.length === 0) throw expected('at least one token', 'ids', tokens);
-    let logits = new Float32Array();
-    for (let begin = 0; begin < tokens.length; begin += PREFILL_TOKENS) {
-      const chunk = tokens.slice(begin, begin + PREFILL_TOKENS);
-      const batch = batchAfter(this.device, cache.length, chunk.length);
-      cache.reserve(chunk.length);
-      using hidden = await this.embed(chunk);
-      await this.runLayers(hidden, batch, cache, signal);
-      batch.positions.dispose();
-      if (begin + chunk.length < tokens.length) continue;
-      using last = hidden.rows(chunk.length - 1, chunk.length);
-      logits = (await (await this.logits(last)).read()) as Float32Array<ArrayBuffer>;
-    }
-    return logits;
+    return cache.extend(tokens.length, signal, async () => {
+      for (let begin = 0; ; begin += PREFILL_TOKENS) {
+        const chunk = tokens.slice(begin, begin + PREFILL_TOKENS);
+        const last = begin + chunk.length === tokens.length;
+        const logits = await this.turn(signal, (context) =>
+          this.#append(context, cache, chunk, last, signal),
+        );
+        if (logits) return logits;
+      }
+    });
   }
 
-  async close(): Promise<void> {
-    for (const layer of this.#layers ?? []) layer.dispose();
-    for (const tensor of new Set([this.#embedding, this.#norm, this.#head, this.context.frequencies]))
-      tensor.dispose();
-    this.context.scratch.dispose();
-    await this.checkpoint.close();
-    if (this.#ownsDevice) this.device.dispose();
+  /**
+   * Waits for the piece of work in progress, and gives back all memory. Calls that wait for their turn, or have more pieces to
+   * do, fail with `DISPOSED`.
+   */
+  close(): Promise<void> {
+    this.#closing ??= this.#close();
+    return this.#closing;
   }
 
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
+  }
+
+  async #close(): Promise<void> {
+    await this.#turns.close();
+    for (const layer of this.#layers ?? []) layer.dispose();
+    for (const tensor of new Set([this.#embedding, this.#norm, this.#head, this.#context.frequencies]))
+      tensor.dispose();
+    this.#context.scratch.dispose();
+    await this.checkpoint.close();
+    if (this.#ownsDevice) this.device.dispose();
+  }
+
+  async #load(index: number): Promise<DecoderLayer> {
+    try {
+      const options = { device: this.device, quantize: this.#quantize };
+      return await loadLayer(this.checkpoint, this.spec, index, options);
+    } catch (error) {
+      throw this.#closing ? closedError() : error; // its files are closed
+    }
+  }
+
+  /** Takes some more tokens of a sequence through the model; the logits after the last where they are wanted. */
+  async #append(
+    context: LayerContext,
+    cache: KeyValueCache,
+    ids: readonly number[],
+    wanted: boolean,
+    signal: AbortSignal | undefined,
+  ): Promise<Float32Array | undefined> {
+    const batch = batchAfter(this.device, cache.length, ids.length);
+    using _ = batch.positions;
+    using hidden = await this.embed(context, ids);
+    await this.#runLayers(context, hidden, batch, signal, cache);
+    if (!wanted) return undefined;
+    using last = hidden.rows(ids.length - 1, ids.length);
+    const logits = await this.logits(context, last);
+    return (await logits.read()) as Float32Array;
+  }
+
+  /** Takes hidden states [tokens, n] through all layers, in place. */
+  async #runLayers(
+    context: LayerContext,
+    hidden: Tensor,
+    batch: Batch,
+    signal: AbortSignal | undefined,
+    cache?: KeyValueCache,
+  ): Promise<void> {
+    for (let index = 0; index < this.spec.numLayers; index++) {
+      throwIfAborted(signal);
+      await this.withLayer(index, (layer) => layer.forward(context, hidden, batch, cache?.layers[index]));
+    }
   }
 
   #checkLength(tokens: number): void {
@@ -237,7 +304,7 @@ export class Model {
 }
 
 /** Tokens of a prompt that go through the model at a time. */
-const PREFILL_TOKENS = 512;
+export const PREFILL_TOKENS = 512;
 
 function readSpec(checkpoint: Checkpoint): DecoderSpec {
   const { family, config, path } = checkpoint;

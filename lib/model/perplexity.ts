@@ -53,7 +53,7 @@ export async function perplexity(
   const total = windows.reduce((sum, ids) => sum + ids.length, 0);
   let done = 0;
   await forEachBatch(model, windows, signal, async (batch, hidden) => {
-    const losses = await windowLosses(model, batch, hidden);
+    const losses = await windowLosses(model, batch, hidden, signal);
     for (const value of losses) loss += value;
     tokens += losses.length;
     done += batch.reduce((sum, ids) => sum + ids.length, 0);
@@ -84,7 +84,10 @@ const BATCH_TOKENS = 4096;
 /** Rows of logits at a time: a vocabulary is large. */
 const LOGIT_ROWS = 512;
 
-/** @internal Takes windows through all layers, some at a time, and hands out their hidden states after the last layer. */
+/**
+ * @internal Takes windows through all layers, some at a time, and hands out their hidden states after the last layer. Each layer of
+ * each batch is a turn of the model; `visit` is not called in one.
+ */
 export async function forEachBatch(
   model: Model,
   windows: readonly number[][],
@@ -95,18 +98,17 @@ export async function forEachBatch(
   const perRound = model.streams ? windows.length : windowsPerBatch(windows);
   for (let begin = 0; begin < windows.length; begin += perRound) {
     const round = windows.slice(begin, begin + perRound);
-    using hidden = await model.embed(round.flat());
+    using hidden = await model.turn(signal, (context) => model.embed(context, round.flat()));
     for (let index = 0; index < model.spec.numLayers; index++) {
       await model.withLayer(index, async (layer) => {
         for (const { part, rows } of batches(round)) {
-          throwIfAborted(signal);
           using x = hidden.rows(...rows);
           const batch = batchOfSequences(
             model.device,
             part.map((ids) => ids.length),
           );
-          await layer.forward(model.context, x, batch);
-          batch.positions.dispose();
+          using _ = batch.positions;
+          await model.turn(signal, (context) => layer.forward(context, x, batch));
         }
       });
     }
@@ -150,31 +152,37 @@ export function predictions(windows: readonly number[][]): { targets: Int32Array
   return { targets: Int32Array.from(targets), scored };
 }
 
-/** @internal Hands out logits some rows at a time. */
-export async function forEachLogits(
-  model: Model,
+/** @internal Hidden states, the rows of which have logits that fit into memory together. */
+export function* rowsOfLogits(
   hidden: Tensor,
-  visit: (logits: Tensor, begin: number, end: number) => Promise<void>,
-): Promise<void> {
-  const rows = hidden.shape[0] as number;
-  for (let begin = 0; begin < rows; begin += LOGIT_ROWS) {
-    const end = Math.min(rows, begin + LOGIT_ROWS);
-    using part = hidden.rows(begin, end);
-    await visit(await model.logits(part), begin, end);
+): Generator<{ readonly rows: Tensor; readonly begin: number; readonly end: number }> {
+  const count = hidden.shape[0] as number;
+  for (let begin = 0; begin < count; begin += LOGIT_ROWS) {
+    const end = Math.min(count, begin + LOGIT_ROWS);
+    using rows = hidden.rows(begin, end);
+    yield { rows, begin, end };
   }
 }
 
-async function windowLosses(model: Model, windows: readonly number[][], hidden: Tensor): Promise<number[]> {
+async function windowLosses(
+  model: Model,
+  windows: readonly number[][],
+  hidden: Tensor,
+  signal: AbortSignal | undefined,
+): Promise<number[]> {
   const { targets, scored } = predictions(windows);
   const losses: number[] = [];
-  await forEachLogits(model, hidden, async (logits, begin, end) => {
+  for (const { rows, begin, end } of rowsOfLogits(hidden)) {
     using wanted = model.device.tensor('i32', targets.subarray(begin, end));
     using out = model.device.empty('f64', [end - begin]);
-    await awaitNative(() => model.device.native.crossEntropy(logits.native, wanted.native, out.native));
+    await model.turn(signal, async (context) => {
+      const logits = await model.logits(context, rows);
+      await awaitNative(() => model.device.native.crossEntropy(logits.native, wanted.native, out.native));
+    });
     const values = await out.read();
     values.forEach((value, i) => {
       if (scored[begin + i]) losses.push(value);
     });
-  });
+  }
   return losses;
 }

@@ -17,6 +17,7 @@ class Args {
   explicit Args(const Napi::CallbackInfo& info) : info_(info) {}
 
   Tensor tensor(size_t index, const char* name) const;
+  bool is_undefined(size_t index) const { return at(index).IsUndefined(); }
   bool boolean(size_t index, const char* name) const;
   double number(size_t index, const char* name) const;
   int64_t integer(size_t index, const char* name, int64_t smallest, int64_t largest) const;
@@ -37,7 +38,7 @@ Tensor to_tensor(Napi::Value value, const std::string& name);
 int64_t to_integer(Napi::Value value, const std::string& name, int64_t smallest, int64_t largest);
 std::vector<Tensor> to_tensors(Napi::Value value, const std::string& name);
 
-// The bytes of a typed array or DataView. They belong to JavaScript: copy before returning to it.
+// The bytes of a typed array. They belong to JavaScript: copy before returning to it.
 struct Bytes {
   uint8_t* data;
   size_t size;

@@ -3,9 +3,7 @@
 #include <string>
 #include <vector>
 
-#include "addon/args.h"
-#include "addon/errors.h"
-#include "addon/module.h"
+#include "addon/operation.h"
 #include "core/decoder.h"
 
 namespace molae::addon::decoder {
@@ -65,120 +63,60 @@ std::vector<Sequence> to_sequences(Napi::Array array) {
   return sequences;
 }
 
+HeadColumns to_head_columns(Napi::Object object) {
+  return {field(object, "heads", 1), field(object, "fromHeads", 1), field(object, "fromOffset", 0),
+          field(object, "toOffset", 0), field(object, "width", 1)};
+}
+
+template <auto method, auto check, class... Readers>
+Napi::Value queue(const Napi::CallbackInfo& info, Device& device, const Readers&... readers) {
+  return queue_operation<method, check>(info, device, decoder_of(device), readers...);
+}
+
 }  // namespace
 
 Napi::Value gather_rows(const Napi::CallbackInfo& info, Device& device) {
-  const Args args(info);
-  Decoder& decoder = decoder_of(device);
-  const Tensor table = args.tensor(0, "table");
-  const Tensor ids = args.tensor(1, "ids");
-  const Tensor out = args.tensor(2, "out");
-  check_gather_rows(table, ids, out, &device.backend());
-  return Module::of(info.Env()).submit(info.Env(), device, [&decoder, table, ids, out] {
-    decoder.gather_rows(table, ids, out);
-  });
+  return queue<&Decoder::gather_rows, &check_gather_rows>(info, device, tensor("table"), tensor("ids"), tensor("out"));
 }
 
 Napi::Value linear(const Napi::CallbackInfo& info, Device& device) {
-  const Args args(info);
-  Decoder& decoder = decoder_of(device);
-  const Tensor x = args.tensor(0, "x");
-  const Tensor weight = args.tensor(1, "weight");
-  const Tensor bias = info[2].IsUndefined() ? Tensor() : args.tensor(2, "bias");
-  const Tensor out = args.tensor(3, "out");
-  check_linear(x, weight, bias, out, &device.backend());
-  return Module::of(info.Env()).submit(info.Env(), device, [&decoder, x, weight, bias, out] {
-    decoder.linear(x, weight, bias, out);
-  });
+  return queue<&Decoder::linear, &check_linear>(info, device, tensor("x"), tensor("weight"), optional_tensor("bias"),
+                                                tensor("out"));
 }
 
 Napi::Value rms_norm(const Napi::CallbackInfo& info, Device& device) {
-  const Args args(info);
-  Decoder& decoder = decoder_of(device);
-  const Tensor x = args.tensor(0, "x");
-  const Tensor weight = args.tensor(1, "weight");
-  const auto eps = static_cast<float>(args.number(2, "eps"));
-  const Tensor out = args.tensor(3, "out");
-  check_rms_norm(x, weight, out, &device.backend());
-  return Module::of(info.Env()).submit(info.Env(), device, [&decoder, x, weight, eps, out] {
-    decoder.rms_norm(x, weight, eps, out);
-  });
+  return queue<&Decoder::rms_norm, &check_rms_norm>(info, device, tensor("x"), tensor("weight"), number("eps"),
+                                                    tensor("out"));
 }
 
 Napi::Value rotary(const Napi::CallbackInfo& info, Device& device) {
-  const Args args(info);
-  Decoder& decoder = decoder_of(device);
-  const Tensor x = args.tensor(0, "x");
-  const Tensor positions = args.tensor(1, "positions");
-  const Tensor frequencies = args.tensor(2, "frequencies");
-  const RotarySpec spec = to_rotary_spec(args.object(3, "spec"));
-  check_rotary(x, positions, frequencies, spec, &device.backend());
-  return Module::of(info.Env()).submit(info.Env(), device, [&decoder, x, positions, frequencies, spec] {
-    decoder.rotary(x, positions, frequencies, spec);
-  });
+  return queue<&Decoder::rotary, &check_rotary>(info, device, tensor("x"), tensor("positions"), tensor("frequencies"),
+                                                object("spec", to_rotary_spec));
 }
 
 Napi::Value attention(const Napi::CallbackInfo& info, Device& device) {
-  const Args args(info);
-  Decoder& decoder = decoder_of(device);
-  const Tensor q = args.tensor(0, "q");
-  const Tensor keys = args.tensor(1, "keys");
-  const Tensor values = args.tensor(2, "values");
-  const std::vector<Sequence> sequences = to_sequences(args.array(3, "sequences"));
-  const AttentionSpec spec = to_attention_spec(args.object(4, "spec"));
-  const Tensor out = args.tensor(5, "out");
-  check_attention(q, keys, values, sequences, spec, out, &device.backend());
-  return Module::of(info.Env()).submit(info.Env(), device, [&decoder, q, keys, values, sequences, spec, out] {
-    decoder.attention(q, keys, values, sequences, spec, out);
-  });
+  return queue<&Decoder::attention, &check_attention>(info, device, tensor("q"), tensor("keys"), tensor("values"),
+                                                      array("sequences", to_sequences),
+                                                      object("spec", to_attention_spec), tensor("out"));
 }
 
 Napi::Value copy_head_columns(const Napi::CallbackInfo& info, Device& device) {
-  const Args args(info);
-  Decoder& decoder = decoder_of(device);
-  const Tensor from = args.tensor(0, "from");
-  const Tensor to = args.tensor(1, "to");
-  const Napi::Object object = args.object(2, "columns");
-  const HeadColumns columns{field(object, "heads", 1), field(object, "fromHeads", 1), field(object, "fromOffset", 0),
-                            field(object, "toOffset", 0), field(object, "width", 1)};
-  check_copy_head_columns(from, to, columns, &device.backend());
-  return Module::of(info.Env()).submit(info.Env(), device, [&decoder, from, to, columns] {
-    decoder.copy_head_columns(from, to, columns);
-  });
+  return queue<&Decoder::copy_head_columns, &check_copy_head_columns>(info, device, tensor("from"), tensor("to"),
+                                                                      object("columns", to_head_columns));
 }
 
 Napi::Value add(const Napi::CallbackInfo& info, Device& device) {
-  const Args args(info);
-  Decoder& decoder = decoder_of(device);
-  const Tensor from = args.tensor(0, "from");
-  const Tensor to = args.tensor(1, "to");
-  check_add(from, to, &device.backend());
-  return Module::of(info.Env()).submit(info.Env(), device, [&decoder, from, to] { decoder.add(from, to); });
+  return queue<&Decoder::add, &check_add>(info, device, tensor("from"), tensor("to"));
 }
 
 Napi::Value cross_entropy(const Napi::CallbackInfo& info, Device& device) {
-  const Args args(info);
-  Decoder& decoder = decoder_of(device);
-  const Tensor logits = args.tensor(0, "logits");
-  const Tensor targets = args.tensor(1, "targets");
-  const Tensor losses = args.tensor(2, "losses");
-  check_cross_entropy(logits, targets, losses, &device.backend());
-  return Module::of(info.Env()).submit(info.Env(), device, [&decoder, logits, targets, losses] {
-    decoder.cross_entropy(logits, targets, losses);
-  });
+  return queue<&Decoder::cross_entropy, &check_cross_entropy>(info, device, tensor("logits"), tensor("targets"),
+                                                              tensor("losses"));
 }
 
 Napi::Value compare_distributions(const Napi::CallbackInfo& info, Device& device) {
-  const Args args(info);
-  Decoder& decoder = decoder_of(device);
-  const Tensor p = args.tensor(0, "p");
-  const Tensor q = args.tensor(1, "q");
-  const Tensor divergences = args.tensor(2, "divergences");
-  const Tensor agreements = args.tensor(3, "agreements");
-  check_compare_distributions(p, q, divergences, agreements, &device.backend());
-  return Module::of(info.Env()).submit(info.Env(), device, [&decoder, p, q, divergences, agreements] {
-    decoder.compare_distributions(p, q, divergences, agreements);
-  });
+  return queue<&Decoder::compare_distributions, &check_compare_distributions>(
+      info, device, tensor("p"), tensor("q"), tensor("divergences"), tensor("agreements"));
 }
 
 }  // namespace molae::addon::decoder

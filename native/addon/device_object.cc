@@ -10,6 +10,7 @@
 #include "addon/errors.h"
 #include "addon/layer_object.h"
 #include "addon/module.h"
+#include "addon/operation.h"
 #include "addon/tensor_object.h"
 #include "addon/type_tags.h"
 #include "core/checks.h"
@@ -74,11 +75,11 @@ RouterSpec to_router_spec(const Napi::Object& object) {
   return spec;
 }
 
-void check_same_shape(const Tensor& from, const Shape& wanted, const char* name) {
-  if (from.shape() != wanted) {
-    fail(ErrorCode::ShapeMismatch, "Expected shape ", shape_name(wanted), " for ", name, " but received ",
-         shape_name(from.shape()));
-  }
+Routing to_routing(const Args& args, size_t& next) {
+  Routing routing;
+  routing.ids = args.tensor(next++, "ids");
+  routing.weights = args.tensor(next++, "weights");
+  return routing;
 }
 
 }  // namespace
@@ -138,6 +139,14 @@ Device& DeviceObject::alive() const {
   return *device_;
 }
 
+template <auto method, auto check, class... Readers>
+Napi::Value DeviceObject::queue(const Napi::CallbackInfo& info, const Readers&... readers) {
+  return guarded(info.Env(), [&] {
+    Device& device = alive();
+    return queue_operation<method, check>(info, device, device.backend(), readers...);
+  });
+}
+
 Napi::Value DeviceObject::info(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] { return to_js(info.Env(), alive().backend().info()); });
 }
@@ -187,38 +196,11 @@ Napi::Value DeviceObject::from_data(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value DeviceObject::copy(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&] {
-    const Args args(info);
-    Device& device = alive();
-    const Tensor from = args.tensor(0, "from");
-    const Tensor to = args.tensor(1, "to");
-    check_owner(from, "from", &device.backend());
-    check_owner(to, "to", &device.backend());
-    check_same_shape(to, from.shape(), "to");
-    const bool numbers = from.dtype() != DType::I32 && to.dtype() != DType::I32;
-    if (from.dtype() != to.dtype() && !numbers) {
-      fail(ErrorCode::DTypeMismatch, "Cannot convert ", dtype_name(from.dtype()), " to ", dtype_name(to.dtype()));
-    }
-    return Module::of(info.Env()).submit(info.Env(), device, [&device, from, to] { device.backend().copy(from, to); });
-  });
+  return queue<&Backend::copy, &check_copy>(info, tensor("from"), tensor("to"));
 }
 
 Napi::Value DeviceObject::transpose(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&] {
-    const Args args(info);
-    Device& device = alive();
-    const Tensor from = args.tensor(0, "from");
-    const Tensor to = args.tensor(1, "to");
-    check_owner(from, "from", &device.backend());
-    check_owner(to, "to", &device.backend());
-    if (from.rank() != 2 || from.dtype() != to.dtype())
-      fail(ErrorCode::ShapeMismatch, "Expected matrices of one dtype");
-    if (is_block(from.dtype())) fail(ErrorCode::DTypeMismatch, "Blocks of ", dtype_name(from.dtype()), " go along rows");
-    check_same_shape(to, {from.cols(), from.rows()}, "to");
-    return Module::of(info.Env()).submit(info.Env(), device, [&device, from, to] {
-      device.backend().transpose(from, to);
-    });
-  });
+  return queue<&Backend::transpose, &check_transpose>(info, tensor("from"), tensor("to"));
 }
 
 Napi::Value DeviceObject::gemm(const Napi::CallbackInfo& info) {
@@ -234,46 +216,15 @@ Napi::Value DeviceObject::gemm(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value DeviceObject::svd(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&] {
-    const Args args(info);
-    Device& device = alive();
-    const Tensor a = args.tensor(0, "a");
-    const Tensor u = args.tensor(1, "u");
-    const Tensor s = args.tensor(2, "s");
-    const Tensor vt = args.tensor(3, "vt");
-    check_svd(a, u, s, vt, &device.backend());
-    return Module::of(info.Env()).submit(info.Env(), device, [&device, a, u, s, vt] {
-      device.backend().svd(a, u, s, vt);
-    });
-  });
+  return queue<&Backend::svd, &check_svd>(info, tensor("a"), tensor("u"), tensor("s"), tensor("vt"));
 }
 
 Napi::Value DeviceObject::eigh(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&] {
-    const Args args(info);
-    Device& device = alive();
-    const Tensor a = args.tensor(0, "a");
-    const Tensor values = args.tensor(1, "values");
-    const Tensor vectors = args.tensor(2, "vectors");
-    check_eigh(a, values, vectors, &device.backend());
-    return Module::of(info.Env()).submit(info.Env(), device, [&device, a, values, vectors] {
-      device.backend().eigh(a, values, vectors);
-    });
-  });
+  return queue<&Backend::eigh, &check_eigh>(info, tensor("a"), tensor("values"), tensor("vectors"));
 }
 
 Napi::Value DeviceObject::route(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&] {
-    const Args args(info);
-    Device& device = alive();
-    const Tensor logits = args.tensor(0, "logits");
-    const RouterSpec spec = to_router_spec(args.object(1, "spec"));
-    const Routing routing{args.tensor(2, "ids"), args.tensor(3, "weights")};
-    check_route(logits, spec, routing, &device.backend());
-    return Module::of(info.Env()).submit(info.Env(), device, [&device, logits, spec, routing] {
-      device.backend().route(logits, spec, routing);
-    });
-  });
+  return queue<&Backend::route, &check_route>(info, tensor("logits"), object("spec", to_router_spec), to_routing);
 }
 
 Napi::Value DeviceObject::find_non_finite(const Napi::CallbackInfo& info) {

@@ -16,6 +16,9 @@ class DeviceObject final : public Napi::ObjectWrap<DeviceObject> {
 
  private:
   Device& alive() const;
+  // An operation of the backend.
+  template <auto method, auto check, class... Readers>
+  Napi::Value queue(const Napi::CallbackInfo& info, const Readers&... readers);
 
   Napi::Value info(const Napi::CallbackInfo& info);
   Napi::Value memory_usage(const Napi::CallbackInfo& info);

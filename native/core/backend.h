@@ -69,7 +69,7 @@ class Backend {
 
   // Memory. May be called from any thread, unlike everything else. Throws OutOfMemory.
   virtual std::shared_ptr<Buffer> allocate(size_t bytes) = 0;
-  virtual bool host_memory() const = 0;  // buffers can be read and written through their pointers
+  virtual bool host_memory() const = 0;                // buffers can be read and written through their pointers
   virtual bool knows_blocks() const { return false; }  // weights may be q8 and q4
   virtual void upload(const void* host, const Tensor& to) = 0;
   virtual void download(const Tensor& from, void* host) = 0;

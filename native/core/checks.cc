@@ -41,16 +41,20 @@ void check_same_dtype(const Tensor& a, const char* a_name, const Tensor& b, cons
   }
 }
 
+void check_shape(const Tensor& tensor, const char* name, const Shape& shape) {
+  if (tensor.shape() != shape) {
+    fail(ErrorCode::ShapeMismatch, "Expected shape ", shape_name(shape), " for ", name, " but received ",
+         shape_name(tensor.shape()));
+  }
+}
+
 void check_result(const Tensor& tensor, const char* name, DType dtype, const Shape& shape, const Backend* owner) {
   check_owner(tensor, name, owner);
   if (tensor.dtype() != dtype) {
     fail(ErrorCode::DTypeMismatch, "Expected ", dtype_name(dtype), " for ", name, " but received ",
          dtype_name(tensor.dtype()));
   }
-  if (tensor.shape() != shape) {
-    fail(ErrorCode::ShapeMismatch, "Expected shape ", shape_name(shape), " for ", name, " but received ",
-         shape_name(tensor.shape()));
-  }
+  check_shape(tensor, name, shape);
 }
 
 }  // namespace
@@ -58,6 +62,26 @@ void check_result(const Tensor& tensor, const char* name, DType dtype, const Sha
 void check_owner(const Tensor& tensor, const char* name, const Backend* owner) {
   if (!tensor) fail(ErrorCode::Disposed, name, " was disposed");
   if (tensor.owner() != owner) fail(ErrorCode::DeviceMismatch, name, " lives on another device");
+}
+
+void check_copy(const Tensor& from, const Tensor& to, const Backend* owner) {
+  check_owner(from, "from", owner);
+  check_owner(to, "to", owner);
+  check_shape(to, "to", from.shape());
+  const bool numbers = from.dtype() != DType::I32 && to.dtype() != DType::I32;
+  if (from.dtype() != to.dtype() && !numbers) {
+    fail(ErrorCode::DTypeMismatch, "Cannot convert ", dtype_name(from.dtype()), " to ", dtype_name(to.dtype()));
+  }
+}
+
+void check_transpose(const Tensor& from, const Tensor& to, const Backend* owner) {
+  check_owner(from, "from", owner);
+  check_owner(to, "to", owner);
+  if (from.rank() != 2 || from.dtype() != to.dtype()) fail(ErrorCode::ShapeMismatch, "Expected matrices of one dtype");
+  check_shape(to, "to", {from.cols(), from.rows()});
+  if (is_block(from.dtype())) {
+    fail(ErrorCode::DTypeMismatch, "Expected a floating dtype for from but received ", dtype_name(from.dtype()));
+  }
 }
 
 void check_gemm(const Gemm& problem, const Backend* owner) {

@@ -6,6 +6,8 @@
 // same input with the same words.
 namespace molae {
 
+void check_copy(const Tensor& from, const Tensor& to, const Backend* owner);
+void check_transpose(const Tensor& from, const Tensor& to, const Backend* owner);
 void check_gemm(const Gemm& problem, const Backend* owner);
 void check_svd(const Tensor& a, const Tensor& u, const Tensor& s, const Tensor& vt, const Backend* owner);
 void check_eigh(const Tensor& a, const Tensor& values, const Tensor& vectors, const Backend* owner);

@@ -76,7 +76,7 @@ class Decoder {
 // The argument checks of every backend, as in core/checks.h.
 void check_gather_rows(const Tensor& table, const Tensor& ids, const Tensor& out, const Backend* owner);
 void check_linear(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& out, const Backend* owner);
-void check_rms_norm(const Tensor& x, const Tensor& weight, const Tensor& out, const Backend* owner);
+void check_rms_norm(const Tensor& x, const Tensor& weight, float eps, const Tensor& out, const Backend* owner);
 void check_rotary(const Tensor& x, const Tensor& positions, const Tensor& frequencies, const RotarySpec& spec,
                   const Backend* owner);
 void check_attention(const Tensor& q, const Tensor& keys, const Tensor& values, const std::vector<Sequence>& sequences,

@@ -70,7 +70,8 @@ void check_linear(const Tensor& x, const Tensor& weight, const Tensor& bias, con
   }
 }
 
-void check_rms_norm(const Tensor& x, const Tensor& weight, const Tensor& out, const Backend* owner) {
+void check_rms_norm(const Tensor& x, const Tensor& weight, float eps, const Tensor& out, const Backend* owner) {
+  if (!(eps >= 0)) fail(ErrorCode::InvalidArgument, "Expected a non-negative number for eps but received ", eps);
   check_weight(weight, "weight", {kAny}, owner);
   check(x, "x", DType::F32, {kAny, kAny}, owner);
   check(out, "out", DType::F32, x.shape(), owner);
@@ -101,6 +102,9 @@ void check_attention(const Tensor& q, const Tensor& keys, const Tensor& values, 
   if (spec.heads % spec.kv_heads != 0) {
     fail(ErrorCode::InvalidArgument, spec.heads, " heads cannot share ", spec.kv_heads, " key/value heads evenly");
   }
+  // The largest score is subtracted before it is scaled: with another sign it is the smallest.
+  if (!(spec.scale > 0))
+    fail(ErrorCode::InvalidArgument, "Expected a positive number for scale but received ", spec.scale);
   if (spec.window < 0) fail(ErrorCode::InvalidArgument, "Expected a non-negative window but received ", spec.window);
   check(q, "q", DType::F32, {kAny, spec.heads * spec.head_size}, owner);
   check(keys, "keys", DType::F32, {kAny, spec.kv_heads * spec.head_size}, owner);

@@ -53,7 +53,8 @@ DType parse_dtype(std::string_view name) {
   for (DType dtype : {DType::F32, DType::F64, DType::F16, DType::BF16, DType::I32, DType::Q8, DType::Q4}) {
     if (dtype_name(dtype) == name) return dtype;
   }
-  fail(ErrorCode::InvalidArgument, "Expected one of f32, f64, f16, bf16, i32, q8, q4 for dtype but received ", quoted(name));
+  fail(ErrorCode::InvalidArgument, "Expected one of f32, f64, f16, bf16, i32, q8, q4 for dtype but received ",
+       quoted(name));
 }
 
 }  // namespace molae

@@ -16,9 +16,9 @@ inline bool is_half(DType dtype) { return dtype == DType::F16 || dtype == DType:
 inline bool is_block(DType dtype) { return dtype == DType::Q8 || dtype == DType::Q4; }
 inline bool is_float(DType dtype) { return dtype != DType::I32 && !is_block(dtype); }
 
-size_t item_size(DType dtype);                   // of an element; blocks have none
-size_t row_bytes(DType dtype, size_t cols);      // of a row of `cols` elements; blocks end with the row
-std::string_view dtype_name(DType dtype);        // "f32", "f64", "f16", "bf16", "i32", "q8", "q4"
-DType parse_dtype(std::string_view name);        // throws InvalidArgument
+size_t item_size(DType dtype);               // of an element; blocks have none
+size_t row_bytes(DType dtype, size_t cols);  // of a row of `cols` elements; blocks end with the row
+std::string_view dtype_name(DType dtype);    // "f32", "f64", "f16", "bf16", "i32", "q8", "q4"
+DType parse_dtype(std::string_view name);    // throws InvalidArgument
 
 }  // namespace molae

@@ -23,8 +23,8 @@ size_t element_count(const Shape& shape) {
 size_t byte_count(DType dtype, const Shape& shape) {
   if (!is_block(dtype)) return checked_mul(element_count(shape), item_size(dtype));
   if (shape.size() < 2) {
-    fail(ErrorCode::InvalidArgument, "Blocks of ", dtype_name(dtype), " need rows: expected at least 2 sizes but received ",
-         shape_name(shape));
+    fail(ErrorCode::InvalidArgument, "Blocks of ", dtype_name(dtype),
+         " need rows: expected at least 2 sizes but received ", shape_name(shape));
   }
   const Shape outer(shape.begin(), shape.end() - 1);
   element_count(shape);

@@ -16,9 +16,9 @@ namespace {
 // inputs of a block and its weights in the second.
 constexpr int64_t kMostInner = 256;
 
-// Blocks of weights are copied, and narrow ones widened, a few rows at a time just before the first panel needs them: memory
-// is read in the weights' own size, and the odd stride keeps rows out of each other's cache sets, where the power of
-// two between them in a layer puts them.
+// Blocks of weights are copied, and narrow ones widened, a few rows at a time just before the first panel needs them:
+// memory is read in the weights' own size, and the odd stride keeps rows out of each other's cache sets, where the
+// power of two between them in a layer puts them.
 constexpr int64_t kBlockStride = kMostInner + 16;
 
 constexpr int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }

@@ -18,8 +18,8 @@ constexpr int kVectors = kBlock / kLanes;
 typedef uint16_t Halves8 __attribute__((vector_size(16)));
 
 // The integers of a block as four vectors of floats. In a word of blocks lie elements that are not neighbours: as the
-// vectors have them, so the inputs are ordered once (`element`), which is cheaper than ordering every weight. Each gives
-// its integers times kUnit, plus kOffset where that saves work.
+// vectors have them, so the inputs are ordered once (`element`), which is cheaper than ordering every weight. Each
+// gives its integers times kUnit, plus kOffset where that saves work.
 struct Q8Weights {
   using Block = Q8Block;
   static constexpr float kUnit = 0x1p24f;  // exact: what is below the byte is 0

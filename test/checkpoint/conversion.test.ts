@@ -1,7 +1,6 @@
 import { spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { cp, mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
+import { cp, mkdir, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeEach, describe, expect, test } from 'vitest';
@@ -10,20 +9,18 @@ import { type ConvertOptions, convertCheckpoint } from '../../lib/checkpoint/con
 import { openDevice } from '../../lib/device.ts';
 import { type DenseExperts, type LatentExperts, type LatentOperator, OPERATORS } from '../../lib/experts.ts';
 import { factorizeExperts } from '../../lib/factorize.ts';
+import { freshPaths, outputFolder } from '../support/temporary.ts';
 
 const source = fileURLToPath(new URL('../fixtures/tiny-qwen2-moe', import.meta.url));
 const device = await openDevice('cpu');
-const root = await mkdtemp(join(tmpdir(), 'molae-conversion-'));
+const root = await outputFolder('conversion');
+const freshPath = freshPaths(root);
 let output: string;
-let counter = 0;
 
 beforeEach(() => {
-  output = join(root, `out-${counter++}`);
+  output = freshPath();
 });
-afterAll(async () => {
-  device.dispose();
-  await rm(root, { recursive: true });
-});
+afterAll(() => device.dispose());
 
 const convert = (options: Partial<ConvertOptions> = {}, input = source) =>
   convertCheckpoint(input, output, { groupSize: 4, latentSize: 48, device, ...options });

@@ -1,27 +1,24 @@
-import { mkdtemp, readdir, rm } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
+import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, describe, expect, test } from 'vitest';
-import { planConversion } from '../../lib/analysis.ts';
 import { openCheckpoint } from '../../lib/checkpoint/checkpoint.ts';
 import { convertCheckpoint } from '../../lib/checkpoint/conversion/convert.ts';
 import { FAMILIES } from '../../lib/checkpoint/families/index.ts';
 import { inspectCheckpoint } from '../../lib/checkpoint/inspect.ts';
 import { SafetensorsFile } from '../../lib/checkpoint/safetensors/reader.ts';
 import { openDevice } from '../../lib/device.ts';
+import { planConversion } from '../../lib/plan/plan-conversion.ts';
 import { relativeError } from '../support/reference.ts';
+import { outputFolder } from '../support/temporary.ts';
 
 // Tiny checkpoints with golden values by transformers: see test/fixtures/make/families.py.
 const root = fileURLToPath(new URL('../fixtures/families', import.meta.url));
 const folders = (await readdir(root)).sort();
 const device = await openDevice('cpu');
-const temporary = await mkdtemp(join(tmpdir(), 'molae-families-'));
+const temporary = await outputFolder('families');
 
-afterAll(async () => {
-  device.dispose();
-  await rm(temporary, { recursive: true });
-});
+afterAll(() => device.dispose());
 
 /** Golden values of a folder: f32 and i32 by name. */
 async function openGolden(folder: string) {

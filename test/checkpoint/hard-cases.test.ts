@@ -1,7 +1,7 @@
 import { execFile, spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { chmod, cp, mkdir, mkdtemp, readdir, readFile, rm, stat, symlink, writeFile } from 'node:fs/promises';
-import { hostname, tmpdir } from 'node:os';
+import { chmod, cp, mkdir, readdir, readFile, rm, stat, symlink, writeFile } from 'node:fs/promises';
+import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
@@ -12,21 +12,19 @@ import { inspectCheckpoint } from '../../lib/checkpoint/inspect.ts';
 import { SafetensorsWriter } from '../../lib/checkpoint/safetensors/writer.ts';
 import { INDEX_FILE } from '../../lib/checkpoint/shards.ts';
 import { openDevice } from '../../lib/device.ts';
+import { freshPaths, outputFolder } from '../support/temporary.ts';
 
 const here = (path: string) => fileURLToPath(new URL(path, import.meta.url));
 const source = here('../fixtures/families/deepseek_v3');
 const device = await openDevice('cpu');
-const root = await mkdtemp(join(tmpdir(), 'molae-hard-'));
+const root = await outputFolder('hard');
+const freshPath = freshPaths(root);
 let output: string;
-let counter = 0;
 
 beforeEach(() => {
-  output = join(root, `out-${counter++}`);
+  output = freshPath();
 });
-afterAll(async () => {
-  device.dispose();
-  await rm(root, { recursive: true });
-});
+afterAll(() => device.dispose());
 
 const convert = (options: Partial<ConvertOptions> = {}, input = source, to = output) =>
   convertCheckpoint(input, to, { groupSize: 4, latentSize: 16, device, ...options });

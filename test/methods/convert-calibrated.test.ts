@@ -1,6 +1,5 @@
 import { createHash } from 'node:crypto';
-import { mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
+import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeEach, describe, expect, test } from 'vitest';
@@ -13,6 +12,7 @@ import { Model } from '../../lib/model/model.ts';
 import { perplexity } from '../../lib/model/perplexity.ts';
 import { Tokenizer } from '../../lib/model/tokenizer.ts';
 import { openOwnDevice } from '../support/device.ts';
+import { freshPaths, outputFolder } from '../support/temporary.ts';
 
 const fixtures = new URL('../fixtures/', import.meta.url);
 const source = fileURLToPath(new URL('tiny-qwen2-moe', fixtures));
@@ -22,17 +22,14 @@ const text = await readFile(new URL('moby-dick.txt', fixtures), 'utf8');
 const ids = tokenizer.encode(text);
 const calibration = ids.slice(0, 2560);
 const heldOut = ids.slice(2560);
-const root = await mkdtemp(join(tmpdir(), 'molae-calibrated-'));
+const root = await outputFolder('calibrated');
+const freshPath = freshPaths(root);
 let output: string;
-let counter = 0;
 
 beforeEach(() => {
-  output = join(root, `out-${counter++}`);
+  output = freshPath();
 });
-afterAll(async () => {
-  device.dispose();
-  await rm(root, { recursive: true });
-});
+afterAll(() => device.dispose());
 
 const convert = (options: Partial<CalibratedConversionOptions> = {}) =>
   convertCalibrated(source, output, { calibration, groupSize: 4, targetRatio: 0.5, device, ...options });

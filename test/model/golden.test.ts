@@ -35,20 +35,22 @@ describe('the trained checkpoint against PyTorch', () => {
     const tokens = await ids(golden, 'input_ids');
     const { batchOfSequences } = await import('../../lib/model/batch.ts');
     const batch = batchOfSequences(device, [tokens.length]);
-    using hidden = await model.embed(tokens);
-    using h = device.empty('f32', hidden.shape);
-    for (let index = 0; index < 4; index++) {
-      await model.withLayer(index, async (layer) => {
-        layer.attend(model.context, hidden, batch);
-        layer.normalize(model.context, hidden, h);
-        await model.context.operations.settle();
-        expect(relativeError(await h.read(), await floats(`layers.${index}.moe_input`))).toBeLessThan(
-          tolerance,
-        );
-        layer.applyExperts(model.context, h, await layer.route(h), hidden);
-        await model.context.operations.settle();
-      });
-    }
+    await model.turn(undefined, async (context) => {
+      using hidden = await model.embed(context, tokens);
+      using h = device.empty('f32', hidden.shape);
+      for (let index = 0; index < 4; index++) {
+        await model.withLayer(index, async (layer) => {
+          layer.attend(context, hidden, batch);
+          layer.normalize(context, hidden, h);
+          await context.operations.settle();
+          expect(relativeError(await h.read(), await floats(`layers.${index}.moe_input`))).toBeLessThan(
+            tolerance,
+          );
+          layer.applyExperts(context, h, await layer.route(h), hidden);
+          await context.operations.settle();
+        });
+      }
+    });
   });
 
   test('the logits of 192 tokens match within 1e-5', async () => {

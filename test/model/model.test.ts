@@ -1,5 +1,4 @@
-import { cp, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
+import { cp, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, describe, expect, test } from 'vitest';
@@ -17,11 +16,12 @@ import { Sampler } from '../../lib/model/sampling.ts';
 import { Tokenizer } from '../../lib/model/tokenizer.ts';
 import { expertsTolerance, openTestDevice } from '../support/device.ts';
 import { relativeError } from '../support/reference.ts';
+import { outputFolder } from '../support/temporary.ts';
 
 const fixture = (name: string) => fileURLToPath(new URL(`../fixtures/${name}`, import.meta.url));
 const source = fixture('tiny-qwen2-moe');
 const device = await openTestDevice();
-const folder = await mkdtemp(join(tmpdir(), 'molae-model-'));
+const folder = await outputFolder('model');
 const converted = join(folder, 'latent');
 await convertCheckpoint(source, converted, { groupSize: 4, latentSize: 160, device });
 const model = await Model.open(source, { device });
@@ -37,7 +37,6 @@ const ids = tokenizer.encode(prose);
 afterAll(async () => {
   await Promise.all([model.close(), latent.close(), golden.close()]);
   device.dispose();
-  await rm(folder, { recursive: true });
 });
 
 async function take(count: number, prompt: number[], options = {}, of = model): Promise<number[]> {

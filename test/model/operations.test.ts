@@ -264,6 +264,12 @@ describe('bad input', () => {
     await expect(attend([[0, 2, 0, 5]])).rejects.toThrow(/cover 2 of 3/);
     await expect(attend([[0, 3, 3, 5]])).rejects.toThrow(/more queries than keys/);
     await expect(attend([[0, 3, 0, 5]], { kvHeads: 3 })).rejects.toThrow(/evenly/);
+    for (const scale of [-1, 0, Number.NaN])
+      await expect(attend([[0, 3, 0, 5]], { scale })).rejects.toThrow(/positive number for scale/);
+    for (const eps of [-1e-6, Number.NaN])
+      await expect(failing(() => operations.rmsNorm(f(2, 6), f(3), eps, f(2, 6)))).rejects.toThrow(
+        /non-negative number for eps/,
+      );
     await expect(
       failing(() => operations.linear(f(2, 3), f(4, 5), undefined, f(2, 4))),
     ).rejects.toMatchObject({ code: 'SHAPE_MISMATCH' });

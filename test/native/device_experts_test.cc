@@ -143,8 +143,8 @@ MOLAE_TEST("experts: forward of random layers", Device) {
     options.hidden_size = unit * context.integer(1, 200 / unit);
     options.intermediate_size = unit * context.integer(1, 150 / unit);
     options.experts = routing.experts;
-    std::vector<std::vector<DType>> choices = {
-        {DType::F32}, {DType::F64}, {DType::BF16}, {DType::BF16}, {DType::F16}, {DType::F32, DType::BF16, DType::F16}};
+    std::vector<std::vector<DType>> choices = {{DType::F32},  {DType::F64}, {DType::BF16},
+                                               {DType::BF16}, {DType::F16}, {DType::F32, DType::BF16, DType::F16}};
     if (context.backend.knows_blocks()) {
       choices.insert(choices.end(), {{DType::Q8}, {DType::Q4}, {DType::Q8, DType::Q4, DType::BF16}});
     }

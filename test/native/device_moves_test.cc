@@ -61,13 +61,14 @@ MOLAE_TEST("moves: conversions between all floats", Device) {
   }
 }
 
-// The nearest block by the definition, in f64: every value of the block times 1 / scale, rounded, at most half a step and
-// what the scale loses as f16 away.
+// The nearest block by the definition, in f64: every value of the block times 1 / scale, rounded, at most half a step
+// and what the scale loses as f16 away.
 MOLAE_TEST("moves: floats become the nearest blocks, and blocks floats again", Device) {
   if (!context.backend.knows_blocks()) {
     for (const DType dtype : kBlocks) {
-      expect_error(ErrorCode::DTypeMismatch, name_of("blocks on this device", dtype, {3, 7}),
-                   [&] { empty(context.backend, dtype, {3, 7}); });
+      expect_error(ErrorCode::DTypeMismatch, name_of("blocks on this device", dtype, {3, 7}), [&] {
+        empty(context.backend, dtype, {3, 7});
+      });
     }
     return;
   }

@@ -1,4 +1,3 @@
-import { planConversion } from '../../analysis.ts';
 import type { Device } from '../../device.ts';
 import { MolaeError } from '../../errors.ts';
 import type { Operator } from '../../experts.ts';
@@ -11,6 +10,7 @@ import {
   NonFiniteExpertError,
   resolveGroups,
 } from '../../factorize.ts';
+import { planConversion } from '../../plan/plan-conversion.ts';
 import type { Checkpoint } from '../checkpoint.ts';
 import { locateExpert } from '../family.ts';
 import { tensorDType } from '../tensors.ts';

@@ -1,0 +1,87 @@
+import type { MoeSpec } from '../checkpoint/family.ts';
+import { maxLatentSize } from '../checkpoint/latent-format.ts';
+import type { CostOptions, Factorization } from '../costs/layer-costs.ts';
+import { checkGroupSize, type LayerSizes } from '../costs/sizes.ts';
+import { expected } from '../errors.ts';
+import { OPERATORS, type Operator } from '../experts.ts';
+
+export interface PlanOptions extends CostOptions {
+  /** k, a divisor of N. Without it the planner chooses, and says why in `reason`. */
+  readonly groupSize?: number;
+  /** r, the same for every factored operator, 1 to min(n, k·m). Not together with `targetRatio`. */
+  readonly latentSize?: number;
+  /** The share of the routed experts' parameters to remove at least, between 0 and 1. */
+  readonly targetRatio?: number;
+  /** What to factor. Default: gate, up and down. */
+  readonly operators?: readonly Operator[];
+  /** Gate and up share one B. Default false. */
+  readonly sharedGateUp?: boolean;
+  /** Parameters other than those of the routed experts, to compare whole models; a checkpoint's
+   * `parameters − expertParameters`. */
+  readonly otherParameters?: number;
+}
+
+/** Options after their checks. */
+export interface PlanRequest {
+  readonly groupSize: number | undefined;
+  readonly latentSize: number | undefined;
+  readonly targetRatio: number | undefined;
+  readonly operators: readonly Operator[];
+  readonly sharedGateUp: boolean;
+}
+
+export function checkPlanOptions(spec: MoeSpec, options: PlanOptions): PlanRequest {
+  const { groupSize, latentSize, targetRatio, operators = OPERATORS, sharedGateUp = false } = options;
+  if (operators.length === 0 || operators.some((operator) => !OPERATORS.includes(operator))) {
+    throw expected(`some of ${OPERATORS.join(', ')}`, 'operators', operators);
+  }
+  if (sharedGateUp && !(operators.includes('gate') && operators.includes('up'))) {
+    throw expected('operators with both gate and up, as sharedGateUp needs them,', 'operators', operators);
+  }
+  if (groupSize !== undefined) checkGroupSize(spec.numExperts, groupSize);
+  if (options.groupProbabilities !== undefined && groupSize === undefined) {
+    throw expected('a group size beside groupProbabilities', 'groupSize', groupSize);
+  }
+  if (options.otherParameters !== undefined && !(options.otherParameters >= 0)) {
+    throw expected('a non-negative number', 'otherParameters', options.otherParameters);
+  }
+  if (latentSize !== undefined && targetRatio !== undefined) {
+    throw expected('either latentSize or targetRatio, not both,', 'targetRatio', targetRatio);
+  }
+  if (targetRatio !== undefined && !(typeof targetRatio === 'number' && targetRatio > 0 && targetRatio < 1)) {
+    throw expected('a number between 0 and 1, both excluded,', 'targetRatio', targetRatio);
+  }
+  if (latentSize !== undefined) checkLatentSize(spec, groupSize ?? spec.numExperts, latentSize);
+  return {
+    groupSize,
+    latentSize,
+    targetRatio,
+    operators: OPERATORS.filter((operator) => operators.includes(operator)),
+    sharedGateUp,
+  };
+}
+
+export function checkLatentSize(
+  { hiddenSize, intermediateSize }: LayerSizes,
+  groupSize: number,
+  latentSize: number,
+): void {
+  const limit = maxLatentSize(hiddenSize, intermediateSize, groupSize);
+  if (!Number.isSafeInteger(latentSize) || latentSize < 1 || latentSize > limit) {
+    throw expected(`an integer from 1 to min(n, k·m) = ${limit}`, 'latentSize', latentSize);
+  }
+}
+
+/** The layer with experts in groups of k, all in latent spaces of r. */
+export function factorization(
+  spec: MoeSpec,
+  request: PlanRequest,
+  groupSize: number,
+  latentSize: number,
+): Factorization {
+  return {
+    groupSizes: new Array<number>(spec.numExperts / groupSize).fill(groupSize),
+    latentSizes: Object.fromEntries(request.operators.map((operator) => [operator, latentSize])),
+    sharedGateUp: request.sharedGateUp,
+  };
+}
