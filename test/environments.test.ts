@@ -165,10 +165,14 @@ describe('environment variables', () => {
 test('two copies of the package in one process compute side by side and refuse each other', async () => {
   const copy = await mkdtemp(join(tmpdir(), 'molae-copy-'));
   try {
-    for (const part of ['dist', 'build/Release', 'package.json'])
+    for (const part of ['dist', 'package.json'])
       await cp(join(root, part), join(copy, part), { recursive: true });
+    // Each has an addon of its own, also where the suite is told to take another one than the package's.
+    const { MOLAE_PREBUILD: tested = root, ...env } = process.env;
+    await cp(join(tested, 'build/Release'), join(copy, 'build/Release'), { recursive: true });
     await symlink(join(root, 'node_modules'), join(copy, 'node_modules'));
-    const { stdout } = await run(`
+    const { stdout } = await run(
+      `
       const one = await import(${library});
       const two = await import(${JSON.stringify(join(copy, 'dist/index.js'))});
       const layers = [];
@@ -185,7 +189,9 @@ test('two copies of the package in one process compute side by side and refuse e
       console.log(await code(() => one.gemm(products[0].a, products[1].a)));
       console.log(await code(() => one.factorizeExperts(layers[1], { groupSize: 1, latentSize: 4, onProgress() {} })));
       // The native side alone, as when TypeScript's checks miss something.
-      console.log(await code(async () => products[0].a.device.native.copy(products[0].a.native, products[1].a.native)));`);
+      console.log(await code(async () => products[0].a.device.native.copy(products[0].a.native, products[1].a.native)));`,
+      env,
+    );
     expect(stdout.split('\n').slice(0, 3)).toEqual([
       'INVALID_ARGUMENT',
       'INVALID_ARGUMENT',

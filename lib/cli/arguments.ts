@@ -97,7 +97,7 @@ export class Arguments {
   }
 
   wrong(name: string, wanted: string, received: string): UsageError {
-    return this.usage(`expected ${wanted} for --${name} but received ${JSON.stringify(received)}`);
+    return this.usage(`Expected ${wanted} for --${name} but received ${JSON.stringify(received)}`);
   }
 
   #items(name: string): string[] | undefined {

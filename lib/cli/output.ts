@@ -54,7 +54,7 @@ export function reportError(error: unknown, command: string | undefined): number
     const [problem = '', ...mending] = messageLines(error);
     complain(
       isUsage ? inWordsOfOptions(error) : problem,
-      isUsage ? help : mending.join('\n') || HINTS[error.code],
+      isUsage ? help : mending.join('\n') || hintFor(error.code, command),
     );
     showStack(error);
     return isUsage ? EXIT.usage : EXIT.failed;
@@ -78,9 +78,14 @@ const HINTS: Partial<Record<MolaeErrorCode, string>> = {
     'A checkpoint is a folder with config.json and complete *.safetensors files; fetch what is missing or damaged.',
   UNSUPPORTED_CHECKPOINT: 'molae inspect tells more about this checkpoint.',
   OUTPUT_EXISTS: 'Or choose another folder.',
-  IO: 'Where a conversion wrote: what it finished is kept, and the same command goes on from there.',
   INTERNAL: 'This should not happen: please report it, with the output of MOLAE_DEBUG=1 and of molae doctor.',
 };
+
+function hintFor(code: MolaeErrorCode, command: string | undefined): string | undefined {
+  if (code === 'IO' && command === 'convert')
+    return 'What the conversion had finished is kept, and the same command goes on from there.';
+  return HINTS[code];
+}
 
 /** The API's names of options, as they are typed here. */
 const OPTION_NAMES: readonly (readonly [RegExp, string])[] = [
@@ -90,7 +95,9 @@ const OPTION_NAMES: readonly (readonly [RegExp, string])[] = [
   [/\brankReduction\b/g, '--rank-reduction'],
   [/\bsharedGateUp\b/g, '--shared-gate-up'],
   [/\bwithPython\b/g, '--with-python'],
-  [/\bfor (operators|solver|device|format)\b/g, 'for --$1'],
+  [/\bmaxTokens\b/g, '--max-tokens'],
+  [/\btopP\b/g, '--top-p'],
+  [/\bfor (operators|solver|device|format|window|temperature|seed)\b/g, 'for --$1'],
 ];
 
 function inWordsOfOptions({ message }: MolaeError): string {

@@ -67,10 +67,10 @@ function chooseForRatio(spec: MoeSpec, request: PlanRequest, targetRatio: number
     groupSize,
     latentSize,
     reason:
-      `Chose group size ${groupSize}: of the ${candidates.length} divisors of ${spec.numExperts} that can remove ` +
-      `${percent(targetRatio)}, ${close.length} ${close.length === 1 ? 'keeps' : 'keep'} about as many dimensions as the best ` +
-      `(this one ${percent(retained)} of ${maxLatentSize(spec.hiddenSize, spec.intermediateSize, groupSize)}), and of those ` +
-      `it computes least (${flops.ratio.toFixed(2)} times the dense FLOPs); ${ratioReason(latentSize, targetRatio)}.`,
+      `Chose group size ${groupSize}: of the ${candidates.length} divisors of ${spec.numExperts} that can remove ${percent(targetRatio)}, ` +
+      `${close.length === 1 ? 'it keeps the most dimensions' : `${close.length} keep about as many dimensions as the best, and of those it computes least`} ` +
+      `(${percent(retained)} of ${maxLatentSize(spec.hiddenSize, spec.intermediateSize, groupSize)}; ` +
+      `${flops.ratio.toFixed(2)} times the dense FLOPs); ${ratioReason(latentSize, targetRatio)}.`,
   };
 }
 

@@ -1,6 +1,7 @@
 #include "core/backend_library.h"
 
 #include <dlfcn.h>
+#include <unistd.h>
 
 #include <map>
 #include <mutex>
@@ -23,11 +24,11 @@ std::string own_folder() {
 
 const BackendPlugin& open_library(const std::string& kind) {
   const std::string path = own_folder() + "/libmolae_" + kind + ".so";
-  void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
-  if (!library) {
-    fail(ErrorCode::DeviceUnavailable, "The ", kind, " backend could not be loaded: ", dlerror(),
-         ". A build of molae without it has no ", path);
+  if (access(path.c_str(), F_OK) != 0) {
+    fail(ErrorCode::DeviceUnavailable, "This build of molae is without the ", kind, " backend: there is no ", path);
   }
+  void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (!library) fail(ErrorCode::DeviceUnavailable, "The ", kind, " backend could not be loaded: ", dlerror());
   const std::string symbol = "molae_" + kind + "_entry";
   const auto entry = reinterpret_cast<BackendEntry>(dlsym(library, symbol.c_str()));
   if (!entry) fail(ErrorCode::DeviceUnavailable, path, " has no ", symbol, ": it does not belong to molae");
