@@ -1,5 +1,6 @@
 import { tensor } from '../lib/bench/data.ts';
-import { factorizeCalibrated, type LayerInputs } from '../lib/calibrated.ts';
+import { factorizeCalibrated } from '../lib/calibrated.ts';
+import type { LayerInputs } from '../lib/calibrated-group.ts';
 import { DenseExperts } from '../lib/experts.ts';
 import { factorizeExperts } from '../lib/factorize.ts';
 import { route } from '../lib/routing.ts';

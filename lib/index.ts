@@ -13,12 +13,10 @@ export {
 export {
   type CalibratedGroups,
   type CalibratedOptions,
-  type CalibratedSteps,
   calibratedSpectra,
   factorizeCalibrated,
-  type LayerInputs,
-  type OperatorSpectrum,
 } from './calibrated.ts';
+export type { CalibratedSteps, LayerInputs, OperatorSpectrum } from './calibrated-group.ts';
 export { Checkpoint, openCheckpoint } from './checkpoint/checkpoint.ts';
 export {
   type Change,
@@ -57,7 +55,9 @@ export {
   type FactorizationSpec,
   type FactorizeOptions,
   type FactorizeProgress,
+  type FactorStorage,
   factorizeExperts,
+  type GroupedWork,
   type Solver,
 } from './factorize.ts';
 export { type AllocationOptions, allocateLatentSizes, type Spending } from './latent-sizes.ts';
@@ -73,6 +73,7 @@ export {
   svd,
   transpose,
 } from './linalg.ts';
+export type { CalibratedForm } from './methods/calibrated.ts';
 export { type CompareRequest, type ComparisonRow, compareMethods } from './methods/compare.ts';
 export {
   type CalibratedConversionOptions,
@@ -89,6 +90,13 @@ export {
   withExperts,
 } from './methods/method.ts';
 export { METHODS } from './methods/methods.ts';
+export {
+  type SearchCandidate,
+  type SearchedForm,
+  type SearchOptions,
+  type SearchReport,
+  searchCalibrated,
+} from './methods/search.ts';
 export {
   type CalibrationLayer,
   type CalibrationOptions,

@@ -1,19 +1,21 @@
-import {
-  type CalibratedSteps,
-  calibratedSpectra,
-  factorizeCalibrated,
-  type OperatorSpectrum,
-} from '../calibrated.ts';
+import { calibratedSpectra, factorizeCalibrated } from '../calibrated.ts';
+import type { CalibratedSteps, OperatorSpectrum } from '../calibrated-group.ts';
 import { expected } from '../errors.ts';
 import { type DenseExperts, OPERATORS, type Operator } from '../experts.ts';
 import { allocateLatentSizes, type Spending } from '../latent-sizes.ts';
 import { type CalibrationLayer, calibrate, sampleWindows } from '../model/calibration.ts';
 import { defaultWindow } from '../model/perplexity.ts';
-import { type Method, type MethodRequest, withExperts } from './method.ts';
+import { type Compressor, type Method, type MethodRequest, withExperts } from './method.ts';
 import { costsOf, planSizes } from './sizes.ts';
 
 /** Latent sizes of the groups of a layer. */
 export type LayerLatentSizes = Record<Operator, number[]>;
+
+/**
+ * k where nothing is said: each expert for itself computes least, and lost no more than any larger group where latent
+ * sizes go where they are worth most (docs/choosing.md).
+ */
+export const CALIBRATED_GROUP_SIZE = 1;
 
 /** Activation-aware bases and factors, with latent sizes where they are worth most. */
 export const calibrated: Method = {
@@ -22,9 +24,9 @@ export const calibrated: Method = {
   grouped: true,
   check: checkAllocation,
   async prepare(request) {
-    const { groupSize } = planSizes(request);
+    const { groupSize = CALIBRATED_GROUP_SIZE } = request;
     const sizes = await allocateOverLayers({ ...request, groupSize });
-    return compressor(request, groupSize, (layer) => sizes.get(layer) as LayerLatentSizes);
+    return calibratedCompressor(request, { groupSize }, (layer) => sizes.get(layer) as LayerLatentSizes);
   },
 };
 
@@ -36,31 +38,47 @@ export const calibratedUniform: Method = {
   check: (request) => void planSizes(request),
   async prepare(request) {
     const { groupSize, latentSize } = planSizes(request);
-    return compressor(request, groupSize, () => latentSize);
+    return calibratedCompressor(request, { groupSize }, () => latentSize);
   },
 };
 
 function checkAllocation(request: MethodRequest): void {
-  const { groupSize, latentSize } = planSizes(request);
+  const { groupSize, latentSize } = planSizes({
+    ...request,
+    groupSize: request.groupSize ?? CALIBRATED_GROUP_SIZE,
+  });
   const least = stepFor(request.model.checkpoint.spec.hiddenSize);
   if (latentSize >= least) return;
   const wanted = `a share that leaves a latent size of ${least} with groupSize ${groupSize}`;
   throw expected(wanted, 'targetRatio', request.targetRatio);
 }
 
-function compressor(
-  { signal }: MethodRequest,
-  groupSize: number,
+/** What is factorized, and who shares. */
+export interface CalibratedForm {
+  readonly groupSize: number;
+  /** By default all. */
+  readonly operators?: readonly Operator[] | undefined;
+  readonly sharedGateUp?: boolean | undefined;
+}
+
+/** Makes latent experts of a form, layer by layer. */
+export function calibratedCompressor(
+  { signal }: Pick<MethodRequest, 'signal'>,
+  { groupSize, operators = OPERATORS, sharedGateUp }: CalibratedForm,
   latentSize: (layer: number) => number | LayerLatentSizes,
   steps: CalibratedSteps = {},
-) {
+): Compressor {
   return {
     groupSize,
     async compress(layer: CalibrationLayer) {
+      const sizes = latentSize(layer.layer);
       const experts = await factorizeCalibrated(layer.block.experts as DenseExperts, layer, {
         ...steps,
         groupSize,
-        latentSize: latentSize(layer.layer),
+        sharedGateUp,
+        latentSize: Object.fromEntries(
+          operators.map((operator) => [operator, typeof sizes === 'number' ? sizes : sizes[operator]]),
+        ),
         signal,
       });
       return withExperts(layer, experts, costsOf(experts, layer.block.spec.topK));
@@ -70,10 +88,8 @@ function compressor(
 
 /** What is to be factorized how. */
 export interface AllocationRequest
-  extends Pick<MethodRequest, 'model' | 'calibration' | 'window' | 'targetRatio' | 'signal'> {
-  readonly groupSize: number;
-  readonly operators?: readonly Operator[] | undefined;
-  readonly sharedGateUp?: boolean | undefined;
+  extends CalibratedForm,
+    Pick<MethodRequest, 'model' | 'calibration' | 'window' | 'targetRatio' | 'signal'> {
   /** Called after each layer of the pass. */
   readonly onLayer?: ((progress: { readonly done: number; readonly total: number }) => void) | undefined;
 }
@@ -134,6 +150,18 @@ function budgetOf({ model, targetRatio, operators = OPERATORS }: AllocationReque
   const { hiddenSize: n, intermediateSize: m, numExperts, layers } = model.checkpoint.spec;
   const whole = layers.length * numExperts * m * n;
   return Math.floor((1 - targetRatio) * 3 * whole) - (3 - operators.length) * whole;
+}
+
+/** Why the target cannot be met with one step of latent size everywhere; nothing where it can. */
+export function unreachableReason(request: AllocationRequest): string | undefined {
+  const { model, groupSize, operators = OPERATORS, sharedGateUp = false, targetRatio } = request;
+  const { hiddenSize: n, intermediateSize: m, numExperts, layers } = model.checkpoint.spec;
+  const step = stepFor(n);
+  const directions = operators.length * groupSize * m + (operators.length - (sharedGateUp ? 1 : 0)) * n;
+  const least = layers.length * (numExperts / groupSize) * directions * Math.min(step, n, groupSize * m);
+  const budget = budgetOf(request);
+  if (budget >= least) return undefined;
+  return `with groups of ${groupSize}, a latent size of ${step} for ${operators.join(', ')} takes ${least} parameters, and a share of ${targetRatio} leaves ${budget}`;
 }
 
 /** Latent sizes that kernels like, and fine enough for small models. */
