@@ -108,6 +108,7 @@ export {
   sampleWindows,
 } from './model/calibration.ts';
 export { compareModels, type ModelComparison } from './model/compare.ts';
+export { expertCoverage, type LayerCoverage } from './model/coverage.ts';
 export { type GenerateOptions, generate } from './model/generate.ts';
 export { Model, type ModelOptions } from './model/model.ts';
 export { type Perplexity, type PerplexityOptions, perplexity } from './model/perplexity.ts';

@@ -25,6 +25,7 @@ import { expected, throwIfAborted } from '../errors.ts';
 import { DenseExperts, LatentExperts, type LatentOperator, type Operator } from '../experts.ts';
 import type { OperatorFactors } from '../factorize.ts';
 import { type CalibrationLayer, calibrate, routingStatistics } from '../model/calibration.ts';
+import { fewestAndMedian, layerCoverage } from '../model/coverage.ts';
 import { Model } from '../model/model.ts';
 import { chooseSizes, fingerprintOf, provenanceOf, type SizeChoice, shapesOf } from './choose-sizes.ts';
 import { type SearchOptions, type SearchReport, stepsOf } from './search.ts';
@@ -159,17 +160,13 @@ class CalibratedMethod implements LayerMethod {
 
   get coverage(): CalibrationCoverage {
     const { calibration, window = Math.min(256, this.#model.spec.contextLength) } = this.#options;
-    const counts = [...this.#counts].flatMap(([layer, own]) =>
-      Array.from(own, (count, expert) => ({ layer, expert, count })),
-    );
-    const sorted = counts.map(({ count }) => count).sort((a, b) => a - b);
+    const layers = [...this.#counts].map(([layer, counts]) => layerCoverage(layer, counts));
     return {
       tokens: calibration.length,
       window,
-      fewestTokens: sorted[0] ?? 0,
-      medianTokens: sorted[Math.floor(sorted.length / 2)] ?? 0,
-      unusedExperts: counts.flatMap(({ layer, expert, count }) =>
-        count === 0 ? [[layer, expert] as const] : [],
+      ...fewestAndMedian(layers.flatMap(({ expertTokens }) => expertTokens)),
+      unusedExperts: layers.flatMap(({ layer, unusedExperts }) =>
+        unusedExperts.map((expert) => [layer, expert] as const),
       ),
     };
   }

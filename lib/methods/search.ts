@@ -194,8 +194,7 @@ class Trials {
   }
 
   report(): SearchReport {
-    const chosen = this.best;
-    if (!chosen) {
+    if (this.#done.length === 0) {
       const [first] = this.#unreachable;
       throw new MolaeError(
         'INVALID_ARGUMENT',
@@ -203,10 +202,11 @@ class Trials {
       );
     }
     const { calibration, heldOut } = this.#split;
+    const candidates = compareTrials(this.#done);
     return {
-      candidates: compareTrials(this.#done),
+      candidates,
       unreachable: this.#unreachable,
-      chosen,
+      chosen: chooseCandidate(candidates),
       tokens: { calibration: calibration.length, heldOut: heldOut.length },
     };
   }
