@@ -61,10 +61,15 @@ export interface CalibratedForm {
   readonly sharedGateUp?: boolean | undefined;
 }
 
+interface CompressorGroups {
+  /** Of a layer; by default consecutive experts. */
+  readonly groupsOf?: ((layer: number) => readonly (readonly number[])[]) | undefined;
+}
+
 /** Makes latent experts of a form, layer by layer. */
 export function calibratedCompressor(
   { signal }: Pick<MethodRequest, 'signal'>,
-  { groupSize, operators = OPERATORS, sharedGateUp }: CalibratedForm,
+  { groupSize, groupsOf, operators = OPERATORS, sharedGateUp }: CalibratedForm & CompressorGroups,
   latentSize: (layer: number) => number | LayerLatentSizes,
   steps: CalibratedSteps = {},
 ): Compressor {
@@ -74,7 +79,7 @@ export function calibratedCompressor(
       const sizes = latentSize(layer.layer);
       const experts = await factorizeCalibrated(layer.block.experts as DenseExperts, layer, {
         ...steps,
-        groupSize,
+        ...(groupsOf ? { groups: groupsOf(layer.layer) } : { groupSize }),
         sharedGateUp,
         latentSize: Object.fromEntries(
           operators.map((operator) => [operator, typeof sizes === 'number' ? sizes : sizes[operator]]),
@@ -90,6 +95,8 @@ export function calibratedCompressor(
 export interface AllocationRequest
   extends CalibratedForm,
     Pick<MethodRequest, 'model' | 'calibration' | 'window' | 'targetRatio' | 'signal'> {
+  /** Other groups than consecutive ones, of `groupSize` too. */
+  readonly groupsOf?: ((layer: CalibrationLayer) => Promise<readonly (readonly number[])[]>) | undefined;
   /** Called after each layer of the pass. */
   readonly onLayer?: ((progress: { readonly done: number; readonly total: number }) => void) | undefined;
 }
@@ -110,7 +117,11 @@ export async function allocateOverLayers(request: AllocationRequest): Promise<Ma
     sampleWindows(calibration, calibration.length * SURVEYED, window ?? defaultWindow(model)),
     async (layer) => {
       const experts = layer.block.experts as DenseExperts;
-      for (const spectrum of await calibratedSpectra(experts, layer, request)) {
+      const groups = await request.groupsOf?.(layer);
+      const { groupSize, operators, sharedGateUp } = request;
+      const grouping = groups ? { groups } : { groupSize };
+      const options = { ...grouping, operators, sharedGateUp, signal };
+      for (const spectrum of await calibratedSpectra(experts, layer, options)) {
         spendings.push(spendingOf(request, layer.layer, spectrum));
       }
       done++;

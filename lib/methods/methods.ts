@@ -1,3 +1,4 @@
+import { calibratedAffinity } from './affinity.ts';
 import { calibrated, calibratedUniform } from './calibrated.ts';
 import { calibrated4Bits, calibrated8Bits } from './calibrated-rounded.ts';
 import { stackedSvdControl } from './control.ts';
@@ -22,6 +23,7 @@ export const METHODS: readonly Method[] = [
   roundTo4Bits,
   calibratedUniform,
   calibrated,
+  calibratedAffinity,
   calibrated8Bits,
   calibrated4Bits,
 ];
