@@ -1,10 +1,19 @@
+import { mkdtemp, readFile, rm } from 'node:fs/promises';
+import { join } from 'node:path';
 import { tensor } from '../lib/bench/data.ts';
-import { factorizeCalibrated, type LayerInputs } from '../lib/calibrated.ts';
+import { factorizeCalibrated } from '../lib/calibrated.ts';
+import type { LayerInputs } from '../lib/calibrated-group.ts';
+import { convertCheckpoint } from '../lib/checkpoint/conversion/convert.ts';
 import { DenseExperts } from '../lib/experts.ts';
 import { factorizeExperts } from '../lib/factorize.ts';
+import { convertCalibrated } from '../lib/methods/convert-calibrated.ts';
+import { calibrate, sampleWindows } from '../lib/model/calibration.ts';
+import { Model } from '../lib/model/model.ts';
+import { Tokenizer } from '../lib/model/tokenizer.ts';
 import { route } from '../lib/routing.ts';
 import type { Tensor } from '../lib/tensor.ts';
-import type { Context, Question } from './support/context.ts';
+import { type Context, goal, type Question } from './support/context.ts';
+import { ROOT } from './support/peers.ts';
 
 /** A layer of Qwen1.5-MoE with the experts of one group of 15. */
 const [n, m, K, REAL_N] = [2048, 1408, 4, 60];
@@ -45,9 +54,10 @@ async function measure(context: Context, shape: Shape): Promise<void> {
   inputs.routing.ids.dispose();
   inputs.routing.weights.dispose();
   const slots = tokens * Math.min(K, N);
-  // Outputs of the experts, both triangles' worth of one moment of inputs and two of weights, cross moments and factors.
+  // Outputs of the experts and one triangle of their moments, of inputs (from which factors are fitted: an expert sees
+  // more than n tokens), of weights and of the group's output; cross moments and factors.
   const flops =
-    slots * (6 * m * n + n * n + 8 * n * r) + N * (2 * m * n * n + 8 * m * n * r) + tokens * n * n;
+    slots * (6 * m * n + n * n) + N * (2 * m * n * n + 4 * n * n * r + 8 * m * n * r) + tokens * n * n;
   const seconds = stats.calibrated.medianMs / 1000;
   context.add({
     name: 'calibrated factorization',
@@ -61,10 +71,59 @@ async function measure(context: Context, shape: Shape): Promise<void> {
   });
 }
 
+/** The test model, whose experts were trained, and the text that it is calibrated on. */
+const CHECKPOINT = join(ROOT, 'test', 'fixtures', 'tiny-qwen2-moe');
+const TEXT = join(ROOT, 'node_modules', '@stdlib', 'datasets-moby-dick', 'data', 'data.txt');
+
+/** Its whole default conversion, against plain conversion and the pass over the text that it cannot do without. */
+async function measureConversion(context: Context): Promise<void> {
+  const { device } = context;
+  const tokenizer = await Tokenizer.open(CHECKPOINT);
+  const text = (await readFile(TEXT, 'utf8')).replace(/[^\n\x20-\x7e]/g, '');
+  const calibration = sampleWindows(tokenizer.encode(text), context.quick ? 4096 : 16_384, 256);
+  // The system's folder for temporary files may be in memory.
+  const folder = await mkdtemp(join(ROOT, 'build', 'bench', 'calibrated-'));
+  try {
+    const common = { targetRatio: 0.35, device, force: true };
+    const stats = await context.timeTogether(
+      {
+        calibrated: () =>
+          convertCalibrated(CHECKPOINT, join(folder, 'calibrated'), { ...common, calibration }),
+        plain: () => convertCheckpoint(CHECKPOINT, join(folder, 'plain'), common),
+        pass: () => passOver(calibration, device),
+      },
+      { ...context.effort, minSamples: context.quick ? 2 : 5 },
+    );
+    const seconds = (of: keyof typeof stats) => stats[of].medianMs / 1000;
+    const ofLimit = seconds('calibrated') / (5 * seconds('plain') + seconds('pass'));
+    const figures = (['calibrated', 'plain', 'pass'] as const).map(
+      (of) => `${of} ${seconds(of).toFixed(2)} s`,
+    );
+    context.add({
+      name: 'calibrated conversion',
+      shape: `tiny-qwen2-moe: ${figures.join(', ')}, ${ofLimit.toFixed(2)} × (5 plain + pass)`,
+      tokens: calibration.length,
+      dtype: 'bf16',
+      stats: stats.calibrated,
+      peers: { 'plain conversion': stats.plain, 'pass over the text': stats.pass },
+      goals: () => [goal('of 5 plain conversions and the pass', ofLimit, 1, 0.8, true)],
+      data: { targetRatio: 0.35 },
+    });
+  } finally {
+    await rm(folder, { recursive: true, force: true });
+  }
+}
+
+async function passOver(ids: readonly number[], device: Context['device']): Promise<void> {
+  await using model = await Model.open(CHECKPOINT, { device, stream: true });
+  await calibrate(model, ids, async () => undefined);
+}
+
 export const question: Question = {
   name: 'calibrated',
-  asks: 'What does calibrated factorization of a layer take, and how much more than plain stacked SVD?',
+  asks: 'What does calibrated factorization of a layer, and of a model, take, and how much more than plain stacked SVD?',
   async run(context) {
+    await measureConversion(context);
     await measure(context, { N: 4, r: 704, tokens: context.quick ? 2048 : 4096 });
     if (!context.quick) await measure(context, { N: 15, r: 704, tokens: 15_360 });
   },

@@ -55,20 +55,27 @@ export interface FactorizationSpec {
   readonly control?: boolean | undefined;
 }
 
-export interface FactorizeOptions extends FactorizationSpec {
+/** Which experts share, and how the work is watched and stopped: of every way to factorize a layer. */
+export interface GroupedWork {
   /** k: consecutive experts 0…k−1, k…2k−1, … share a basis. Must divide the number of experts. */
   readonly groupSize?: number | undefined;
   /** Explicit groups instead, a partition of the experts. */
   readonly groups?: readonly (readonly number[])[] | undefined;
-  /** Of the factors; by default the experts' own. */
-  readonly dtype?: WeightDType | undefined;
   readonly signal?: AbortSignal | undefined;
   /** Called after each expert of each pass. */
   readonly onProgress?: ((progress: FactorizeProgress) => void) | undefined;
 }
 
+/** How factors are stored. */
+export interface FactorStorage {
+  /** Of the factors; by default the experts' own. */
+  readonly dtype?: WeightDType | undefined;
+}
+
+export interface FactorizeOptions extends FactorizationSpec, GroupedWork, FactorStorage {}
+
 export interface FactorizeProgress {
-  /** Experts passed so far, over both passes, all operators and groups. */
+  /** Experts passed so far, over all passes, operators and groups. */
   readonly done: number;
   readonly total: number;
 }
@@ -357,7 +364,7 @@ function isOperatorList(value: unknown): value is readonly Operator[] {
 
 /** Consecutive groups of `groupSize`, or the explicit groups, checked to be a partition of the experts. */
 export function resolveGroups(
-  options: Pick<FactorizeOptions, 'groupSize' | 'groups'>,
+  options: Pick<GroupedWork, 'groupSize' | 'groups'>,
   numExperts: number,
 ): readonly (readonly number[])[] {
   const { groupSize, groups } = options;
@@ -408,7 +415,8 @@ function operatorSets({ operators: chosen, sharedGateUp }: CheckedSpec): readonl
   return chosen.includes('down') ? [['gate', 'up'], ['down']] : [['gate', 'up']];
 }
 
-function progressCounter(onProgress: FactorizeOptions['onProgress'], total: number): () => void {
+/** @internal Counts steps for a listener. */
+export function progressCounter(onProgress: GroupedWork['onProgress'], total: number): () => void {
   checkCallback(onProgress, 'onProgress');
   let done = 0;
   return () => {

@@ -1,12 +1,10 @@
 export {
   type CalibratedGroups,
   type CalibratedOptions,
-  type CalibratedSteps,
   calibratedSpectra,
   factorizeCalibrated,
-  type LayerInputs,
-  type OperatorSpectrum,
 } from './calibrated.ts';
+export type { CalibratedSteps, LayerInputs, OperatorSpectrum } from './calibrated-group.ts';
 export { Checkpoint, openCheckpoint } from './checkpoint/checkpoint.ts';
 export {
   type Change,
@@ -54,7 +52,9 @@ export {
   type FactorizationSpec,
   type FactorizeOptions,
   type FactorizeProgress,
+  type FactorStorage,
   factorizeExperts,
+  type GroupedWork,
   type Solver,
 } from './factorize.ts';
 export { type AllocationOptions, allocateLatentSizes, type Spending } from './latent-sizes.ts';
@@ -70,6 +70,7 @@ export {
   svd,
   transpose,
 } from './linalg.ts';
+export type { CalibratedForm } from './methods/calibrated.ts';
 export { type CompareRequest, type ComparisonRow, compareMethods } from './methods/compare.ts';
 export {
   type CalibratedConversionOptions,
@@ -87,6 +88,13 @@ export {
 } from './methods/method.ts';
 export { METHODS } from './methods/methods.ts';
 export {
+  type SearchCandidate,
+  type SearchedForm,
+  type SearchOptions,
+  type SearchReport,
+  searchCalibrated,
+} from './methods/search.ts';
+export {
   type CalibrationLayer,
   type CalibrationOptions,
   calibrate,
@@ -97,6 +105,7 @@ export {
   sampleWindows,
 } from './model/calibration.ts';
 export { compareModels, type ModelComparison } from './model/compare.ts';
+export { expertCoverage, type LayerCoverage } from './model/coverage.ts';
 export { type GenerateOptions, generate } from './model/generate.ts';
 export { Model, type ModelOptions } from './model/model.ts';
 export { type Perplexity, type PerplexityOptions, perplexity } from './model/perplexity.ts';

@@ -1,6 +1,7 @@
 import fc from 'fast-check';
 import { afterAll, describe, expect, test } from 'vitest';
-import { calibratedSpectra, factorizeCalibrated, type LayerInputs } from '../lib/calibrated.ts';
+import { calibratedSpectra, factorizeCalibrated } from '../lib/calibrated.ts';
+import type { LayerInputs } from '../lib/calibrated-group.ts';
 import { DenseExperts } from '../lib/experts.ts';
 import { factorizeExperts } from '../lib/factorize.ts';
 import type { Tensor } from '../lib/tensor.ts';

@@ -4,6 +4,7 @@ import { openDevice } from '../device.ts';
 import { MolaeError } from '../errors.ts';
 import { type ComparisonRow, compareMethods } from '../methods/compare.ts';
 import { METHODS } from '../methods/methods.ts';
+import { expertCoverage } from '../model/coverage.ts';
 import { Model } from '../model/model.ts';
 import { Tokenizer } from '../model/tokenizer.ts';
 import type { Arguments } from './arguments.ts';
@@ -102,10 +103,12 @@ export const compare: CommandDefinition = {
             printed.add(cells(row, rows[0] as ComparisonRow));
           }
           const { calibration, evaluation } = texts;
+          const coverage = await expertCoverage(model, calibration, { window, signal });
           return {
             checkpoint: path,
             window,
             tokens: { calibration: calibration.length, evaluation: evaluation.length },
+            coverage,
             rows,
           } satisfies Comparison;
         },

@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import { type Chart, renderChart, type Series } from '../chart.ts';
 import { MolaeError } from '../errors.ts';
 import type { ComparisonRow } from '../methods/compare.ts';
+import type { LayerCoverage } from '../model/coverage.ts';
 import { bytes, count, duration, percent, times } from './table.ts';
 
 /** Methods side by side on one model and text. */
@@ -12,6 +13,8 @@ export interface Comparison {
   readonly window: number;
   /** Tokens that methods could look at, and others that they were judged by. */
   readonly tokens: { readonly calibration: number; readonly evaluation: number };
+  /** How many of the tokens that methods could look at reached each expert. */
+  readonly coverage?: readonly LayerCoverage[];
   /** Where the tokens come from, in sentences. */
   readonly note?: string;
   /** The model as it is first. */
@@ -45,12 +48,23 @@ export function cells(row: ComparisonRow, dense: ComparisonRow): string[] {
 }
 
 /** On what the figures are, and what they are of. */
-export function explanation({ window, tokens: { calibration, evaluation }, note }: Comparison): string[] {
+export function explanation({ window, tokens, coverage = [], note }: Comparison): string[] {
+  const { calibration, evaluation } = tokens;
   return [
     `Methods looked at ${calibration} tokens at most; perplexity is on ${evaluation} others, in windows of ${window}.`,
+    ...(coverage.length === 0 ? [] : [coverageInWords(coverage)]),
     ...(note === undefined ? [] : [note]),
     'Parameters, bytes and FLOPs are those of the routed experts, time is that of compressing.',
   ];
+}
+
+/** Of the layer that is covered worst; all of them are in the JSON. */
+function coverageInWords(coverage: readonly LayerCoverage[]): string {
+  const worst = coverage.reduce((a, b) => (b.fewestTokens < a.fewestTokens ? b : a));
+  const unused = coverage.reduce((sum, { unusedExperts }) => sum + unusedExperts.length, 0);
+  const lacking =
+    unused === 0 ? 'every expert saw some' : `${unused} ${unused === 1 ? 'expert' : 'experts'} saw none`;
+  return `Of the tokens that methods looked at, ${lacking}; in layer ${worst.layer}, which is covered worst, the rarest expert saw ${worst.fewestTokens}, the median ${worst.medianTokens}.`;
 }
 
 /** Writes compare.json, compare.md and charts. */

@@ -14,6 +14,7 @@ import {
   type CalibratedConversionReport,
   convertCalibrated,
 } from '../methods/convert-calibrated.ts';
+import type { SearchCandidate, SearchedForm, SearchReport } from '../methods/search.ts';
 import { calibrationTokens, sampleWindows } from '../model/calibration.ts';
 import { Tokenizer } from '../model/tokenizer.ts';
 import type { Arguments } from './arguments.ts';
@@ -58,6 +59,11 @@ export const convert: CommandDefinition = {
       description: 'tokens of the text to use, from all over it (4096 for each expert on average)',
     },
     { name: 'window', value: 'W', description: 'tokens of a window of the text (256)' },
+    {
+      name: 'search',
+      description:
+        'try group sizes, one B for gate and up, and down left dense on a part of the text, and take the best (the model in memory, several conversions)',
+    },
     { name: 'control', description: 'also report the error if the experts of a group had nothing in common' },
     {
       name: 'format',
@@ -88,6 +94,10 @@ export const convert: CommandDefinition = {
       'convert ./Qwen1.5-MoE-A2.7B ./out --target-ratio 0.3 --calibrate a.txt --quantize q4',
       'and store a fifth of the bytes',
     ],
+    [
+      'convert ./Qwen1.5-MoE-A2.7B ./out --target-ratio 0.3 --calibrate a.txt --search',
+      'which form suits this model best',
+    ],
     ['convert ./Qwen1.5-MoE-A2.7B ./out --group-size 15 --latent-size 704', 'these sizes'],
     [
       'convert ./Qwen1.5-MoE-A2.7B ./dense --target-ratio 0.3 --format dense',
@@ -116,6 +126,7 @@ export const convert: CommandDefinition = {
                 `layer ${layer} ${calibration ? '' : `${operator} `}group ${group}`,
               ),
             onSurvey: ({ done, total }) => progress.update(done, total, 'choosing latent sizes'),
+            onCandidate: (form) => output.note(`Trying ${formInWords(form)}`),
           }),
         () => {
           progress.stop();
@@ -124,7 +135,8 @@ export const convert: CommandDefinition = {
         },
       );
       progress.stop();
-      const flopsPerToken = flopsChange(model, report, options.sharedGateUp);
+      const chosen = searchOf(report)?.chosen ?? options;
+      const flopsPerToken = flopsChange(model, report, chosen.sharedGateUp ?? false);
       output.result({ ...report, flopsPerToken }, () => describe(report, flopsPerToken, output.width));
     } finally {
       progress.stop();
@@ -132,7 +144,8 @@ export const convert: CommandDefinition = {
   },
 };
 
-type AnyOptions = ConvertOptions & Pick<CalibratedConversionOptions, 'onSurvey' | 'window'>;
+type AnyOptions = ConvertOptions &
+  Pick<CalibratedConversionOptions, 'onSurvey' | 'onCandidate' | 'window' | 'search'>;
 
 async function run(
   input: string,
@@ -149,7 +162,7 @@ async function readCalibration(args: Arguments, checkpoint: string): Promise<num
   const file = args.string('calibrate');
   const method = args.oneOf('method', ['stacked-svd', 'calibrated']) ?? (file ? 'calibrated' : 'stacked-svd');
   if (method === 'stacked-svd') {
-    for (const name of ['calibrate', 'calibrate-tokens', 'window']) {
+    for (const name of ['calibrate', 'calibrate-tokens', 'window', 'search']) {
       if (args.has(name))
         throw args.usage(`--${name} is for the method calibrated: stacked-svd sees weights only`);
     }
@@ -170,12 +183,19 @@ function readOptions(args: Arguments) {
   if (sizes.latentSize === undefined && sizes.targetRatio === undefined) {
     throw args.usage('convert needs --latent-size <r> or --target-ratio <p>');
   }
+  if (args.has('search') && sizes.targetRatio === undefined) {
+    throw args.usage('--search needs --target-ratio <p>: it compares forms of one size');
+  }
+  const search = args.has('search');
   return {
     ...sizes,
+    // What is not asked for is searched for.
+    sharedGateUp: sizes.sharedGateUp || (search ? undefined : false),
     window: args.positiveInteger('window'),
     rankReduction: args.positiveInteger('rank-reduction'),
     solver: args.oneOf('solver', ['gram', 'svd']),
     control: args.has('control'),
+    search,
     format: args.oneOf('format', ['latent', 'dense']) ?? 'latent',
     quantize: args.oneOf('quantize', ['q8', 'q4']),
     withPython: args.has('with-python'),
@@ -222,10 +242,55 @@ function describe(report: ConversionReport, flopsPerToken: Change, width: number
     '',
     ...errors(report.layers),
     '',
+    ...searched(searchOf(report)),
     ...coverage(report),
     `Took ${duration(seconds)}, peak memory ${bytes(peakBytes)}.`,
     ...(resumedFiles > 0 ? [`Went on from a stopped run, which had finished ${resumedFiles} files.`] : []),
   ];
+}
+
+function searchOf(report: ConversionReport | CalibratedConversionReport): SearchReport | undefined {
+  return 'search' in report ? report.search : undefined;
+}
+
+/** What was tried, where that was asked for. */
+function searched(search: SearchReport | undefined): string[] {
+  if (!search) return [];
+  const { candidates, unreachable, chosen, tokens } = search;
+  const row = (candidate: SearchCandidate) => [
+    formInWords(candidate),
+    candidate.perplexity.toFixed(3),
+    `${(100 * candidate.excessLoss).toFixed(2)} ± ${(100 * candidate.standardError).toFixed(2)}%`,
+    count(candidate.flopsPerToken),
+    duration(candidate.seconds),
+    isSameForm(candidate, chosen) ? 'chosen' : '',
+  ];
+  return [
+    ...table(
+      [['Tried', 'perplexity', 'above best', 'FLOPs/token', 'time', ''], ...candidates.map(row)],
+      ['left', 'right', 'right', 'right', 'right', 'left'],
+    ),
+    ...unreachable.map(({ reason, ...form }) => `${formInWords(form)}: ${reason}.`),
+    `Judged by ${tokens.heldOut} tokens that the candidates were not fitted to; of those within one standard error, the one that computes least.`,
+    '',
+  ];
+}
+
+function isSameForm(a: SearchedForm, b: SearchedForm): boolean {
+  return (
+    a.groupSize === b.groupSize &&
+    a.sharedGateUp === b.sharedGateUp &&
+    String(a.operators) === String(b.operators)
+  );
+}
+
+function formInWords({ groupSize, operators, sharedGateUp }: SearchedForm): string {
+  const dense = OPERATORS.filter((operator) => !operators.includes(operator));
+  return [
+    `groups of ${groupSize}`,
+    ...(sharedGateUp ? ['one B for gate and up'] : []),
+    ...(dense.length > 0 ? [`${dense.join(', ')} dense`] : []),
+  ].join(', ');
 }
 
 /** How the calibration text covers the experts, where there was one. */

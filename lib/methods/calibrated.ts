@@ -1,32 +1,55 @@
-import {
-  type CalibratedSteps,
-  calibratedSpectra,
-  factorizeCalibrated,
-  type OperatorSpectrum,
-} from '../calibrated.ts';
+import { calibratedSpectra, factorizeCalibrated } from '../calibrated.ts';
+import type { CalibratedSteps, OperatorSpectrum } from '../calibrated-group.ts';
+import { BLOCK, type BlockDType } from '../dtype.ts';
 import { expected } from '../errors.ts';
 import { type DenseExperts, OPERATORS, type Operator } from '../experts.ts';
+import type { FactorStorage } from '../factorize.ts';
 import { allocateLatentSizes, type Spending } from '../latent-sizes.ts';
 import { type CalibrationLayer, calibrate, sampleWindows } from '../model/calibration.ts';
 import { defaultWindow } from '../model/perplexity.ts';
-import { type Method, type MethodRequest, withExperts } from './method.ts';
+import { type Compressor, type Method, type MethodRequest, withExperts } from './method.ts';
 import { costsOf, planSizes } from './sizes.ts';
 
 /** Latent sizes of the groups of a layer. */
 export type LayerLatentSizes = Record<Operator, number[]>;
 
+/**
+ * k where nothing is said: each expert for itself computes least, and lost no more than any larger group where latent
+ * sizes go where they are worth most (docs/choosing.md).
+ */
+export const CALIBRATED_GROUP_SIZE = 1;
+
 /** Activation-aware bases and factors, with latent sizes where they are worth most. */
-export const calibrated: Method = {
+export const calibrated: Method = calibratedIn(undefined, {
   name: 'calibrated',
   summary: 'bases and factors fitted to what the experts put out on calibration text; latent sizes by worth',
-  grouped: true,
-  check: checkAllocation,
-  async prepare(request) {
-    const { groupSize } = planSizes(request);
-    const sizes = await allocateOverLayers({ ...request, groupSize });
-    return compressor(request, groupSize, (layer) => sizes.get(layer) as LayerLatentSizes);
-  },
-};
+});
+
+/** The calibrated method with its factors in blocks of 8 bits, each expert's fitted to the rounded basis. */
+export const calibrated8Bits: Method = calibratedIn('q8', {
+  name: 'calibrated-q8',
+  summary: 'calibrated, its factors in blocks of 32 with 8 bits each',
+});
+
+/** The calibrated method with its factors in blocks of 4 bits. */
+export const calibrated4Bits: Method = calibratedIn('q4', {
+  name: 'calibrated-q4',
+  summary: 'calibrated, its factors in blocks of 32 with 4 bits each',
+});
+
+function calibratedIn(dtype: BlockDType | undefined, named: Pick<Method, 'name' | 'summary'>): Method {
+  return {
+    ...named,
+    grouped: true,
+    check: checkAllocation,
+    async prepare(request) {
+      const { groupSize = CALIBRATED_GROUP_SIZE } = request;
+      const sizes = await allocateOverLayers({ ...request, groupSize, quantized: dtype !== undefined });
+      const latentSizes = (layer: number) => sizes.get(layer) as LayerLatentSizes;
+      return calibratedCompressor(request, { groupSize }, latentSizes, { dtype });
+    },
+  };
+}
 
 /** The same with one latent size everywhere. */
 export const calibratedUniform: Method = {
@@ -36,31 +59,52 @@ export const calibratedUniform: Method = {
   check: (request) => void planSizes(request),
   async prepare(request) {
     const { groupSize, latentSize } = planSizes(request);
-    return compressor(request, groupSize, () => latentSize);
+    return calibratedCompressor(request, { groupSize }, () => latentSize);
   },
 };
 
 function checkAllocation(request: MethodRequest): void {
-  const { groupSize, latentSize } = planSizes(request);
+  const { groupSize, latentSize } = planSizes({
+    ...request,
+    groupSize: request.groupSize ?? CALIBRATED_GROUP_SIZE,
+  });
   const least = stepFor(request.model.checkpoint.spec.hiddenSize);
   if (latentSize >= least) return;
   const wanted = `a share that leaves a latent size of ${least} with groupSize ${groupSize}`;
   throw expected(wanted, 'targetRatio', request.targetRatio);
 }
 
-function compressor(
-  { signal }: MethodRequest,
-  groupSize: number,
+/** What is factorized, and who shares. */
+export interface CalibratedForm {
+  readonly groupSize: number;
+  /** By default all. */
+  readonly operators?: readonly Operator[] | undefined;
+  readonly sharedGateUp?: boolean | undefined;
+}
+
+interface CompressorGroups {
+  /** Of a layer; by default consecutive experts. */
+  readonly groupsOf?: ((layer: number) => readonly (readonly number[])[]) | undefined;
+}
+
+/** Makes latent experts of a form, layer by layer. */
+export function calibratedCompressor(
+  { signal }: Pick<MethodRequest, 'signal'>,
+  { groupSize, groupsOf, operators = OPERATORS, sharedGateUp }: CalibratedForm & CompressorGroups,
   latentSize: (layer: number) => number | LayerLatentSizes,
-  steps: CalibratedSteps = {},
-) {
+  steps: CalibratedSteps & FactorStorage = {},
+): Compressor {
   return {
     groupSize,
     async compress(layer: CalibrationLayer) {
+      const sizes = latentSize(layer.layer);
       const experts = await factorizeCalibrated(layer.block.experts as DenseExperts, layer, {
         ...steps,
-        groupSize,
-        latentSize: latentSize(layer.layer),
+        ...(groupsOf ? { groups: groupsOf(layer.layer) } : { groupSize }),
+        sharedGateUp,
+        latentSize: Object.fromEntries(
+          operators.map((operator) => [operator, typeof sizes === 'number' ? sizes : sizes[operator]]),
+        ),
         signal,
       });
       return withExperts(layer, experts, costsOf(experts, layer.block.spec.topK));
@@ -70,10 +114,12 @@ function compressor(
 
 /** What is to be factorized how. */
 export interface AllocationRequest
-  extends Pick<MethodRequest, 'model' | 'calibration' | 'window' | 'targetRatio' | 'signal'> {
-  readonly groupSize: number;
-  readonly operators?: readonly Operator[] | undefined;
-  readonly sharedGateUp?: boolean | undefined;
+  extends CalibratedForm,
+    Pick<MethodRequest, 'model' | 'calibration' | 'window' | 'targetRatio' | 'signal'> {
+  /** Other groups than consecutive ones, of `groupSize` too. */
+  readonly groupsOf?: ((layer: CalibrationLayer) => Promise<readonly (readonly number[])[]>) | undefined;
+  /** The factors come in blocks of 8 or 4 bits. */
+  readonly quantized?: boolean | undefined;
   /** Called after each layer of the pass. */
   readonly onLayer?: ((progress: { readonly done: number; readonly total: number }) => void) | undefined;
 }
@@ -94,7 +140,11 @@ export async function allocateOverLayers(request: AllocationRequest): Promise<Ma
     sampleWindows(calibration, calibration.length * SURVEYED, window ?? defaultWindow(model)),
     async (layer) => {
       const experts = layer.block.experts as DenseExperts;
-      for (const spectrum of await calibratedSpectra(experts, layer, request)) {
+      const groups = await request.groupsOf?.(layer);
+      const { groupSize, operators, sharedGateUp } = request;
+      const grouping = groups ? { groups } : { groupSize };
+      const options = { ...grouping, operators, sharedGateUp, signal };
+      for (const spectrum of await calibratedSpectra(experts, layer, options)) {
         spendings.push(spendingOf(request, layer.layer, spectrum));
       }
       done++;
@@ -104,7 +154,10 @@ export async function allocateOverLayers(request: AllocationRequest): Promise<Ma
     { window, signal },
   );
   const { hiddenSize, layers } = model.checkpoint.spec;
-  const sizes = allocateLatentSizes(spendings, { budget: budgetOf(request), step: stepFor(hiddenSize) });
+  const sizes = allocateLatentSizes(spendings, {
+    budget: budgetOf(request),
+    step: stepFor(hiddenSize, request.quantized),
+  });
   const byLayer = new Map<number, LayerLatentSizes>(
     layers.map((layer) => [layer, { gate: [], up: [], down: [] }]),
   );
@@ -136,7 +189,20 @@ function budgetOf({ model, targetRatio, operators = OPERATORS }: AllocationReque
   return Math.floor((1 - targetRatio) * 3 * whole) - (3 - operators.length) * whole;
 }
 
-/** Latent sizes that kernels like, and fine enough for small models. */
-function stepFor(hiddenSize: number): number {
-  return hiddenSize >= 1024 ? 16 : 8;
+/** Why the target cannot be met with one step of latent size everywhere; nothing where it can. */
+export function unreachableReason(request: AllocationRequest): string | undefined {
+  const { model, groupSize, operators = OPERATORS, sharedGateUp = false, targetRatio } = request;
+  const { hiddenSize: n, intermediateSize: m, numExperts, layers } = model.checkpoint.spec;
+  const step = stepFor(n, request.quantized);
+  const directions = operators.length * groupSize * m + (operators.length - (sharedGateUp ? 1 : 0)) * n;
+  const least = layers.length * (numExperts / groupSize) * directions * Math.min(step, n, groupSize * m);
+  const budget = budgetOf(request);
+  if (budget >= least) return undefined;
+  return `with groups of ${groupSize}, a latent size of ${step} for ${operators.join(', ')} takes ${least} parameters, and a share of ${targetRatio} leaves ${budget}`;
+}
+
+/** Latent sizes that kernels like, that end rows with whole blocks where there are some, and fine enough for small models. */
+function stepFor(hiddenSize: number, quantized = false): number {
+  if (hiddenSize < 1024) return 8;
+  return quantized ? BLOCK : 16;
 }

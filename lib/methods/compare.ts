@@ -1,8 +1,8 @@
 import { MolaeError, throwIfAborted } from '../errors.ts';
-import { calibrate } from '../model/calibration.ts';
 import type { Model } from '../model/model.ts';
 import { perplexity } from '../model/perplexity.ts';
-import type { CompressedLayer, Method } from './method.ts';
+import { checkDenseModel, compressModel } from './compressed-model.ts';
+import type { Method } from './method.ts';
 
 export interface CompareRequest {
   readonly methods: readonly Method[];
@@ -50,7 +50,7 @@ export interface ComparisonRow {
 export async function* compareMethods(model: Model, request: CompareRequest): AsyncGenerator<ComparisonRow> {
   const { signal, onProgress } = request;
   const combinations = combine(request);
-  checkModel(model);
+  checkDenseModel(model);
   for (const combination of combinations) check(model, request, combination);
   const total = combinations.length + 1;
   onProgress?.({ done: 0, total, method: 'dense' });
@@ -78,13 +78,6 @@ function combine({ methods, targetRatios, groupSizes }: CompareRequest): Combina
       })),
     ),
   );
-}
-
-function checkModel({ streams, checkpoint }: Model): void {
-  if (streams)
-    throw new MolaeError('INVALID_ARGUMENT', 'A comparison needs a model with all layers in memory');
-  if (checkpoint.format === 'dense') return;
-  throw new MolaeError('UNSUPPORTED_CHECKPOINT', `${checkpoint.path} was converted: it has no dense experts`);
 }
 
 function check(
@@ -129,39 +122,21 @@ async function compareOne(
   { method, targetRatio, groupSize }: Combination,
 ): Promise<ComparisonRow> {
   const started = performance.now();
-  const compressed = new Map<number, CompressedLayer>();
-  try {
-    const compressor = await method.prepare({ model, calibration, window, targetRatio, groupSize, signal });
-    await calibrate(
-      model,
-      method.weightsOnly ? Array.from(calibration).slice(0, LEAST_TOKENS) : calibration,
-      async (layer) => {
-        compressed.set(layer.layer, await compressor.compress(layer));
-        return undefined;
-      },
-      { window, signal },
-    );
-    const seconds = (performance.now() - started) / 1000;
-    for (const [layer, { block }] of compressed) model.substitute(layer, block);
-    const after = await perplexity(model, evaluation, { window, signal });
-    const total = (of: (layer: CompressedLayer) => number) =>
-      [...compressed.values()].reduce((sum, layer) => sum + of(layer), 0);
-    const expertParameters = total((layer) => layer.expertParameters);
-    return {
-      method: method.name,
-      groupSize: compressor.groupSize,
-      targetRatio,
-      ratio: expertParameters / model.checkpoint.expertParameters,
-      expertParameters,
-      bytes: total((layer) => layer.expertBytes),
-      flopsPerToken: total((layer) => layer.flopsPerToken),
-      perplexity: after.perplexity,
-      seconds,
-    };
-  } finally {
-    for (const [layer, { dispose }] of compressed) {
-      model.substitute(layer, undefined);
-      dispose();
-    }
-  }
+  const compressor = await method.prepare({ model, calibration, window, targetRatio, groupSize, signal });
+  const ids = method.weightsOnly ? Array.from(calibration).slice(0, LEAST_TOKENS) : calibration;
+  using compressed = await compressModel(model, compressor, ids, { window, signal });
+  const seconds = (performance.now() - started) / 1000;
+  const after = await compressed.run(() => perplexity(model, evaluation, { window, signal }));
+  const { expertParameters, expertBytes, flopsPerToken } = compressed.costs;
+  return {
+    method: method.name,
+    groupSize: compressor.groupSize,
+    targetRatio,
+    ratio: expertParameters / model.checkpoint.expertParameters,
+    expertParameters,
+    bytes: expertBytes,
+    flopsPerToken,
+    perplexity: after.perplexity,
+    seconds,
+  };
 }

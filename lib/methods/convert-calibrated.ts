@@ -1,11 +1,10 @@
-import { createHash } from 'node:crypto';
 import {
   type CalibratedGroupSource,
   type CalibratedSteps,
   calibratedPasses,
   factorizeCalibratedGroup,
   type LayerInputs,
-} from '../calibrated.ts';
+} from '../calibrated-group.ts';
 import { openCheckpoint } from '../checkpoint/checkpoint.ts';
 import {
   type ConversionReport,
@@ -20,14 +19,16 @@ import type {
   LayerWriter,
   StepListener,
 } from '../checkpoint/conversion/layer-method.ts';
+import { OutputFolder } from '../checkpoint/conversion/output-folder.ts';
 import { type Device, openDevice } from '../device.ts';
-import { expected, MolaeError, throwIfAborted } from '../errors.ts';
-import { DenseExperts, LatentExperts, type LatentOperator, OPERATORS, type Operator } from '../experts.ts';
-import { type OperatorFactors, resolveGroups } from '../factorize.ts';
+import { expected, throwIfAborted } from '../errors.ts';
+import { DenseExperts, LatentExperts, type LatentOperator, type Operator } from '../experts.ts';
+import type { OperatorFactors } from '../factorize.ts';
 import { type CalibrationLayer, calibrate, routingStatistics } from '../model/calibration.ts';
+import { fewestAndMedian, layerCoverage } from '../model/coverage.ts';
 import { Model } from '../model/model.ts';
-import { planConversion } from '../plan/plan-conversion.ts';
-import { allocateOverLayers, type LayerLatentSizes } from './calibrated.ts';
+import { chooseSizes, fingerprintOf, provenanceOf, type SizeChoice, shapesOf } from './choose-sizes.ts';
+import { type SearchOptions, type SearchReport, stepsOf } from './search.ts';
 
 export interface CalibratedConversionOptions extends OutputOptions, CalibratedSteps {
   /** Token ids of text like that which the model will see: ten thousands of them, better a hundred thousand. */
@@ -41,10 +42,18 @@ export interface CalibratedConversionOptions extends OutputOptions, CalibratedSt
   readonly targetRatio?: number | undefined;
   /** The same r everywhere. */
   readonly latentSize?: number | undefined;
-  /** k; by default the planner's choice. */
+  /**
+   * k; with `targetRatio` by default 1, which computes least and loses no more where it was measured
+   * (docs/choosing.md), with `latentSize` the planner's choice.
+   */
   readonly groupSize?: number | undefined;
   readonly operators?: readonly Operator[] | undefined;
   readonly sharedGateUp?: boolean | undefined;
+  /**
+   * Try group sizes, one B for gate and up, and down left dense on a part of the text first, and take the best; see
+   * `searchCalibrated`. What is given is not searched for. Needs `targetRatio`, and memory for the whole model.
+   */
+  readonly search?: boolean | undefined;
   /**
    * Calibrate each layer on what the layers converted before it let through, instead of the original's hidden states. By
    * default false: it gained nothing where it was measured.
@@ -52,6 +61,8 @@ export interface CalibratedConversionOptions extends OutputOptions, CalibratedSt
   readonly sequential?: boolean | undefined;
   /** Called after each layer of the pass that chooses latent sizes, before `onProgress` is. */
   readonly onSurvey?: ((progress: { readonly done: number; readonly total: number }) => void) | undefined;
+  /** Called before each candidate of the search. */
+  readonly onCandidate?: SearchOptions['onCandidate'];
   /** By default `openDevice('auto')`. */
   readonly device?: Device | undefined;
 }
@@ -69,13 +80,15 @@ export interface CalibrationCoverage {
 
 export interface CalibratedConversionReport extends ConversionReport {
   readonly calibration: CalibrationCoverage;
+  /** What was tried, where that was asked for. */
+  readonly search?: SearchReport;
 }
 
 /**
  * Converts a checkpoint folder so that what its experts put out on calibration text suffers least; see
  * `factorizeCalibrated`. Otherwise like `convertCheckpoint`, but it must run the model: one layer is in memory at a time,
- * with three matrices [tokens, n] and for a group six of [n, n] in f64. A stopped run repeats the choice of latent sizes, and
- * goes on with the first layer that is missing.
+ * with three matrices [tokens, n], and for a group six of [n, n] in f64 and one in f32 for each expert that sees more than n
+ * tokens. A stopped run goes on with the first layer that is missing, with the latent sizes that it had chosen.
  *
  * @throws MolaeError as `convertCheckpoint` and `Model.open`; `DEVICE_UNAVAILABLE` on devices that cannot do this.
  */
@@ -92,10 +105,12 @@ export async function convertCalibrated(
   checkSource(checkpoint);
   const device = options.device ?? (await openDevice('auto'));
   try {
-    await using model = await Model.open(input, { device, stream: true, signal: options.signal });
-    const method = await CalibratedMethod.open(model, options);
+    const { search = false, signal } = options;
+    await using model = await Model.open(input, { device, stream: !search, signal });
+    const choice = await chooseSizes(model, options, await OutputFolder.remembered(output));
+    const method = new CalibratedMethod(model, options, choice);
     const report = await runConversion(checkpoint, output, options, method);
-    return { ...report, calibration: method.coverage };
+    return { ...report, calibration: method.coverage, ...(choice.search && { search: choice.search }) };
   } finally {
     if (!options.device) device.dispose();
   }
@@ -117,46 +132,41 @@ class CalibratedMethod implements LayerMethod {
   readonly reason: string | undefined;
   readonly fingerprint: unknown;
   readonly stepsPerLayer: number;
+  readonly memory: unknown;
+  readonly provenance: Readonly<Record<string, unknown>>;
+  readonly #sharedGateUp: boolean;
   readonly #model: Model;
   readonly #options: CalibratedConversionOptions;
   readonly #counts = new Map<number, Float64Array>();
 
-  private constructor(model: Model, options: CalibratedConversionOptions, sizes: ChosenSizes) {
-    const { calibration, window, sharedGateUp = false, operators = OPERATORS } = options;
-    const { shrinkage, refit, weighRows, refitDown, alternations, sequential } = options;
+  constructor(model: Model, options: CalibratedConversionOptions, choice: SizeChoice) {
+    const { calibration, window } = options;
     this.#model = model;
     this.#options = options;
-    this.reason = sizes.reason;
-    this.shapes = {
-      groups: sizes.groups,
-      operators: OPERATORS.filter((operator) => operators.includes(operator)),
-      sharedGateUp,
-      quantization: options.quantize,
-      latentSize: sizes.latentSize,
+    this.reason = choice.reason;
+    this.memory = choice.memory;
+    this.provenance = provenanceOf(options, choice);
+    this.shapes = shapesOf(choice, model.checkpoint.spec.numExperts, options.quantize);
+    this.#sharedGateUp = choice.sharedGateUp;
+    this.fingerprint = {
+      ids: fingerprintOf(calibration),
+      window,
+      steps: stepsOf(options),
+      sequential: options.sequential,
+      device: model.device.info.kind,
     };
-    const ids = createHash('sha256').update(Int32Array.from(calibration)).digest('hex');
-    const steps = { shrinkage, refit, weighRows, refitDown, alternations, sequential };
-    this.fingerprint = { ids, window, steps, device: model.device.info.kind };
     this.stepsPerLayer = calibratedPasses(options) * model.checkpoint.spec.numExperts;
-  }
-
-  static async open(model: Model, options: CalibratedConversionOptions): Promise<CalibratedMethod> {
-    return new CalibratedMethod(model, options, await chooseSizes(model, options));
   }
 
   get coverage(): CalibrationCoverage {
     const { calibration, window = Math.min(256, this.#model.spec.contextLength) } = this.#options;
-    const counts = [...this.#counts].flatMap(([layer, own]) =>
-      Array.from(own, (count, expert) => ({ layer, expert, count })),
-    );
-    const sorted = counts.map(({ count }) => count).sort((a, b) => a - b);
+    const layers = [...this.#counts].map(([layer, counts]) => layerCoverage(layer, counts));
     return {
       tokens: calibration.length,
       window,
-      fewestTokens: sorted[0] ?? 0,
-      medianTokens: sorted[Math.floor(sorted.length / 2)] ?? 0,
-      unusedExperts: counts.flatMap(({ layer, expert, count }) =>
-        count === 0 ? [[layer, expert] as const] : [],
+      ...fewestAndMedian(layers.flatMap(({ expertTokens }) => expertTokens)),
+      unusedExperts: layers.flatMap(({ layer, unusedExperts }) =>
+        unusedExperts.map((expert) => [layer, expert] as const),
       ),
     };
   }
@@ -207,6 +217,11 @@ class CalibratedMethod implements LayerMethod {
     const experts = block.experts;
     if (!(experts instanceof DenseExperts)) throw new Error('the experts of a source are dense');
     const inputs: LayerInputs = { x, routing };
+    const options = {
+      ...this.#options,
+      sharedGateUp: this.#sharedGateUp,
+      dtype: this.shapes.quantization,
+    };
     for (const [group, members] of this.shapes.groups.entries()) {
       const source: CalibratedGroupSource = {
         experts,
@@ -218,7 +233,6 @@ class CalibratedMethod implements LayerMethod {
             ? this.shapes.latentSize(layer, operator, group)
             : undefined,
       };
-      const options = { ...this.#options, dtype: this.shapes.quantization };
       const factors = await factorizeCalibratedGroup(source, options, () =>
         step({ layer, operator: 'gate', group }),
       );
@@ -269,54 +283,4 @@ class LayerFactors {
   #tensors(): Set<OperatorFactors['a']> {
     return new Set(Object.values(this.#operators).flatMap(({ a, b }) => [...a, ...b]));
   }
-}
-
-interface ChosenSizes {
-  readonly groups: readonly (readonly number[])[];
-  readonly reason: string | undefined;
-  readonly latentSize: FactorShapes['latentSize'];
-}
-
-async function chooseSizes(model: Model, options: CalibratedConversionOptions): Promise<ChosenSizes> {
-  const {
-    latentSize,
-    targetRatio,
-    groupSize,
-    sharedGateUp = false,
-    operators,
-    calibration,
-    window,
-    signal,
-  } = options;
-  if ((latentSize === undefined) === (targetRatio === undefined)) {
-    throw new MolaeError('INVALID_ARGUMENT', 'Give either latentSize or targetRatio');
-  }
-  const { spec } = model.checkpoint;
-  const plan = planConversion(spec, {
-    sharedGateUp,
-    ...(groupSize !== undefined && { groupSize }),
-    ...(latentSize !== undefined && { latentSize }),
-    ...(targetRatio !== undefined && { targetRatio }),
-    ...(operators !== undefined && { operators }),
-  });
-  const groups = resolveGroups({ groupSize: plan.groupSize }, spec.numExperts);
-  if (targetRatio === undefined) {
-    return { groups, reason: plan.reason, latentSize: () => plan.latentSize };
-  }
-  const sizes = await allocateOverLayers({
-    model,
-    calibration,
-    window,
-    targetRatio,
-    groupSize: plan.groupSize,
-    operators,
-    sharedGateUp,
-    signal,
-    onLayer: options.onSurvey,
-  });
-  return {
-    groups,
-    reason: `${plan.reason} Latent sizes differ between layers, operators and groups: the calibration text says where they are worth most.`,
-    latentSize: (layer, operator, group) => (sizes.get(layer) as LayerLatentSizes)[operator][group] as number,
-  };
 }

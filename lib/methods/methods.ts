@@ -1,5 +1,5 @@
-import { calibrated, calibratedUniform } from './calibrated.ts';
-import { calibrated4Bits, calibrated8Bits } from './calibrated-rounded.ts';
+import { calibratedAffinity } from './affinity.ts';
+import { calibrated, calibrated4Bits, calibrated8Bits, calibratedUniform } from './calibrated.ts';
 import { stackedSvdControl } from './control.ts';
 import { d2Moe } from './d2-moe.ts';
 import { hcSmoe } from './hc-smoe.ts';
@@ -22,6 +22,7 @@ export const METHODS: readonly Method[] = [
   roundTo4Bits,
   calibratedUniform,
   calibrated,
+  calibratedAffinity,
   calibrated8Bits,
   calibrated4Bits,
 ];

@@ -52,10 +52,11 @@ export function costsOf(experts: DenseExperts | LatentExperts, topK: number): Ex
   return { expertParameters, expertBytes, flopsPerToken: flopsPerToken(experts, topK) };
 }
 
-/** FLOPs of a token: of `topK` experts, and of the latent spaces of the groups that they fall into. */
+/** FLOPs of a token: of `topK` experts, and of the latent spaces of the groups that they fall into, each once. */
 function flopsPerToken(experts: DenseExperts | LatentExperts, topK: number): number {
   const { numExperts, hiddenSize: n, intermediateSize: m } = experts;
   let multiplyAdds = 0;
+  const shared = new Set<Tensor>();
   for (const operator of OPERATORS) {
     const own = experts[operator];
     if (!isLatent(own)) {
@@ -64,8 +65,10 @@ function flopsPerToken(experts: DenseExperts | LatentExperts, topK: number): num
     }
     for (const [group, a] of own.a.entries()) {
       const size = a.shape[0] as number;
-      const shared = groupProbability(numExperts, size, topK) * (own.b[group] as Tensor).length;
-      multiplyAdds += shared + (topK / numExperts) * a.length;
+      const b = own.b[group] as Tensor;
+      multiplyAdds += (topK / numExperts) * a.length;
+      if (!shared.has(b)) multiplyAdds += groupProbability(numExperts, size, topK) * b.length;
+      shared.add(b);
     }
   }
   return 2 * multiplyAdds;

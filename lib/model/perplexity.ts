@@ -43,24 +43,46 @@ export async function perplexity(
   ids: ArrayLike<number>,
   options: PerplexityOptions = {},
 ): Promise<Perplexity> {
-  const { window = defaultWindow(model), signal, onProgress } = options;
+  const { window = defaultWindow(model) } = options;
+  const started = performance.now();
+  const losses = await lossesByWindow(model, ids, options);
+  const loss = losses.reduce((sum, own) => sum + own.total, 0);
+  const tokens = losses.reduce((sum, own) => sum + own.tokens, 0);
+  const seconds = (performance.now() - started) / 1000;
+  return { perplexity: Math.exp(loss / tokens), tokens, window, seconds, tokensPerSecond: tokens / seconds };
+}
+
+/** @internal Negative log-likelihood of a window's predictions, in f64. */
+export interface WindowLoss {
+  readonly total: number;
+  /** Predictions. */
+  readonly tokens: number;
+}
+
+/** @internal What `perplexity` is the mean of, window by window. Throws as it does. */
+export async function lossesByWindow(
+  model: Model,
+  ids: ArrayLike<number>,
+  { window = defaultWindow(model), signal, onProgress }: PerplexityOptions = {},
+): Promise<WindowLoss[]> {
   checkWindow(model, window);
   const windows = cutWindows(ids, window);
   if (windows.length === 0) throw expected('at least two tokens', 'ids', `${ids.length} tokens`);
-  const started = performance.now();
-  let loss = 0;
-  let tokens = 0;
   const total = windows.reduce((sum, ids) => sum + ids.length, 0);
+  const found: WindowLoss[] = [];
   let done = 0;
   await forEachBatch(model, windows, signal, async (batch, hidden) => {
-    const losses = await windowLosses(model, batch, hidden, signal);
-    for (const value of losses) loss += value;
-    tokens += losses.length;
-    done += batch.reduce((sum, ids) => sum + ids.length, 0);
+    const losses = await tokenLosses(model, batch, hidden, signal);
+    let begin = 0;
+    for (const { length } of batch) {
+      const own = losses.slice(begin, begin + length - 1);
+      found.push({ total: own.reduce((sum, value) => sum + value, 0), tokens: own.length });
+      begin += length - 1;
+      done += length;
+    }
     onProgress?.({ done, total });
   });
-  const seconds = (performance.now() - started) / 1000;
-  return { perplexity: Math.exp(loss / tokens), tokens, window, seconds, tokensPerSecond: tokens / seconds };
+  return found;
 }
 
 /** Tokens that attend to each other where nothing else is asked for: 256, or the context where that is shorter. */
@@ -164,7 +186,7 @@ export function* rowsOfLogits(
   }
 }
 
-async function windowLosses(
+async function tokenLosses(
   model: Model,
   windows: readonly number[][],
   hidden: Tensor,

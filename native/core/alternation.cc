@@ -1,7 +1,6 @@
 #include "core/alternation.h"
 
 #include <algorithm>
-#include <numeric>
 #include <utility>
 
 #include "core/products.h"
@@ -37,10 +36,8 @@ Alternation::Alternation(Backend& backend, Tensor x, Tensor l, double mass, Tens
 }
 
 Tensor Alternation::scaled_rows(const Tensor& a, const Tensor& weights) {
-  std::vector<int32_t> every(a.rows());
-  std::iota(every.begin(), every.end(), 0);
   Tensor scaled = empty(backend_, DType::F32, a.shape());
-  steps_.gather_rows(a, uploaded(backend_, DType::I32, every), converted(backend_, weights, DType::F32), scaled);
+  steps_.gather_rows(a, counted(backend_, a.rows()), converted(backend_, weights, DType::F32), scaled);
   return scaled;
 }
 

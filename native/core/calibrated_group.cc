@@ -13,7 +13,7 @@ namespace {
 // Added to the diagonal of a moment, relative to its mean: inputs span less than the whole space where text is short.
 constexpr double kRidge = 1e-4;
 // Tokens of an expert that project() measures what is lost on.
-constexpr int64_t kMeasuredTokens = 512;
+constexpr int64_t kMeasuredTokens = 256;
 
 CalibrationSteps& steps_of(Backend& backend) {
   CalibrationSteps* steps = backend.calibration_steps();
@@ -63,19 +63,45 @@ CalibratedGroup::CalibratedGroup(Backend& backend, Options options, Tensor x, co
     fail(ErrorCode::ShapeMismatch, "Expected the routing of ", x_.rows(), " tokens but received ids ",
          shape_name(routing.ids.shape()), " and weights ", shape_name(routing.weights.shape()));
   }
+  const int64_t tokens = find_tokens(routing, experts);
+  const int64_t m = options_.intermediate_size, stacked = static_cast<int64_t>(experts.size()) * m;
+  moment_ = zeros(backend_, DType::F64, {n, n});
+  gate_stack_ = std::make_unique<WeightedStack>(backend_, options_.shared_gate_up ? 2 * stacked : stacked, n);
+  if (!options_.shared_gate_up) up_stack_ = std::make_unique<WeightedStack>(backend_, stacked, n);
+  output_ = std::make_unique<RoutedOutput>(backend_, tokens, n, m, experts.size());
+}
+
+// The tokens of every member; how many they are together, each counted once.
+int64_t CalibratedGroup::find_tokens(const Routing& routing, const std::vector<int32_t>& experts) {
   std::vector<int32_t> ids(routing.ids.elements());
   std::vector<float> weights(routing.weights.elements());
   backend_.download(routing.ids, ids.data());
   backend_.download(routing.weights, weights.data());
   const size_t top_k = static_cast<size_t>(routing.ids.cols());
-  for (const int32_t expert : experts) {
-    std::vector<int32_t> rows, sampled_rows;
-    std::vector<float> scales, sampled_scales;
-    for (size_t slot = 0; slot < ids.size(); ++slot) {
-      if (ids[slot] != expert) continue;
-      rows.push_back(static_cast<int32_t>(slot / top_k));
-      scales.push_back(weights[slot]);
-    }
+  struct Found {
+    std::vector<int32_t> rows, group_rows;
+    std::vector<float> weights;
+  };
+  if (!experts.empty() && *std::min_element(experts.begin(), experts.end()) < 0) {
+    fail(ErrorCode::InvalidArgument, "Expected experts from 0 on");
+  }
+  std::vector<Found> found(experts.size());
+  std::vector<Found*> of_expert(experts.empty() ? 0 : *std::max_element(experts.begin(), experts.end()) + 1);
+  for (size_t i = 0; i < experts.size(); ++i) of_expert[experts[i]] = &found[i];
+  int32_t last = -1, count = 0;
+  for (size_t slot = 0; slot < ids.size(); ++slot) {
+    const auto expert = static_cast<size_t>(ids[slot]);
+    if (expert >= of_expert.size() || !of_expert[expert]) continue;
+    const int32_t row = static_cast<int32_t>(slot / top_k);
+    if (row != last) ++count;
+    last = row;
+    of_expert[expert]->rows.push_back(row);
+    of_expert[expert]->group_rows.push_back(count - 1);
+    of_expert[expert]->weights.push_back(weights[slot]);
+  }
+  for (const auto& [rows, group_rows, scales] : found) {
+    std::vector<int32_t> sampled_rows;
+    std::vector<float> sampled_scales;
     const size_t step = std::max<size_t>(1, rows.size() / kMeasuredTokens);
     for (size_t i = 0; i < rows.size(); i += step) {
       sampled_rows.push_back(rows[i]);
@@ -84,15 +110,12 @@ CalibratedGroup::CalibratedGroup(Backend& backend, Options options, Tensor x, co
     Member member;
     member.count = static_cast<int64_t>(rows.size());
     member.tokens = {uploaded(backend_, DType::I32, rows), uploaded(backend_, DType::F32, scales)};
+    member.group_rows = uploaded(backend_, DType::I32, group_rows);
     member.sample = {uploaded(backend_, DType::I32, sampled_rows), uploaded(backend_, DType::F32, sampled_scales)};
     total_tokens_ += member.count;
     members_.push_back(std::move(member));
   }
-  moment_ = zeros(backend_, DType::F64, {n, n});
-  gate_moment_ = zeros(backend_, DType::F64, {n, n});
-  up_moment_ = options_.shared_gate_up ? gate_moment_ : zeros(backend_, DType::F64, {n, n});
-  output_moment_ = zeros(backend_, DType::F64, {n, n});
-  output_ = zeros(backend_, DType::F32, {x_.rows(), n});
+  return count;
 }
 
 int64_t CalibratedGroup::tokens(int64_t index) const { return members_.at(static_cast<size_t>(index)).count; }
@@ -135,10 +158,7 @@ void CalibratedGroup::observe(int64_t index, const Expert& expert) {
 
   const int64_t m = options_.intermediate_size;
   const Tensor x = gathered(member.tokens, false);
-  const double mass_before = steps_.trace(moment_);
-  steps_.accumulate_moment(x, member.tokens.weights, moment_);
-  member.mass = steps_.trace(moment_) - mass_before;
-  mass_ += member.mass;
+  add_moment(member, x);
 
   Tensor hidden = empty(backend_, DType::F32, {member.count, m});
   const Tensor gate_slopes = zeros(backend_, DType::F64, {m});
@@ -148,8 +168,7 @@ void CalibratedGroup::observe(int64_t index, const Expert& expert) {
     const Tensor up = product(backend_, x, false, converted(backend_, expert.up, DType::F32), true);
     steps_.expert_hidden(gate, up, member.tokens.weights, options_.activation, hidden, gate_slopes, up_slopes);
   }
-  const Tensor output = product(backend_, hidden, false, converted(backend_, expert.down, DType::F32), true);
-  steps_.scatter_add_rows(output, member.tokens.rows, output_);
+  output_->add(member.group_rows, hidden, expert.down);
 
   Tensor norms = empty(backend_, DType::F64, {m});
   steps_.column_norms(expert.down, norms);
@@ -160,8 +179,34 @@ void CalibratedGroup::observe(int64_t index, const Expert& expert) {
   const std::vector<double> column_norms = downloaded(backend_, norms);
   member.gate_weights = row_weights(downloaded(backend_, gate_slopes), column_norms, squared_weights);
   member.up_weights = row_weights(downloaded(backend_, up_slopes), column_norms, squared_weights);
-  add_weights_moment(expert.gate, member.gate_weights, member.mass, gate_moment_);
-  add_weights_moment(expert.up, member.up_weights, member.mass, up_moment_);
+  add_rows(member, expert, member.mass);
+}
+
+// Factors of an expert that is alone, or that has seen nothing, are fitted to the inputs of its group.
+bool CalibratedGroup::fits_own_inputs(const Member& member) const {
+  return options_.refit && members_.size() > 1 && member.count > 0;
+}
+
+// x: the expert's inputs
+void CalibratedGroup::add_moment(Member& member, const Tensor& x) {
+  if (fits_own_inputs(member) && member.count > x.cols()) {
+    const Tensor own = zeros(backend_, DType::F64, moment_.shape());
+    steps_.accumulate_moment(x, member.tokens.weights, own);
+    steps_.add_scaled(own, 1, moment_);
+    member.mass = steps_.trace(own);
+    steps_.mirror_triangle(own);
+    member.moment = converted(backend_, own, DType::F32);
+  } else {
+    const double before = steps_.trace(moment_);
+    steps_.accumulate_moment(x, member.tokens.weights, moment_);
+    member.mass = steps_.trace(moment_) - before;
+  }
+  mass_ += member.mass;
+}
+
+void CalibratedGroup::add_rows(Member& member, const Expert& expert, double mass) {
+  gate_stack_->add(expert.gate, member.gate_weights, mass);
+  (up_stack_ ? up_stack_ : gate_stack_)->add(expert.up, member.up_weights, mass);
 }
 
 // An expert without tokens has no say in the bases of its group; where none of the group has any, all count alike, as
@@ -170,9 +215,8 @@ void CalibratedGroup::observe_unused(Member& member, const Expert& expert) {
   const std::vector<double> ones(options_.intermediate_size, 1.0);
   member.gate_weights = member.up_weights = uploaded(backend_, DType::F64, ones);
   if (total_tokens_ > 0) return;
-  add_weights_moment(expert.gate, member.gate_weights, 1, gate_moment_);
-  add_weights_moment(expert.up, member.up_weights, 1, up_moment_);
-  backend_.accumulate_gram(expert.down, SharedSide::Output, output_moment_);
+  add_rows(member, expert, 1);
+  output_->add_white(expert.down);
 }
 
 // D_i: the mean square of the slopes under the tokens' squared weights, times the norms of W_down's columns.
@@ -183,15 +227,6 @@ Tensor CalibratedGroup::row_weights(const std::vector<double>& slopes, const std
     for (size_t j = 0; j < weights.size(); ++j) weights[j] = slopes[j] / squared_weights * norms[j];
   }
   return uploaded(backend_, DType::F64, weights);
-}
-
-// moment += mass Wᵀ D W
-void CalibratedGroup::add_weights_moment(const Tensor& w, const Tensor& row_weights, double mass,
-                                         const Tensor& moment) {
-  const std::vector<double> weights = downloaded(backend_, row_weights);
-  std::vector<float> scales(weights.size());
-  for (size_t j = 0; j < scales.size(); ++j) scales[j] = static_cast<float>(std::sqrt(mass * weights[j]));
-  steps_.accumulate_moment(converted(backend_, w, DType::F32), uploaded(backend_, DType::F32, scales), moment);
 }
 
 void CalibratedGroup::factor_moment() {
@@ -209,31 +244,24 @@ void CalibratedGroup::factor_moment() {
   steps_.cholesky(moment_);
 }
 
-// The matrix whose leading eigenvectors are sought. Its memory is handed over: it is destroyed by the eigen-solver.
-Tensor CalibratedGroup::take_moment(ExpertMatrix matrix) {
-  const bool is_down = matrix == ExpertMatrix::Down;
-  Tensor& slot = is_down ? output_moment_ : matrix == ExpertMatrix::Gate ? gate_moment_ : up_moment_;
-  if (!slot || (options_.shared_gate_up && matrix == ExpertMatrix::Up)) {
-    fail(ErrorCode::InvalidArgument, "The basis of ", name_of(matrix), " was solved for already");
+// All eigenvalues, descending, as squared output. Rows of `basis` get those of VᵀL⁻¹ (down: Vᵀ), V the leading
+// eigenvectors.
+std::vector<double> CalibratedGroup::decompose(ExpertMatrix matrix, const Tensor& basis) {
+  const auto checked = [&](const auto& slot) {
+    if (!slot) fail(ErrorCode::InvalidArgument, "The basis of ", name_of(matrix), " was solved for already");
+  };
+  std::vector<double> spectrum;
+  double unit = 1;
+  if (matrix == ExpertMatrix::Down) {
+    checked(output_);
+    spectrum = std::exchange(output_, nullptr)->decompose(basis);
+  } else {
+    auto& stack = matrix == ExpertMatrix::Gate ? gate_stack_ : up_stack_;
+    checked(stack);
+    factor_moment();
+    spectrum = std::exchange(stack, nullptr)->decompose(moment_, basis);
+    unit = 1 / mass_;
   }
-  Tensor moment = std::exchange(slot, Tensor());
-  if (is_down) {
-    steps_.accumulate_moment(output_, Tensor(), moment);
-    output_ = Tensor();
-    return moment;
-  }
-  factor_moment();
-  steps_.congruence(moment_, moment);
-  return moment;
-}
-
-// All eigenvalues, descending, as squared output; the leading eigenvectors go to the rows of `vectors`.
-std::vector<double> CalibratedGroup::decompose(ExpertMatrix matrix, const Tensor& vectors) {
-  const Tensor moment = take_moment(matrix);
-  Tensor values = empty(backend_, DType::F64, {moment.rows()});
-  backend_.eigh(moment, values, vectors);
-  std::vector<double> spectrum = downloaded(backend_, values);
-  const double unit = matrix == ExpertMatrix::Down ? 1 : 1 / mass_;
   for (double& value : spectrum) value = std::max(value, 0.0) * unit;
   return spectrum;
 }
@@ -256,7 +284,6 @@ std::vector<double> CalibratedGroup::solve(ExpertMatrix matrix, const Tensor& b)
   if (is_down) {
     store_output_basis(vectors, b);
   } else {
-    steps_.divide_by_triangle(vectors, moment_);
     Basis basis = store_input_basis(vectors, b);
     if (options_.shared_gate_up) up_ = basis;
     (matrix == ExpertMatrix::Gate ? gate_ : up_) = std::move(basis);
@@ -317,7 +344,7 @@ void CalibratedGroup::add_to_alternation(ExpertMatrix matrix, int64_t index, con
   const Member& member = members_[index];
   const Basis& basis = basis_of(matrix);
   Tensor a = empty(backend_, DType::F32, {m, basis.rows.rows()});
-  fit_input(member, gathered(member.tokens, true), basis, w, a);
+  fit_input(member, basis, w, a);
   alternation.add({member.tokens.rows, member.tokens.weights, member.mass, shrinkage_of(member)},
                   matrix == ExpertMatrix::Gate ? member.gate_weights : member.up_weights,
                   converted(backend_, w, DType::F32), a);
@@ -340,25 +367,29 @@ void CalibratedGroup::end_alternation(ExpertMatrix matrix, const Tensor& b) {
 
 // l: the share of the group's moment in C~_i.
 double CalibratedGroup::shrinkage_of(const Member& member) const {
-  if (!options_.refit || member.count == 0 || member.mass <= 0) return 1;
+  if (!fits_own_inputs(member) || member.mass <= 0) return 1;
   return options_.shrinkage / (options_.shrinkage + static_cast<double>(member.count));
 }
 
-// C~_i Bᵀ [n, r]; x: the expert's weighted inputs.
-Tensor CalibratedGroup::cross_moment(const Member& member, const Tensor& x, const Basis& basis) {
+// C~_i Bᵀ [n, r]
+Tensor CalibratedGroup::cross_moment(const Member& member, const Basis& basis) {
   const double shrinkage = shrinkage_of(member);
   if (shrinkage == 1) return basis.shared_cross;
   Tensor cross = empty(backend_, DType::F32, basis.shared_cross.shape());
   backend_.copy(basis.shared_cross, cross);
-  multiply(backend_, x, true, product(backend_, x, false, basis.rows, true), false, cross,
-           (1 - shrinkage) / member.mass, shrinkage);
+  const double own = (1 - shrinkage) / member.mass;
+  if (member.moment) {
+    multiply(backend_, member.moment, false, basis.rows, true, cross, own, shrinkage);
+  } else {
+    const Tensor x = gathered(member.tokens, true);
+    multiply(backend_, x, true, product(backend_, x, false, basis.rows, true), false, cross, own, shrinkage);
+  }
   return cross;
 }
 
 // A = W C~ Bᵀ (B C~ Bᵀ)⁻¹
-void CalibratedGroup::fit_input(const Member& member, const Tensor& x, const Basis& basis, const Tensor& w,
-                                const Tensor& a) {
-  const Tensor cross = cross_moment(member, x, basis);
+void CalibratedGroup::fit_input(const Member& member, const Basis& basis, const Tensor& w, const Tensor& a) {
+  const Tensor cross = cross_moment(member, basis);
   const Tensor normal = converted(backend_, product(backend_, basis.rows, false, cross, false), DType::F64);
   steps_.add_to_diagonal(normal, 1e-7 * steps_.trace(normal) / static_cast<double>(normal.rows()));
   const Tensor wide = converted(backend_, w, DType::F32);
@@ -425,11 +456,8 @@ std::pair<Tensor, Tensor> CalibratedGroup::hidden_pair(const Tokens& tokens, con
 CalibratedGroup::Loss CalibratedGroup::project(int64_t index, const Expert& expert, const Factors& factors) {
   check(index, expert);
   const Member& member = members_[index];
-  if (factors.gate || factors.up) {
-    const Tensor x = gathered(member.tokens, true);
-    if (factors.gate) fit_input(member, x, basis_of(ExpertMatrix::Gate), expert.gate, factors.gate);
-    if (factors.up) fit_input(member, x, basis_of(ExpertMatrix::Up), expert.up, factors.up);
-  }
+  if (factors.gate) fit_input(member, basis_of(ExpertMatrix::Gate), expert.gate, factors.gate);
+  if (factors.up) fit_input(member, basis_of(ExpertMatrix::Up), expert.up, factors.up);
   if (factors.down) {
     if (!down_basis_) fail(ErrorCode::InvalidArgument, "project() before the basis of down was solved");
     fit_output(member, expert, factors);

@@ -8,6 +8,8 @@
 
 #include "core/alternation.h"
 #include "core/backend.h"
+#include "core/routed_output.h"
+#include "core/weighted_stack.h"
 
 namespace molae {
 
@@ -29,8 +31,8 @@ enum class ExpertMatrix : uint8_t { Gate, Up, Down };
 // Two passes over the experts: observe() all, solve() every operator, project() all. Between the two, any number of
 // alternations may give gate or up a B for factors that are fitted to each expert's own inputs, see Alternation. The
 // eigenvalues of an operator say what dropping each direction costs in squared output over the calibration tokens:
-// comparable between operators, groups and (after weighing) layers. Memory: 5 matrices of n^2 doubles, and two of [T,
-// n] floats.
+// comparable between operators, groups and (after weighing) layers. Memory: 5 matrices of n^2 doubles, a float [t, n]
+// for the t tokens of the group, and n^2 floats for each expert that more than n tokens reach.
 class CalibratedGroup {
  public:
   struct Options {
@@ -101,7 +103,9 @@ class CalibratedGroup {
   struct Member {
     int64_t count = 0;
     Tokens tokens, sample;
+    Tensor group_rows;                // i32 [count]: the tokens among those of the group
     double mass = 0;                  // tr C_i
+    Tensor moment;                    // f32 [n, n]: C_i, where that is less work than going through the tokens again
     Tensor gate_weights, up_weights;  // D_i, f64 [m]
   };
 
@@ -109,21 +113,23 @@ class CalibratedGroup {
     Tensor gate, up;  // f32 [t, m]
   };
 
+  int64_t find_tokens(const Routing& routing, const std::vector<int32_t>& experts);
   void check_index(int64_t index) const;
   void check(int64_t index, const Expert& expert) const;
   void check_finite(const Expert& expert);
   void observe_unused(Member& member, const Expert& expert);
   Tensor row_weights(const std::vector<double>& slopes, const std::vector<double>& norms, double squared_weights) const;
-  void add_weights_moment(const Tensor& w, const Tensor& row_weights, double mass, const Tensor& moment);
+  bool fits_own_inputs(const Member& member) const;
+  void add_moment(Member& member, const Tensor& x);
+  void add_rows(Member& member, const Expert& expert, double mass);
   void factor_moment();
-  Tensor take_moment(ExpertMatrix matrix);
-  std::vector<double> decompose(ExpertMatrix matrix, const Tensor& vectors);
+  std::vector<double> decompose(ExpertMatrix matrix, const Tensor& basis);
   Basis store_input_basis(const Tensor& rows, const Tensor& b);
   void store_output_basis(const Tensor& vectors, const Tensor& b);
   Tensor gathered(const Tokens& tokens, bool weighted) const;
   double shrinkage_of(const Member& member) const;
-  Tensor cross_moment(const Member& member, const Tensor& x, const Basis& basis);
-  void fit_input(const Member& member, const Tensor& x, const Basis& basis, const Tensor& w, const Tensor& a);
+  Tensor cross_moment(const Member& member, const Basis& basis);
+  void fit_input(const Member& member, const Basis& basis, const Tensor& w, const Tensor& a);
   void fit_output(const Member& member, const Expert& expert, const Factors& factors);
   Loss measure(const Member& member, const Expert& expert, const Factors& factors);
   PreActivations original_pre_activations(const Tensor& x, const Expert& expert);
@@ -139,12 +145,12 @@ class CalibratedGroup {
   Tensor x_;
   std::vector<Member> members_;
   int64_t total_tokens_ = 0;
-  double mass_ = 0;                 // tr C
-  Tensor moment_;                   // C, after factor_moment() L
-  bool factored_ = false;           // moment_ is L
-  Tensor gate_moment_, up_moment_;  // sum_i tr C_i W_iᵀ D_i W_i
-  Tensor output_;                   // [T, n] f32: the group's routed output
-  Tensor output_moment_;
+  double mass_ = 0;        // tr C
+  Tensor moment_;          // C, after factor_moment() L
+  bool factored_ = false;  // moment_ is L
+  // The first is for both gate and up where they share a basis. Gone once solved for.
+  std::unique_ptr<WeightedStack> gate_stack_, up_stack_;
+  std::unique_ptr<RoutedOutput> output_;
   Basis gate_, up_;
   std::unique_ptr<Alternation> gate_alternation_, up_alternation_;
   Tensor down_basis_;       // f32 [n, r], as stored

@@ -37,6 +37,7 @@ class CalibrationSteps {
 
   virtual double trace(const Tensor& a) = 0;
   virtual void add_to_diagonal(const Tensor& a, double value) = 0;
+  virtual void mirror_triangle(const Tensor& a) = 0;  // the upper triangle of a [n, n] becomes that of the lower one
   // a [n, n] (its lower triangle is read) becomes its lower Cholesky factor, with zeros above. Throws NoConvergence for
   // a matrix that is not positive definite.
   virtual void cholesky(const Tensor& a) = 0;

@@ -1,5 +1,6 @@
 #include "core/products.h"
 
+#include <numeric>
 #include <utility>
 
 namespace molae {
@@ -21,6 +22,12 @@ Tensor transposed(Backend& backend, const Tensor& from) {
   Tensor to = empty(backend, from.dtype(), {from.cols(), from.rows()});
   backend.transpose(from, to);
   return to;
+}
+
+Tensor counted(Backend& backend, int64_t count) {
+  std::vector<int32_t> numbers(count);
+  std::iota(numbers.begin(), numbers.end(), 0);
+  return uploaded(backend, DType::I32, numbers);
 }
 
 // c = alpha op(a) op(b) + beta c

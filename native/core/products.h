@@ -10,6 +10,7 @@ namespace molae {
 Tensor converted(Backend& backend, const Tensor& from, DType dtype);  // the same tensor where it has the dtype already
 Tensor zeros(Backend& backend, DType dtype, Shape shape);
 Tensor transposed(Backend& backend, const Tensor& from);
+Tensor counted(Backend& backend, int64_t count);  // i32: 0, 1, 2, …
 
 // c = alpha op(a) op(b) + beta c
 void multiply(Backend& backend, const Tensor& a, bool transpose_a, const Tensor& b, bool transpose_b, const Tensor& c,

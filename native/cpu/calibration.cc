@@ -7,18 +7,48 @@
 #include "cpu/blas.h"
 #include "cpu/compute_pool.h"
 #include "cpu/convert.h"
+#include "cpu/exponential.h"
 #include "cpu/linalg.h"
+#include "cpu/multiversion.h"
 
 namespace molae::cpu {
 namespace {
 
 // Rows of a moment that are scaled into a workspace at a time.
 constexpr int64_t kMomentRows = 4096;
-// Columns of pre-activations that one task sums over all tokens.
-constexpr int64_t kHiddenCols = 64;
+// Rows of pre-activations that one task goes through.
+constexpr int64_t kHiddenRows = 256;
 
 void check_info(int info, const char* routine) {
   if (info < 0) fail(ErrorCode::Internal, routine, " refused its argument ", -info);
+}
+
+// Where a row of hidden elements goes, and what is summed of it.
+struct HiddenRow {
+  float* __restrict hidden;
+  double* __restrict gate_slopes;
+  double* __restrict up_slopes;
+};
+
+void plain_hidden(Activation activation, const float* gate, const float* up, float scale, int64_t m, HiddenRow to) {
+  for (int64_t j = 0; j < m; ++j) {
+    const float act = scale * activate(activation, gate[j]);
+    const double by_gate = scale * activation_slope(activation, gate[j]) * up[j];
+    to.hidden[j] = act * up[j];
+    to.gate_slopes[j] += by_gate * by_gate;
+    to.up_slopes[j] += static_cast<double>(act) * act;
+  }
+}
+
+MOLAE_MULTIVERSION void silu_hidden(const float* gate, const float* up, float scale, int64_t m, HiddenRow to) {
+  for (int64_t j = 0; j < m; ++j) {
+    const float sigmoid = 1.0f / (1.0f + exp_flat(-gate[j]));
+    const float act = scale * gate[j] * sigmoid;
+    const double by_gate = scale * sigmoid * (1.0f + gate[j] * (1.0f - sigmoid)) * up[j];
+    to.hidden[j] = act * up[j];
+    to.gate_slopes[j] += by_gate * by_gate;
+    to.up_slopes[j] += static_cast<double>(act) * act;
+  }
 }
 
 class CpuCalibrationSteps final : public CalibrationSteps {
@@ -66,24 +96,31 @@ class CpuCalibrationSteps final : public CalibrationSteps {
 
   void expert_hidden(const Tensor& gate, const Tensor& up, const Tensor& scales, Activation activation,
                      const Tensor& hidden, const Tensor& gate_slopes, const Tensor& up_slopes) override {
-    const int64_t m = gate.cols();
-    const int64_t tasks = (m + kHiddenCols - 1) / kHiddenCols;
+    const int64_t m = gate.cols(), rows = gate.rows();
+    const int64_t tasks = (rows + kHiddenRows - 1) / kHiddenRows;
+    double* sums = context_.workspace.get<double>(kOperandA, 2 * m * tasks);
+    std::fill_n(sums, 2 * m * tasks, 0.0);
     ComputePool::instance().parallel_for(context_.threads, tasks, [&](int64_t task, int) {
-      const int64_t begin = task * kHiddenCols;
-      const int64_t end = std::min(m, begin + kHiddenCols);
-      for (int64_t row = 0; row < gate.rows(); ++row) {
+      for (int64_t row = task * kHiddenRows; row < std::min(rows, (task + 1) * kHiddenRows); ++row) {
+        const float* g = gate.as<const float>() + row * m;
+        const float* u = up.as<const float>() + row * m;
         const float scale = scales.as<const float>()[row];
-        for (int64_t j = begin; j < end; ++j) {
-          const float g = gate.as<const float>()[row * m + j];
-          const float u = up.as<const float>()[row * m + j];
-          const float act = scale * activate(activation, g);
-          const double by_gate = scale * activation_slope(activation, g) * u;
-          hidden.as<float>()[row * m + j] = act * u;
-          gate_slopes.as<double>()[j] += by_gate * by_gate;
-          up_slopes.as<double>()[j] += static_cast<double>(act) * act;
+        double* own = sums + 2 * m * task;
+        const HiddenRow to{hidden.as<float>() + row * m, own, own + m};
+        if (activation == Activation::Silu) {
+          silu_hidden(g, u, scale, m, to);
+        } else {
+          plain_hidden(activation, g, u, scale, m, to);
         }
       }
     });
+    // In the order of the tasks, so that the result does not depend on the number of threads.
+    for (int64_t task = 0; task < tasks; ++task) {
+      for (int64_t j = 0; j < m; ++j) {
+        gate_slopes.as<double>()[j] += sums[2 * m * task + j];
+        up_slopes.as<double>()[j] += sums[2 * m * task + m + j];
+      }
+    }
   }
 
   void column_norms(const Tensor& w, const Tensor& norms) override {
@@ -133,6 +170,14 @@ class CpuCalibrationSteps final : public CalibrationSteps {
 
   void add_to_diagonal(const Tensor& a, double value) override {
     for (int64_t i = 0; i < a.rows(); ++i) a.as<double>()[i * (a.rows() + 1)] += value;
+  }
+
+  void mirror_triangle(const Tensor& a) override {
+    const int64_t n = a.rows();
+    double* values = a.as<double>();
+    for (int64_t i = 0; i < n; ++i) {
+      for (int64_t j = 0; j < i; ++j) values[j * n + i] = values[i * n + j];
+    }
   }
 
   // Our lower triangle by rows is LAPACK's upper one by columns: A = UᵀU there is A = LLᵀ here.

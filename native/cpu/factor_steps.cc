@@ -14,8 +14,16 @@ namespace {
 
 // Products of halves are exact in f32; at most this many of them are summed in f32.
 constexpr int64_t kGramChunk = 512;
-// A Gram block's f64 sums stay in the cache while the chunks go by.
-constexpr int64_t kGramBlock = 256;
+// A Gram block's f64 sums stay in the cache while the chunks go by; there are blocks enough for all threads, and few
+// elements above the diagonal are summed in vain.
+constexpr int64_t kLargestGramBlock = 256, kSmallestGramBlock = 64;
+
+int64_t gram_block(int64_t n) {
+  int64_t block = kLargestGramBlock;
+  while (block > kSmallestGramBlock && n < 4 * block) block /= 2;
+  return block;
+}
+
 // Rows of a residual that one task computes.
 constexpr int64_t kResidualRows = 64;
 
@@ -38,17 +46,18 @@ template <class Real>
 void add_gram(Context context, const Real* data, int64_t ld, int64_t inner, SharedSide side, const Tensor& gram) {
   const int64_t n = gram.rows();
   const int64_t chunk = sizeof(Real) == 4 ? kGramChunk : inner;
-  const int64_t blocks = (n + kGramBlock - 1) / kGramBlock;
-  const int64_t block_elements = kGramBlock * kGramBlock;
+  const int64_t size = gram_block(n);
+  const int64_t blocks = (n + size - 1) / size;
+  const int64_t block_elements = size * size;
   Real* scratch = context.workspace.get<Real>(kScratch, block_elements * context.threads);
 
   ComputePool::instance().parallel_for(context.threads, blocks * (blocks + 1) / 2, [&](int64_t index, int participant) {
     int64_t block_row = 0;
     while ((block_row + 1) * (block_row + 2) / 2 <= index) ++block_row;
-    const int64_t row = block_row * kGramBlock;
-    const int64_t col = (index - block_row * (block_row + 1) / 2) * kGramBlock;
-    const int64_t rows = std::min(kGramBlock, n - row);
-    const int64_t cols = std::min(kGramBlock, n - col);
+    const int64_t row = block_row * size;
+    const int64_t col = (index - block_row * (block_row + 1) / 2) * size;
+    const int64_t rows = std::min(size, n - row);
+    const int64_t cols = std::min(size, n - col);
     Real* block = scratch + block_elements * participant;
     for (int64_t begin = 0; begin < inner; begin += chunk) {
       const int64_t length = std::min(chunk, inner - begin);

@@ -26,9 +26,18 @@ describe('compare', () => {
       '--json',
     );
     expect(status).toBe(0);
-    const { rows, tokens, window, checkpoint } = JSON.parse(stdout);
+    const { rows, tokens, window, checkpoint, coverage } = JSON.parse(stdout);
     expect({ window, checkpoint }).toEqual({ window: 64, checkpoint: TINY });
     expect(tokens.calibration).toBe(256);
+    expect(coverage.map(({ layer }: { layer: number }) => layer)).toEqual([0, 1, 2, 3]);
+    for (const { expertTokens, fewestTokens, medianTokens, unusedExperts } of coverage) {
+      // 256 tokens, each to 4 of 16 experts
+      expect(expertTokens).toHaveLength(16);
+      expect(expertTokens.reduce((a: number, b: number) => a + b)).toBe(4 * 256);
+      const sorted = [...expertTokens].sort((a, b) => a - b);
+      expect([fewestTokens, medianTokens]).toEqual([sorted[0], sorted[8]]);
+      expect(unusedExperts).toHaveLength(expertTokens.filter((count: number) => count === 0).length);
+    }
     expect(tokens.evaluation).toBeGreaterThan(200);
     expect(rows.map((row: Record<string, unknown>) => [row.method, row.groupSize])).toEqual([
       ['dense', null],

@@ -100,6 +100,41 @@ describe('calibrated conversion', () => {
     expect(await contents(output)).toEqual(wanted);
   });
 
+  test('a stopped run does not choose its latent sizes again, unless they would be others', async () => {
+    await convert();
+    const wanted = await contents(output);
+    let surveyed = 0;
+    const onSurvey = () => surveyed++;
+    const stop = async () => {
+      const controller = new AbortController();
+      const onProgress = ({ layer }: { layer: number }) => {
+        if (layer === 2) controller.abort();
+      };
+      const stopped = convert({ onSurvey, onProgress, signal: controller.signal });
+      await expect(stopped).rejects.toMatchObject({ code: 'ABORTED' });
+    };
+    output = join(root, 'remembering');
+    await stop();
+    expect(surveyed).toBe(4);
+    const report = await convert({ onSurvey });
+    expect(surveyed).toBe(4);
+    expect(report.resumedFiles).toBeGreaterThanOrEqual(3);
+    expect(await contents(output)).toEqual(wanted);
+    output = join(root, 'changing');
+    await stop();
+    await convert({ onSurvey, targetRatio: 0.4 });
+    expect(surveyed).toBe(12);
+  });
+
+  test('without a group size, each expert is a group, and the reason says what was done', async () => {
+    const report = await convert({ groupSize: undefined });
+    expect(report.groupSize).toBe(1);
+    expect(report.reason).toMatch(/Groups of one expert compute least/);
+    expect(report.reason).toMatch(/worth most, so that 50% of the experts' parameters go/);
+    expect(report.reason).not.toMatch(/largest/);
+    expect((await convert({ force: true })).reason).not.toMatch(/Groups of one|largest/);
+  });
+
   test('a stopped sequential run goes on with the same bytes, too', async () => {
     const options = { latentSize: 64, targetRatio: undefined, sequential: true };
     await convert(options);

@@ -152,6 +152,10 @@ ReferenceExpert Problem::make_expert(Context& context, const Setup& setup, int32
   expert.gate = planted(gate_space_);
   expert.up = planted(up_space_);
   expert.down = random_values(context, kHidden * kIntermediate);
+  if (const int64_t rank = setup.down_rank) {
+    expert.down = product(random_values(context, kHidden * rank), false, random_values(context, rank * kIntermediate),
+                          false, kHidden, kIntermediate, rank);
+  }
   expert.tensors.gate = make_tensor(context, DType::F32, {kIntermediate, kHidden}, expert.gate);
   expert.tensors.up = make_tensor(context, DType::F32, {kIntermediate, kHidden}, expert.up);
   expert.tensors.down = make_tensor(context, DType::F32, {kHidden, kIntermediate}, expert.down);

@@ -45,6 +45,7 @@ struct Setup {
   std::vector<int32_t> group{1, 2, 5};  // those of the group
   std::vector<int32_t> unused;          // experts that no token reaches
   int64_t planted_rank = 0;             // of the joint row space of gate, and of up; 0: none
+  int64_t down_rank = 0;                // of each W_down; 0: full
   int64_t tokens = kTokens;
   double spread = 1;  // powers of ten between the sizes of inputs' directions
 };

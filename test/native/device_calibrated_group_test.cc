@@ -17,8 +17,12 @@ double tail(const std::vector<double>& spectrum, int64_t r) {
 
 MOLAE_TEST("calibrated group: bases of gate and up lose the tail of their spectra, and random ones more", Device) {
   if (!context.backend.calibration_steps()) return;
-  const Problem problem(context, {});
-  for (const int64_t r : {1, 5, 11}) {
+  // Alone, an expert has fewer rows than columns.
+  for (const auto& [members, r] : std::vector<std::pair<std::vector<int32_t>, int64_t>>{
+           {{1, 2, 5}, 1}, {{1, 2, 5}, 5}, {{1, 2, 5}, 11}, {{2}, 1}, {{2}, 5}}) {
+    Setup setup;
+    setup.group = members;
+    const Problem problem(context, setup);
     CalibratedGroup::Options options;
     options.refit = false;
     const Converted converted = convert(context, problem, options, r);
@@ -68,8 +72,12 @@ MOLAE_TEST("calibrated group: one basis for gate and up loses the tail of the jo
 
 MOLAE_TEST("calibrated group: refitted factors are the best for each expert's own shrunk moment", Device) {
   if (!context.backend.calibration_steps()) return;
-  for (const double shrinkage : {0.0, 12.0, 1e4}) {
-    const Problem problem(context, {});
+  // With few tokens factors are fitted token by token, with more of them by their moment.
+  for (const auto& [shrinkage, tokens] :
+       std::vector<std::pair<double, int64_t>>{{0.0, 60}, {12.0, 60}, {12.0, 18}, {1e4, 60}, {1e4, 18}}) {
+    Setup setup;
+    setup.tokens = tokens;
+    const Problem problem(context, setup);
     CalibratedGroup::Options options;
     options.shrinkage = shrinkage;
     const Converted refitted = convert(context, problem, options, 5);
@@ -94,17 +102,12 @@ MOLAE_TEST("calibrated group: refitted factors are the best for each expert's ow
   }
 }
 
-MOLAE_TEST("calibrated group: down loses the tail of the routed output's moment, random subspaces more", Device) {
-  if (!context.backend.calibration_steps()) return;
-  Setup all;
-  all.experts = kMembers;
-  all.group = {0, 1, 2};
-  const Problem problem(context, all);
+void expect_best_output_basis(Context& context, const Problem& problem, int64_t r) {
   std::vector<Values> downs;
   for (const ReferenceExpert& expert : problem.experts) downs.push_back(expert.down);
   const Values y = problem.routed_output(downs);
   Values moment = product(y, true, y, false, kHidden, kHidden, kTokens);
-  const auto residual = [&](const Values& u, int64_t r) {  // of y less its projection to the columns of u
+  const auto residual = [&](const Values& u) {  // of y less its projection to the columns of u
     const Values coordinates = product(u, true, y, true, r, kTokens, kHidden);
     const Values fitted = solved(product(u, true, u, false, r, r, kHidden), coordinates, r, kTokens);
     double sum = 0;
@@ -115,22 +118,31 @@ MOLAE_TEST("calibrated group: down loses the tail of the routed output's moment,
   context.backend.eigh(make_tensor(context, DType::F64, {kHidden, kHidden}, moment), values,
                        empty(context.backend, DType::F64, {0, kHidden}));
   const Values eigenvalues = read(context.backend, values);
-  for (const int64_t r : {1, 5, 9}) {
-    const Converted converted = convert(context, problem, {}, r, 0, DType::F64);
-    const Values u = read(context.backend, converted.down_basis);
-    std::vector<Values> latent;
-    for (const CalibratedGroup::Factors& factors : converted.factors) {
-      latent.push_back(product(u, false, read(context.backend, factors.down), false, kHidden, kIntermediate, r));
-    }
-    double lost = 0;
-    for (const double value : without(y, problem.routed_output(latent))) lost += value * value;
-    const double wanted = tail(eigenvalues, r);
-    expect_near(lost, wanted, 1e-6, "residual of the routed output");
-    expect_near(tail(converted.spectra[2], r), wanted, 1e-5, "tail of the spectrum of down");
-    for (int attempt = 0; attempt < kTries; ++attempt) {
-      const double other = residual(random_values(context, kHidden * r), r);
-      expect(other >= lost * (1 - 1e-6), "a random subspace loses ", other, ", less than ", lost);
-    }
+  const Converted converted = convert(context, problem, {}, r, 0, DType::F64);
+  const Values u = read(context.backend, converted.down_basis);
+  std::vector<Values> latent;
+  for (const CalibratedGroup::Factors& factors : converted.factors) {
+    latent.push_back(product(u, false, read(context.backend, factors.down), false, kHidden, kIntermediate, r));
+  }
+  double lost = 0;
+  for (const double value : without(y, problem.routed_output(latent))) lost += value * value;
+  const double wanted = tail(eigenvalues, r);
+  expect_near(lost, wanted, 1e-6, "residual of the routed output");
+  expect_near(tail(converted.spectra[2], r), wanted, 1e-5, "tail of the spectrum of down");
+  for (int attempt = 0; attempt < kTries; ++attempt) {
+    const double other = residual(random_values(context, kHidden * r));
+    expect(other >= lost * (1 - 1e-6), "a random subspace loses ", other, ", less than ", lost);
+  }
+}
+
+MOLAE_TEST("calibrated group: down loses the tail of the routed output's moment, random subspaces more", Device) {
+  if (!context.backend.calibration_steps()) return;
+  for (const auto& [members, r] : std::vector<std::pair<std::vector<int32_t>, int64_t>>{
+           {{0, 1, 2}, 1}, {{0, 1, 2}, 5}, {{0, 1, 2}, 9}, {{1}, 1}, {{1}, 5}}) {
+    Setup setup;
+    setup.experts = kMembers;
+    setup.group = members;
+    expect_best_output_basis(context, Problem(context, setup), r);
   }
 }
 
@@ -146,6 +158,21 @@ void expect_finite(Context& context, const Converted& converted) {
   for (const CalibratedGroup::Loss& loss : converted.losses) {
     for (int i = 0; i < 3; ++i) expect(std::isfinite(loss.lost[i]) && std::isfinite(loss.original[i]), "loss");
     expect(std::isfinite(loss.lost_output), "loss of the output");
+  }
+}
+
+MOLAE_TEST("calibrated group: an expert alone with fewer directions than asked for gets all of them", Device) {
+  if (!context.backend.calibration_steps()) return;
+  Setup setup;
+  setup.group = {2};
+  setup.planted_rank = 2;
+  setup.down_rank = 2;
+  const Problem problem(context, setup);
+  for (const int64_t r : {2, 3, 5, 7, 9}) {  // up to m its own rows would do, beyond it they are too few
+    const Converted converted = convert(context, problem, {}, r);
+    expect_finite(context, converted);
+    const CalibratedGroup::Loss& loss = converted.losses[0];
+    for (int i = 0; i < 3; ++i) expect(loss.lost[i] <= 1e-8 * loss.original[i], "loss of operator ", i, " at rank ", r);
   }
 }
 

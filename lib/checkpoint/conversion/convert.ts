@@ -227,6 +227,7 @@ class Conversion {
       this.#options.force ?? false,
     );
     try {
+      if (this.#method.memory !== undefined) await folder.remember(this.#method.memory);
       const { layers, resumedFiles } = await this.#makeShards(folder);
       await this.#writeSideFiles(folder);
       await folder.commit();
@@ -364,7 +365,7 @@ class Conversion {
     const { config, path } = this.#checkpoint;
     const count = this.#shards.length;
     await copySideFiles(path, folder.partial);
-    const latent = buildLatentConfig(config, this.#molaeBlock());
+    const latent = this.#latentConfig(config);
     if (this.#options.withPython) await copyPythonFiles(folder.partial);
     const written = this.#options.withPython ? withAutoMap(latent) : latent;
     await writeConfig(path, folder.partial, this.#format === 'dense' ? expandedConfig(config) : written);
@@ -375,6 +376,14 @@ class Conversion {
       ),
     );
     await writeIndex(folder.partial, weightMap, countBytes(this.#tensors()));
+  }
+
+  /** Readers of the format ignore what they do not know in the `molae` block. */
+  #latentConfig(config: JsonObject): JsonObject {
+    const latent = buildLatentConfig(config, this.#molaeBlock());
+    const { provenance } = this.#method;
+    if (provenance === undefined) return latent;
+    return { ...latent, molae: { ...(latent.molae as JsonObject), provenance } };
   }
 
   #molaeBlock() {

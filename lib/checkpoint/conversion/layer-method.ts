@@ -34,6 +34,10 @@ export interface LayerMethod {
   readonly reason: string | undefined;
   /** What the bytes of the result depend on, beside the source and the shapes. */
   readonly fingerprint: unknown;
+  /** What a run that goes on from here can know without finding it out again; see `OutputFolder.remembered`. */
+  readonly memory?: unknown;
+  /** How the result came about, for the `molae` block of the output's config. */
+  readonly provenance?: Readonly<Record<string, unknown>> | undefined;
   /** How often `step` is called for a layer. */
   readonly stepsPerLayer: number;
   /** Makes the factors of the wanted layers, in their order. */

@@ -7,6 +7,9 @@ import { OutputLock } from './output-lock.ts';
 /** What a stopped run was doing; another run goes on from it only if it wants exactly the same. */
 const PLAN_FILE = 'molae-conversion.json';
 
+/** What a stopped run had found out before it made files. */
+const MEMORY_FILE = 'molae-memory.json';
+
 /**
  * The folder a conversion writes to: a hidden one beside the output, which takes the output's place when all is done.
  * What a stopped run has finished is found again by the next run with the same plan.
@@ -20,7 +23,7 @@ export class OutputFolder {
 
   private constructor(path: string, lock: OutputLock) {
     this.path = path;
-    this.partial = join(dirname(path), `.${basename(path)}.molae-partial`);
+    this.partial = partialPath(path);
     this.#lock = lock;
   }
 
@@ -45,6 +48,21 @@ export class OutputFolder {
     }
   }
 
+  /** What a stopped run to this output found out, undefined where there is none. Its reader says whether it still holds. */
+  static async remembered(output: string): Promise<unknown> {
+    const text = await readFile(join(partialPath(resolve(output)), MEMORY_FILE), 'utf8').catch(() => '');
+    try {
+      return JSON.parse(text);
+    } catch {
+      return undefined; // none, or one that was being written
+    }
+  }
+
+  /** Keeps what a run that is stopped need not find out again. */
+  remember(memory: unknown): Promise<void> {
+    return this.#write(join(this.partial, MEMORY_FILE), JSON.stringify(memory));
+  }
+
   /** What was recorded with a finished file, undefined where it is still to be made. */
   async finished(file: string): Promise<unknown> {
     try {
@@ -65,7 +83,8 @@ export class OutputFolder {
   /** Puts the result in its place; the records of finished files go. */
   async commit(): Promise<void> {
     for (const name of await attempt('list', this.partial, () => readdir(this.partial))) {
-      if (name.endsWith('.done') || name.endsWith('.tmp') || name === PLAN_FILE) await this.remove(name);
+      const isRecord = name.endsWith('.done') || name.endsWith('.tmp');
+      if (isRecord || name === PLAN_FILE || name === MEMORY_FILE) await this.remove(name);
     }
     const old = await this.#setAside();
     await attempt('rename', this.path, () => rename(this.partial, this.path));
@@ -115,6 +134,11 @@ export class OutputFolder {
   async #write(path: string, text: string): Promise<void> {
     await attempt('write', path, () => writeFile(path, text, { flush: true } as { encoding?: null }));
   }
+}
+
+/** Where the output `path` is being made. */
+function partialPath(path: string): string {
+  return join(dirname(path), `.${basename(path)}.molae-partial`);
 }
 
 /** Creates a folder and what is missing above it. (Node's own `recursive` never returns where a file system such as
