@@ -133,6 +133,8 @@ describe('npm run docs', () => {
     for (const name of Object.keys(await import('../lib/index.ts')))
       expect(reference).toContain(`### ${name}\n`);
     expect(reference).not.toMatch(/@internal|#private/);
+    // What is said of it comes before what it looks like.
+    expect(reference).toMatch(/^### Model\n\nA whole decoder model on a device[^#]*```ts\nclass Model \{/m);
   });
 });
 

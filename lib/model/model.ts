@@ -29,8 +29,8 @@ export interface ModelOptions {
 /**
  * A whole decoder model on a device, from a checkpoint as published or as converted by molae.
  *
- * Calls may overlap: they take turns, in the order in which they ask, a piece of work at a time (a token of a generation, up to
- * {@link PREFILL_TOKENS} of a prompt, a layer of some windows of an evaluation). Results are those of calls one after the
+ * Calls may overlap: they take turns, in the order in which they ask, a piece of work at a time (a token of a generation, some
+ * hundred of a prompt, a layer of some windows of an evaluation). Results are those of calls one after the
  * other. An `AbortSignal` is heeded while waiting, too.
  */
 export class Model {
@@ -294,7 +294,7 @@ export class Model {
 }
 
 /** Tokens of a prompt that go through the model at a time. */
-export const PREFILL_TOKENS = 512;
+const PREFILL_TOKENS = 512;
 
 function readSpec(checkpoint: Checkpoint): DecoderSpec {
   const { family, config, path } = checkpoint;
