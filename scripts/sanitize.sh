@@ -84,7 +84,7 @@ suite() {
     echo "not run: $line"
     exclude+=(--exclude "${line%%:*}")
   done
-  in_node node node_modules/vitest/vitest.mjs run --testTimeout 600000 --hookTimeout 600000 "${exclude[@]}"
+  in_node node node_modules/vitest/vitest.mjs run "${exclude[@]}"
 }
 
 if [ "$kind" = thread ]; then
