@@ -42,7 +42,8 @@ export interface ComparisonRow {
 
 /**
  * Compresses a model with every method to every target, in memory, and measures what each costs on held-out text. Yields
- * the model as it is first. While a row is measured, the model runs with the compressed layers: so do other calls on it.
+ * the model as it is first. While a row is measured, the model runs with the compressed layers: so do other calls on it, and
+ * another comparison is refused.
  *
  * @throws MolaeError before any work: `INVALID_ARGUMENT` for a target that a method cannot meet, and for a model that
  * streams (what replaces a layer uses parts of it later); `UNSUPPORTED_CHECKPOINT` for one that was converted.
@@ -130,6 +131,7 @@ async function compareOne(
 ): Promise<ComparisonRow> {
   const started = performance.now();
   const compressed = new Map<number, CompressedLayer>();
+  const substituted: number[] = [];
   try {
     const compressor = await method.prepare({ model, calibration, window, targetRatio, groupSize, signal });
     await calibrate(
@@ -142,7 +144,10 @@ async function compareOne(
       { window, signal },
     );
     const seconds = (performance.now() - started) / 1000;
-    for (const [layer, { block }] of compressed) model.substitute(layer, block);
+    for (const [layer, { block }] of compressed) {
+      model.substitute(layer, block);
+      substituted.push(layer);
+    }
     const after = await perplexity(model, evaluation, { window, signal });
     const total = (of: (layer: CompressedLayer) => number) =>
       [...compressed.values()].reduce((sum, layer) => sum + of(layer), 0);
@@ -159,9 +164,7 @@ async function compareOne(
       seconds,
     };
   } finally {
-    for (const [layer, { dispose }] of compressed) {
-      model.substitute(layer, undefined);
-      dispose();
-    }
+    for (const layer of substituted) model.substitute(layer, undefined);
+    for (const { dispose } of compressed.values()) dispose();
   }
 }

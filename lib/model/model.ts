@@ -119,9 +119,17 @@ export class Model {
   /**
    * Runs the model with another MoE block in place of a layer's own, or with its own again, from the next time on that any call
    * comes to the layer. The block stays the caller's.
+   *
+   * @throws MolaeError `INVALID_ARGUMENT` for another block where there is one already: two users would run each other's.
    */
   substitute(layer: number, block: MoeBlock | undefined): void {
     if (!this.checkpoint.layers.has(layer)) throw expected('the index of a MoE layer', 'layer', layer);
+    if (block && this.#substitutes.has(layer)) {
+      throw new MolaeError(
+        'INVALID_ARGUMENT',
+        `Layer ${layer} runs with another block already: give it back its own first`,
+      );
+    }
     if (block) this.#substitutes.set(layer, block);
     else this.#substitutes.delete(layer);
   }

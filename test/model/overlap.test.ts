@@ -191,6 +191,17 @@ test('a model that closes finishes the piece in progress, and refuses all others
   await expect(closing.forward([1])).rejects.toMatchObject({ code: 'DISPOSED' });
 });
 
+test('a layer has one substitute at a time: a second comparison would measure the layers of the first', async () => {
+  using block = await model.checkpoint.loadMoeBlock(1, { device });
+  model.substitute(1, block);
+  expect(() => model.substitute(1, block)).toThrow(
+    expect.objectContaining({ code: 'INVALID_ARGUMENT', message: expect.stringContaining('Layer 1') }),
+  );
+  model.substitute(1, undefined);
+  model.substitute(1, block);
+  model.substitute(1, undefined);
+});
+
 test('work that fails lets the next go on', async () => {
   const turns = new Turns();
   const results = await Promise.allSettled([
