@@ -11,7 +11,7 @@ export type MolaeErrorCode =
   | 'DTYPE_MISMATCH'
   /** A tensor or layer that lives on another device. */
   | 'DEVICE_MISMATCH'
-  /** Use of a tensor, layer or device after `dispose()`. */
+  /** Use of a tensor, layer or device after `dispose()`, or of a model after `close()`. */
   | 'DISPOSED'
   /** NaN or infinity where only finite numbers make sense. */
   | 'NON_FINITE'

@@ -51,7 +51,7 @@ function exportsOf(index) {
 function entry(file, name) {
   const source = readFileSync(file, 'utf8');
   const found = new RegExp(
-    `(?:/\\*\\*(?<doc>(?:(?!\\*/)[sS])*)\\*/\\n)?^export (?:declare )?(?:abstract )?(?:class|function|interface|type|const) ${name}\\b`,
+    `(?:/\\*\\*(?<doc>(?:(?!\\*/)[\\s\\S])*)\\*/\\n)?^export (?:declare )?(?:abstract )?(?:class|function|interface|type|const) ${name}\\b`,
     'm',
   ).exec(source);
   if (!found) throw new Error(`${relative(root, file)} does not declare ${name}`);

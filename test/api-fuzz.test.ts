@@ -9,6 +9,7 @@ import { batchedGemm, gemm, svd } from '../lib/linalg.ts';
 import { MoeBlock } from '../lib/moe-block.ts';
 import { type RouterSpec, type Routing, route } from '../lib/routing.ts';
 import type { Tensor } from '../lib/tensor.ts';
+import { deadline } from './support/deadline.ts';
 import { openOwnDevice } from './support/device.ts';
 
 /** Hides what a value is from the compiler. */
@@ -23,7 +24,7 @@ function codeOf(call: () => unknown): Promise<string> {
 
 describe('hostile arguments', () => {
   test('2,000 calls of every kind end with a result or a typed error, and leave nothing', {
-    timeout: 300_000,
+    timeout: deadline(300),
   }, async () => {
     const script = fileURLToPath(new URL('endurance/fuzz-api.mjs', import.meta.url));
     const { stdout } = await promisify(execFile)(process.execPath, [

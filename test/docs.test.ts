@@ -6,6 +6,7 @@ import { basename, join } from 'node:path';
 import { promisify } from 'node:util';
 import { beforeAll, describe, expect, it, onTestFinished } from 'vitest';
 import { builtCli, compile, ROOT, runNode, TINY } from './cli/support.ts';
+import { deadline } from './support/deadline.ts';
 
 const cli = builtCli();
 const pages = [
@@ -97,7 +98,7 @@ describe('code blocks', () => {
     for (const [i, block] of examples.entries())
       compiled.set(block, await readFile((files[i] as string).replace('.mts', '.mjs'), 'utf8'));
     await rm(sources, { recursive: true });
-  }, 120_000);
+  }, deadline(120));
 
   it.each(pages.map((page) => basename(page)))(
     'of %s run, one after the other, as a reader would',
@@ -133,6 +134,8 @@ describe('npm run docs', () => {
     for (const name of Object.keys(await import('../lib/index.ts')))
       expect(reference).toContain(`### ${name}\n`);
     expect(reference).not.toMatch(/@internal|#private/);
+    // What is said of it comes before what it looks like.
+    expect(reference).toMatch(/^### Model\n\nA whole decoder model on a device[^#]*```ts\nclass Model \{/m);
   });
 });
 

@@ -7,6 +7,7 @@ import { promisify } from 'node:util';
 import { describe, expect, test } from 'vitest';
 import { openDevice } from '../lib/device.ts';
 import { DenseExperts } from '../lib/experts.ts';
+import { deadline } from './support/deadline.ts';
 import { Random, toTensor } from './support/random.ts';
 
 const root = fileURLToPath(new URL('..', import.meta.url));
@@ -14,7 +15,10 @@ const library = JSON.stringify(join(root, 'dist/index.js'));
 
 /** Runs a module in a process of its own; a crash or a hang is an error with what it wrote. */
 function run(code: string, env: NodeJS.ProcessEnv = process.env): Promise<{ stdout: string }> {
-  return promisify(execFile)(process.execPath, ['--input-type=module', '-e', code], { timeout: 60_000, env });
+  return promisify(execFile)(process.execPath, ['--input-type=module', '-e', code], {
+    timeout: deadline(60),
+    env,
+  });
 }
 
 /** Starts many products and a decomposition, and waits for none of them. */

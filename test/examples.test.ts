@@ -7,6 +7,7 @@ import { createInterface } from 'node:readline';
 import { type Browser, chromium } from 'playwright-core';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { ROOT, runNode, TINY } from './cli/support.ts';
+import { deadline } from './support/deadline.ts';
 
 const BROWSER = ['/usr/bin/chromium', '/usr/bin/chromium-browser', '/usr/bin/google-chrome'].find(existsSync);
 const scratch = await mkdtemp(join(tmpdir(), 'molae-examples-'));
@@ -135,7 +136,7 @@ describe.skipIf(BROWSER === undefined)(
         args: ['--no-sandbox'],
         env: env as Record<string, string>,
       });
-    }, 60_000);
+    }, deadline(60));
     afterAll(async () => {
       await browser?.close();
       for (const child of children) expect(await interrupt(child)).toBe(0);
@@ -153,76 +154,90 @@ describe.skipIf(BROWSER === undefined)(
       return { page, problems, url };
     }
 
-    it('draws topK experts for every token of every layer, as the server routed them', async () => {
-      const { page, problems, url } = await openPage(TINY);
-      const text = 'Call me Ishmael. The whale swam.';
-      await page.fill('textarea', text);
-      await page.click('button');
-      await page.waitForFunction(`document.getElementById('tokens').textContent === ${JSON.stringify(text)}`);
-      const response = await fetch(new URL('/explore', url), { method: 'POST', body: text });
-      const answer = (await response.json()) as {
-        tokens: string[];
-        topK: number;
-        layers: { experts: number[][] }[];
-      };
-      expect(answer.tokens.join('')).toBe(text);
-      const drawn = await page.$$eval('.layer', (panels) =>
-        panels.map((panel) =>
-          [...panel.querySelectorAll('.cell')].map((cell) => [
-            Number(cell.getAttribute('data-token')),
-            Number(cell.getAttribute('data-expert')),
-          ]),
-        ),
-      );
-      expect(drawn).toEqual(
-        answer.layers.map(({ experts }) => experts.flatMap((row, t) => row.map((expert) => [t, expert]))),
-      );
-      expect(drawn[0]?.length).toBe(answer.tokens.length * answer.topK);
-      expect(problems).toEqual([]);
-      if (process.env.MOLAE_SCREENSHOT)
-        await page.screenshot({ path: process.env.MOLAE_SCREENSHOT, fullPage: true });
-    }, 60_000);
+    it(
+      'draws topK experts for every token of every layer, as the server routed them',
+      async () => {
+        const { page, problems, url } = await openPage(TINY);
+        const text = 'Call me Ishmael. The whale swam.';
+        await page.fill('textarea', text);
+        await page.click('button');
+        await page.waitForFunction(
+          `document.getElementById('tokens').textContent === ${JSON.stringify(text)}`,
+        );
+        const response = await fetch(new URL('/explore', url), { method: 'POST', body: text });
+        const answer = (await response.json()) as {
+          tokens: string[];
+          topK: number;
+          layers: { experts: number[][] }[];
+        };
+        expect(answer.tokens.join('')).toBe(text);
+        const drawn = await page.$$eval('.layer', (panels) =>
+          panels.map((panel) =>
+            [...panel.querySelectorAll('.cell')].map((cell) => [
+              Number(cell.getAttribute('data-token')),
+              Number(cell.getAttribute('data-expert')),
+            ]),
+          ),
+        );
+        expect(drawn).toEqual(
+          answer.layers.map(({ experts }) => experts.flatMap((row, t) => row.map((expert) => [t, expert]))),
+        );
+        expect(drawn[0]?.length).toBe(answer.tokens.length * answer.topK);
+        expect(problems).toEqual([]);
+        if (process.env.MOLAE_SCREENSHOT)
+          await page.screenshot({ path: process.env.MOLAE_SCREENSHOT, fullPage: true });
+      },
+      deadline(60),
+    );
 
-    it('follows a token that is pointed at, and shades the tokens of an expert that is clicked', async () => {
-      const { page, problems } = await openPage(latent);
-      await page.hover('#tokens span:nth-child(3)');
-      const hint = await page.textContent('#hint');
-      expect(hint).toMatch(/goes to layer 0: \d+ \(0\.\d\d\)/);
-      expect(await page.$$eval('.column', (all) => all.map((one) => one.getAttribute('visibility')))).toEqual(
-        Array(4).fill('visible'),
-      );
-      const expert = await page.$eval('.layer .cell', (cell) => Number(cell.getAttribute('data-expert')));
-      await page
-        .locator('.layer')
-        .first()
-        .locator(`.bar[data-expert="${expert}"]`)
-        .click({ position: { x: 1, y: 3 } });
-      const shaded = await page.$$eval('#tokens span', (spans) =>
-        spans
-          .filter((span) => /background/.test(span.getAttribute('style') ?? ''))
-          .map((span) => span.textContent),
-      );
-      const cells = await page.$$eval(
-        '.layer:first-child .cell',
-        (all, wanted) => all.filter((cell) => Number(cell.getAttribute('data-expert')) === wanted).length,
-        expert,
-      );
-      expect(shaded.length).toBe(cells);
-      expect(await page.$$eval('.layer:first-child .group', (lines) => lines.length)).toBe(3);
-      expect(problems).toEqual([]);
-      if (process.env.MOLAE_SCREENSHOT)
-        await page.screenshot({
-          path: process.env.MOLAE_SCREENSHOT.replace('.png', '-latent.png'),
-          fullPage: true,
-        });
-    }, 60_000);
+    it(
+      'follows a token that is pointed at, and shades the tokens of an expert that is clicked',
+      async () => {
+        const { page, problems } = await openPage(latent);
+        await page.hover('#tokens span:nth-child(3)');
+        const hint = await page.textContent('#hint');
+        expect(hint).toMatch(/goes to layer 0: \d+ \(0\.\d\d\)/);
+        expect(
+          await page.$$eval('.column', (all) => all.map((one) => one.getAttribute('visibility'))),
+        ).toEqual(Array(4).fill('visible'));
+        const expert = await page.$eval('.layer .cell', (cell) => Number(cell.getAttribute('data-expert')));
+        await page
+          .locator('.layer')
+          .first()
+          .locator(`.bar[data-expert="${expert}"]`)
+          .click({ position: { x: 1, y: 3 } });
+        const shaded = await page.$$eval('#tokens span', (spans) =>
+          spans
+            .filter((span) => /background/.test(span.getAttribute('style') ?? ''))
+            .map((span) => span.textContent),
+        );
+        const cells = await page.$$eval(
+          '.layer:first-child .cell',
+          (all, wanted) => all.filter((cell) => Number(cell.getAttribute('data-expert')) === wanted).length,
+          expert,
+        );
+        expect(shaded.length).toBe(cells);
+        expect(await page.$$eval('.layer:first-child .group', (lines) => lines.length)).toBe(3);
+        expect(problems).toEqual([]);
+        if (process.env.MOLAE_SCREENSHOT)
+          await page.screenshot({
+            path: process.env.MOLAE_SCREENSHOT.replace('.png', '-latent.png'),
+            fullPage: true,
+          });
+      },
+      deadline(60),
+    );
 
-    it('says what is wrong with a text that has no tokens', async () => {
-      const { page } = await openPage(TINY);
-      await page.fill('textarea', '');
-      await page.click('button');
-      await page.waitForSelector('#problem:not([hidden])');
-      expect(await page.textContent('#problem')).toMatch(/at least two tokens/);
-    }, 60_000);
+    it(
+      'says what is wrong with a text that has no tokens',
+      async () => {
+        const { page } = await openPage(TINY);
+        await page.fill('textarea', '');
+        await page.click('button');
+        await page.waitForSelector('#problem:not([hidden])');
+        expect(await page.textContent('#problem')).toMatch(/at least two tokens/);
+      },
+      deadline(60),
+    );
   },
 );

@@ -42,7 +42,8 @@ export interface ComparisonRow {
 
 /**
  * Compresses a model with every method to every target, in memory, and measures what each costs on held-out text. Yields
- * the model as it is first. While a row is measured, the model runs with the compressed layers: so do other calls on it.
+ * the model as it is first. While a row is measured, the model runs with the compressed layers: so do other calls on it, and
+ * another comparison is refused.
  *
  * @throws MolaeError before any work: `INVALID_ARGUMENT` for a target that a method cannot meet, and for a model that
  * streams (what replaces a layer uses parts of it later); `UNSUPPORTED_CHECKPOINT` for one that was converted.

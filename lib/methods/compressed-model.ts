@@ -59,13 +59,17 @@ export class CompressedModel {
     };
   }
 
-  /** Has the model run with it while `use` runs. */
+  /** Has the model run with it while `use` runs. Throws where the model runs with another already. */
   async run<Result>(use: () => Promise<Result>): Promise<Result> {
-    for (const [layer, { block }] of this.#layers) this.#model.substitute(layer, block);
+    const substituted: number[] = [];
     try {
+      for (const [layer, { block }] of this.#layers) {
+        this.#model.substitute(layer, block);
+        substituted.push(layer);
+      }
       return await use();
     } finally {
-      for (const layer of this.#layers.keys()) this.#model.substitute(layer, undefined);
+      for (const layer of substituted) this.#model.substitute(layer, undefined);
     }
   }
 

@@ -32,8 +32,8 @@ export interface ModelOptions {
 /**
  * A whole decoder model on a device, from a checkpoint as published or as converted by molae.
  *
- * Calls may overlap: they take turns, in the order in which they ask, a piece of work at a time (a token of a generation, up to
- * {@link PREFILL_TOKENS} of a prompt, a layer of some windows of an evaluation). Results are those of calls one after the
+ * Calls may overlap: they take turns, in the order in which they ask, a piece of work at a time (a token of a generation, some
+ * hundred of a prompt, a layer of some windows of an evaluation). Results are those of calls one after the
  * other. An `AbortSignal` is heeded while waiting, too.
  */
 export class Model {
@@ -128,9 +128,17 @@ export class Model {
   /**
    * Runs the model with another MoE block in place of a layer's own, or with its own again, from the next time on that any call
    * comes to the layer. The block stays the caller's.
+   *
+   * @throws MolaeError `INVALID_ARGUMENT` for another block where there is one already: two users would run each other's.
    */
   substitute(layer: number, block: MoeBlock | undefined): void {
     if (!this.checkpoint.layers.has(layer)) throw expected('the index of a MoE layer', 'layer', layer);
+    if (block && this.#substitutes.has(layer)) {
+      throw new MolaeError(
+        'INVALID_ARGUMENT',
+        `Layer ${layer} runs with another block already: give it back its own first`,
+      );
+    }
     if (block) this.#substitutes.set(layer, block);
     else this.#substitutes.delete(layer);
   }
@@ -304,7 +312,7 @@ export class Model {
 }
 
 /** Tokens of a prompt that go through the model at a time. */
-export const PREFILL_TOKENS = 512;
+const PREFILL_TOKENS = 512;
 
 function readSpec(checkpoint: Checkpoint): DecoderSpec {
   const { family, config, path } = checkpoint;

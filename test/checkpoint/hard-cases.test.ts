@@ -12,6 +12,7 @@ import { inspectCheckpoint } from '../../lib/checkpoint/inspect.ts';
 import { SafetensorsWriter } from '../../lib/checkpoint/safetensors/writer.ts';
 import { INDEX_FILE } from '../../lib/checkpoint/shards.ts';
 import { openDevice } from '../../lib/device.ts';
+import { deadline } from '../support/deadline.ts';
 import { freshPaths, outputFolder } from '../support/temporary.ts';
 
 const here = (path: string) => fileURLToPath(new URL(path, import.meta.url));
@@ -68,28 +69,36 @@ async function convertInProcess(prelude: string): Promise<{ code: number; stderr
 }
 
 describe('killed at any point', () => {
-  test('a conversion goes on and gives the same bytes', async () => {
-    const { stdout } = await promisify(execFile)(process.execPath, [
-      here('../endurance/kill.mjs'),
-      '--points',
-      '6',
-      '--seed',
-      '3',
-    ]);
-    expect(JSON.parse(stdout)).toMatchObject({ points: 6, failures: [] });
-  }, 120_000);
+  test(
+    'a conversion goes on and gives the same bytes',
+    async () => {
+      const { stdout } = await promisify(execFile)(process.execPath, [
+        here('../endurance/kill.mjs'),
+        '--points',
+        '6',
+        '--seed',
+        '3',
+      ]);
+      expect(JSON.parse(stdout)).toMatchObject({ points: 6, failures: [] });
+    },
+    deadline(120),
+  );
 });
 
-test('a few seconds of fuzzing find nothing that is neither read nor refused', async () => {
-  const { stdout } = await promisify(execFile)(process.execPath, [
-    here('../endurance/fuzz.mjs'),
-    '--minutes',
-    '0.05',
-    '--seed',
-    '1',
-  ]);
-  expect(JSON.parse(stdout).finding).toBeUndefined();
-}, 60_000);
+test(
+  'a few seconds of fuzzing find nothing that is neither read nor refused',
+  async () => {
+    const { stdout } = await promisify(execFile)(process.execPath, [
+      here('../endurance/fuzz.mjs'),
+      '--minutes',
+      '0.05',
+      '--seed',
+      '1',
+    ]);
+    expect(JSON.parse(stdout).finding).toBeUndefined();
+  },
+  deadline(60),
+);
 
 describe('a disk that fills up', () => {
   // A limit on the size of files stands for it: writes fail with EFBIG as they would with ENOSPC.
@@ -203,70 +212,74 @@ describe('sources', () => {
     await chmod(copy, 0o755);
   });
 
-  test('of hundreds of shards and thousands of tensors open, convert and resume like one file', async () => {
-    const [layers, experts, n, m] = [10, 64, 8, 4];
-    const folder = join(root, 'many');
-    await mkdir(folder);
-    const config = {
-      model_type: 'olmoe',
-      hidden_size: n,
-      intermediate_size: m,
-      num_experts: experts,
-      num_experts_per_tok: 2,
-      num_hidden_layers: layers,
-      hidden_act: 'silu',
-    };
-    await writeFile(join(folder, 'config.json'), JSON.stringify(config));
-    const names = Array.from({ length: layers }, (_, layer) => `model.layers.${layer}.mlp`).flatMap(
-      (prefix) => [
-        { name: `${prefix}.gate.weight`, shape: [experts, n] },
-        ...Array.from({ length: experts }, (_, e) =>
-          ['gate', 'up', 'down'].map((operator) => ({
-            name: `${prefix}.experts.${e}.${operator}_proj.weight`,
-            shape: operator === 'down' ? [n, m] : [m, n],
-          })),
-        ).flat(),
-      ],
-    );
-    // Scattered, so that every group draws on many files.
-    const shards = 400;
-    const weightMap: Record<string, string> = {};
-    for (let s = 0; s < shards; s++) {
-      const file = `model-${String(s + 1).padStart(5, '0')}-of-00400.safetensors`;
-      const own = names
-        .filter((_, i) => (i * 7) % shards === s)
-        .map((tensor) => ({ ...tensor, dtype: 'F32' as const }));
-      const writer = await SafetensorsWriter.create(join(folder, file), own);
-      for (const { name, shape } of own) {
-        const values = new Float32Array((shape[0] as number) * (shape[1] as number));
-        await writer.write(
-          name,
-          new Uint8Array(values.map((_, i) => Math.sin(i * 13 + name.length * 7 + s)).buffer),
-        );
-        weightMap[name] = file;
+  test(
+    'of hundreds of shards and thousands of tensors open, convert and resume like one file',
+    async () => {
+      const [layers, experts, n, m] = [10, 64, 8, 4];
+      const folder = join(root, 'many');
+      await mkdir(folder);
+      const config = {
+        model_type: 'olmoe',
+        hidden_size: n,
+        intermediate_size: m,
+        num_experts: experts,
+        num_experts_per_tok: 2,
+        num_hidden_layers: layers,
+        hidden_act: 'silu',
+      };
+      await writeFile(join(folder, 'config.json'), JSON.stringify(config));
+      const names = Array.from({ length: layers }, (_, layer) => `model.layers.${layer}.mlp`).flatMap(
+        (prefix) => [
+          { name: `${prefix}.gate.weight`, shape: [experts, n] },
+          ...Array.from({ length: experts }, (_, e) =>
+            ['gate', 'up', 'down'].map((operator) => ({
+              name: `${prefix}.experts.${e}.${operator}_proj.weight`,
+              shape: operator === 'down' ? [n, m] : [m, n],
+            })),
+          ).flat(),
+        ],
+      );
+      // Scattered, so that every group draws on many files.
+      const shards = 400;
+      const weightMap: Record<string, string> = {};
+      for (let s = 0; s < shards; s++) {
+        const file = `model-${String(s + 1).padStart(5, '0')}-of-00400.safetensors`;
+        const own = names
+          .filter((_, i) => (i * 7) % shards === s)
+          .map((tensor) => ({ ...tensor, dtype: 'F32' as const }));
+        const writer = await SafetensorsWriter.create(join(folder, file), own);
+        for (const { name, shape } of own) {
+          const values = new Float32Array((shape[0] as number) * (shape[1] as number));
+          await writer.write(
+            name,
+            new Uint8Array(values.map((_, i) => Math.sin(i * 13 + name.length * 7 + s)).buffer),
+          );
+          weightMap[name] = file;
+        }
+        await writer.finish();
       }
-      await writer.finish();
-    }
-    await writeFile(join(folder, INDEX_FILE), JSON.stringify({ weight_map: weightMap }));
-    expect(names.length).toBe(1930);
-    const inspection = await inspectCheckpoint(folder);
-    expect(inspection).toMatchObject({ supported: true, tensors: 1930, files: 400 });
-    const controller = new AbortController();
-    const stopped = convert(
-      {
-        groupSize: 16,
-        latentSize: 8,
-        signal: controller.signal,
-        onProgress: ({ layer }) => layer === 4 && controller.abort(),
-      },
-      folder,
-    );
-    await expect(stopped).rejects.toMatchObject({ code: 'ABORTED' });
-    const report = await convert({ groupSize: 16, latentSize: 8 }, folder);
-    expect(report.resumedFiles).toBe(5);
-    expect(report.layers).toHaveLength(layers * 4 * 3);
-    expect(report.layers.every((row) => row.exact && row.relativeError < 1e-5)).toBe(true);
-  }, 120_000);
+      await writeFile(join(folder, INDEX_FILE), JSON.stringify({ weight_map: weightMap }));
+      expect(names.length).toBe(1930);
+      const inspection = await inspectCheckpoint(folder);
+      expect(inspection).toMatchObject({ supported: true, tensors: 1930, files: 400 });
+      const controller = new AbortController();
+      const stopped = convert(
+        {
+          groupSize: 16,
+          latentSize: 8,
+          signal: controller.signal,
+          onProgress: ({ layer }) => layer === 4 && controller.abort(),
+        },
+        folder,
+      );
+      await expect(stopped).rejects.toMatchObject({ code: 'ABORTED' });
+      const report = await convert({ groupSize: 16, latentSize: 8 }, folder);
+      expect(report.resumedFiles).toBe(5);
+      expect(report.layers).toHaveLength(layers * 4 * 3);
+      expect(report.layers.every((row) => row.exact && row.relativeError < 1e-5)).toBe(true);
+    },
+    deadline(120),
+  );
 
   test('with tensors that the index leaves out convert without them; inspect warns', async () => {
     const folder = join(root, 'leftovers');

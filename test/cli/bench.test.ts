@@ -11,6 +11,7 @@ import {
 import { makeRow } from '../../lib/bench/row.ts';
 import { describeBench } from '../../lib/cli/bench.ts';
 import { openDevice } from '../../lib/device.ts';
+import { deadline } from '../support/deadline.ts';
 import { builtCli, ROOT } from './support.ts';
 
 const cli = builtCli();
@@ -40,7 +41,7 @@ describe('what is measured', () => {
         notes.push(note);
       },
     });
-  }, 120_000);
+  }, deadline(120));
 
   it('has the fields of the contract, in JSON', async () => {
     const { version } = JSON.parse(await readFile(join(ROOT, 'package.json'), 'utf8'));
@@ -149,23 +150,27 @@ describe('molae bench', () => {
     expect(stderr).toContain(words);
   });
 
-  it('stops on Ctrl-C: exit 130, nothing on stdout', async () => {
-    const child = cli.start('bench', '--threads', '1', '--json');
-    let stdout = '';
-    let stderr = '';
-    child.stdout?.on('data', (data) => {
-      stdout += data;
-    });
-    const measuring = new Promise<void>((resolve) => {
-      child.stderr?.on('data', (data) => {
-        stderr += data;
-        if (stderr.includes('measuring')) resolve();
+  it(
+    'stops on Ctrl-C: exit 130, nothing on stdout',
+    async () => {
+      const child = cli.start('bench', '--threads', '1', '--json');
+      let stdout = '';
+      let stderr = '';
+      child.stdout?.on('data', (data) => {
+        stdout += data;
       });
-    });
-    await measuring;
-    child.kill('SIGINT');
-    const [status] = await once(child, 'close');
-    expect({ status, stdout }, stderr).toEqual({ status: 130, stdout: '' });
-    expect(stderr).toContain('stopped by SIGINT');
-  }, 60_000);
+      const measuring = new Promise<void>((resolve) => {
+        child.stderr?.on('data', (data) => {
+          stderr += data;
+          if (stderr.includes('measuring')) resolve();
+        });
+      });
+      await measuring;
+      child.kill('SIGINT');
+      const [status] = await once(child, 'close');
+      expect({ status, stdout }, stderr).toEqual({ status: 130, stdout: '' });
+      expect(stderr).toContain('stopped by SIGINT');
+    },
+    deadline(60),
+  );
 });

@@ -5,6 +5,7 @@ import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { afterAll, beforeAll } from 'vitest';
+import { deadline } from '../support/deadline.ts';
 
 export const ROOT = dirname(dirname(dirname(fileURLToPath(import.meta.url))));
 export const TINY = join(ROOT, 'test/fixtures/tiny-qwen2-moe');
@@ -33,7 +34,7 @@ export function builtCli(): BuiltCli {
   const folder = mkdtempSync(join(ROOT, 'build-cli-'));
   const main = join(folder, 'cli/main.js');
   const scratch = mkdtempSync(join(tmpdir(), 'molae-cli-'));
-  beforeAll(() => compile(['-p', join(ROOT, 'tsconfig.build.json'), '--outDir', folder]), 60_000);
+  beforeAll(() => compile(['-p', join(ROOT, 'tsconfig.build.json'), '--outDir', folder]), deadline(60));
   afterAll(() => {
     rmSync(folder, { recursive: true, force: true });
     rmSync(scratch, { recursive: true, force: true });

@@ -6,6 +6,7 @@ import { calibrated, calibrated4Bits, calibrated8Bits } from '../../lib/methods/
 import { type ComparisonRow, compareMethods } from '../../lib/methods/compare.ts';
 import { Model } from '../../lib/model/model.ts';
 import { Tokenizer } from '../../lib/model/tokenizer.ts';
+import { deadline } from '../support/deadline.ts';
 
 const source = fileURLToPath(new URL('../fixtures/tiny-qwen2-moe', import.meta.url));
 const text = fileURLToPath(new URL('../fixtures/moby-dick.txt', import.meta.url));
@@ -13,7 +14,7 @@ const device = await openDevice('cpu');
 afterAll(() => device.dispose());
 
 test('rounded factors: the parameters of the exact ones, 8.5 and 4.5 bits each, and nearly their perplexity', {
-  timeout: 120_000,
+  timeout: deadline(120),
 }, async () => {
   const ids = (await Tokenizer.open(source)).encode(await readFile(text, 'utf8'));
   await using model = await Model.open(source, { device });

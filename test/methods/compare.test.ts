@@ -6,6 +6,7 @@ import type { Method } from '../../lib/methods/method.ts';
 import { METHODS } from '../../lib/methods/methods.ts';
 import { Model } from '../../lib/model/model.ts';
 import { perplexity } from '../../lib/model/perplexity.ts';
+import { deadline } from '../support/deadline.ts';
 import { openTestDevice } from '../support/device.ts';
 
 const FIXTURES = join(import.meta.dirname, '../fixtures');
@@ -33,7 +34,7 @@ const named = (...names: string[]) => METHODS.filter(({ name }) => names.include
 
 describe('a comparison', () => {
   test('every method keeps its budget, runs, and leaves the model as it was', {
-    timeout: 180_000,
+    timeout: deadline(180),
   }, async () => {
     const [dense, ...rows] = (await collect({})) as [ComparisonRow, ...ComparisonRow[]];
     expect(dense).toMatchObject({ method: 'dense', ratio: 1, expertParameters: 4 * 16 * 3 * 96 * 256 });
