@@ -44,7 +44,9 @@ export async function calibrate(
   const spans = tokenSpans(windows);
   using hidden = await model.embed(windows.flat());
   using inputs = model.device.empty('f32', hidden.shape);
-  for (let index = 0; index < model.spec.numLayers; index++) {
+  // Nobody sees what the last MoE layer puts out.
+  const last = Math.max(...model.checkpoint.spec.layers);
+  for (let index = 0; index <= last; index++) {
     throwIfAborted(signal);
     await model.withLayer(index, async (layer) => {
       for (const { begin, end, lengths } of spans) {
@@ -57,9 +59,10 @@ export async function calibrate(
         await model.context.operations.settle();
         batch.positions.dispose();
       }
-      await applyLayer(model, layer, hidden, inputs, spans, visit);
+      const output = index < last ? hidden : undefined;
+      await applyLayer(model, layer, output, inputs, spans, visit);
     });
-    onProgress?.({ done: index + 1, total: model.spec.numLayers });
+    onProgress?.({ done: index + 1, total: last + 1 });
   }
 }
 
@@ -105,10 +108,11 @@ function tokenSpans(windows: readonly number[][]): Span[] {
   return spans;
 }
 
+/** Adds the output of a layer's experts to `hidden`, where that is wanted. */
 async function applyLayer(
   model: Model,
   layer: DecoderLayer,
-  hidden: Tensor,
+  hidden: Tensor | undefined,
   inputs: Tensor<'f32'>,
   spans: readonly Span[],
   visit: (layer: CalibrationLayer) => Promise<Experts | undefined>,
@@ -118,6 +122,7 @@ async function applyLayer(
     const replacement = layer.isMoe
       ? await visit({ layer: layer.index, block: layer.feedForward as MoeBlock, x: inputs, routing })
       : undefined;
+    if (!hidden) return;
     for (const { begin, end } of spans) {
       using x = hidden.rows(begin, end);
       using h = inputs.rows(begin, end);
