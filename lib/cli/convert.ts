@@ -95,7 +95,7 @@ export const convert: CommandDefinition = {
       'and store a fifth of the bytes',
     ],
     [
-      'convert ./Qwen1.5-MoE-A2.7B ./out --target-ratio 0.3 --calibrate a.txt --search',
+      'convert ./OLMoE ./out --target-ratio 0.3 --calibrate a.txt --search',
       'which form suits this model best',
     ],
     ['convert ./Qwen1.5-MoE-A2.7B ./out --group-size 15 --latent-size 704', 'these sizes'],

@@ -44,7 +44,9 @@ export async function calibrate(
   const spans = tokenSpans(windows);
   using hidden = await model.turn(signal, (context) => model.embed(context, windows.flat()));
   using inputs = model.device.empty('f32', hidden.shape);
-  for (let index = 0; index < model.spec.numLayers; index++) {
+  // Nobody sees what the last MoE layer puts out.
+  const last = Math.max(...model.checkpoint.spec.layers);
+  for (let index = 0; index <= last; index++) {
     throwIfAborted(signal);
     await model.withLayer(index, async (layer) => {
       for (const { begin, end, lengths } of spans) {
@@ -58,9 +60,10 @@ export async function calibrate(
           await context.operations.settle();
         });
       }
-      await applyLayer(model, layer, hidden, inputs, spans, visit, signal);
+      const output = index < last ? hidden : undefined;
+      await applyLayer(model, layer, output, inputs, spans, visit, signal);
     });
-    onProgress?.({ done: index + 1, total: model.spec.numLayers });
+    onProgress?.({ done: index + 1, total: last + 1 });
   }
 }
 
@@ -106,10 +109,11 @@ function tokenSpans(windows: readonly number[][]): Span[] {
   return spans;
 }
 
+/** Adds the output of a layer's experts to `hidden`, where that is wanted. */
 async function applyLayer(
   model: Model,
   layer: DecoderLayer,
-  hidden: Tensor,
+  hidden: Tensor | undefined,
   inputs: Tensor<'f32'>,
   spans: readonly Span[],
   visit: (layer: CalibrationLayer) => Promise<Experts | undefined>,
@@ -120,6 +124,7 @@ async function applyLayer(
     const replacement = layer.isMoe
       ? await visit({ layer: layer.index, block: layer.feedForward as MoeBlock, x: inputs, routing })
       : undefined;
+    if (!hidden) return;
     for (const { begin, end } of spans) {
       using x = hidden.rows(begin, end);
       using h = inputs.rows(begin, end);

@@ -103,6 +103,16 @@ describe('wrong usage', () => {
       ['convert', TINY, out, '--latent-size', '8', '--calibrate', 'a.txt', '--solver', 'svd'],
       '--solver is for the method stacked-svd',
     ],
+    [
+      'a search without a text',
+      ['convert', TINY, out, '--target-ratio', '0.3', '--search'],
+      '--search is for the method calibrated',
+    ],
+    [
+      'a search for one latent size',
+      ['convert', TINY, out, '--latent-size', '8', '--calibrate', 'a.txt', '--search'],
+      '--search needs --target-ratio',
+    ],
   ])('%s: exit 2, one line and a pointer to the help, nothing on stdout', async (_, args, words) => {
     const { status, stdout, stderr } = await cli.run(...args);
     expect({ status, stdout }).toEqual({ status: 2, stdout: '' });
@@ -146,6 +156,30 @@ describe('wrong usage', () => {
     );
     expect(missing).toMatchObject({ status: 1, stdout: '' });
     expect(missing.stderr).toContain('no.txt');
+    await rm(out, { recursive: true });
+  });
+
+  it('searches for a form: a table for people, candidates in the JSON, and too little text is refused', async () => {
+    const text = join(ROOT, 'test/fixtures/moby-dick.txt');
+    const search = ['--target-ratio', '0.5', '--calibrate', text, '--search', '--group-size', '4'];
+    const short = await cli.run('convert', TINY, out, ...search, '--calibrate-tokens', '2000');
+    expect(short).toMatchObject({ status: 2, stdout: '' });
+    expect(short.stderr).toContain('at least 32 windows of 256 tokens');
+    expect(await exists(out)).toBe(false);
+    const shown = await cli.run('convert', TINY, out, ...search, '--window', '64');
+    expect(shown).toMatchObject({ status: 0 });
+    expect(shown.stderr).toContain('Trying groups of 4, one B for gate and up\n');
+    expect(shown.stdout).toMatch(/^Tried +perplexity +above best +FLOPs\/token +time/m);
+    expect(shown.stdout.match(/^groups of 4.* chosen$/gm)).toHaveLength(1);
+    const { search: found, flopsPerToken } = json(
+      await cli.run('convert', TINY, out, ...search, '--window', '64', '--force', '--json'),
+    ) as {
+      search: { candidates: object[]; chosen: { flopsPerToken: number } };
+      flopsPerToken: { after: number };
+    };
+    expect(found.candidates).toHaveLength(3);
+    expect(found.candidates).toContainEqual(found.chosen);
+    expect(flopsPerToken.after / found.chosen.flopsPerToken).toBeCloseTo(1, 1);
     await rm(out, { recursive: true });
   });
 

@@ -38,6 +38,7 @@ const search = (options: Partial<SearchOptions> = {}) =>
 
 describe('search', () => {
   test('tries what is not given, meets the target each time, and judges by text that it does not fit to', async () => {
+    await perplexity(model, calibration, { window: WINDOW }); // the model's working memory stays
     const before = device.memoryUsage().tensors;
     const { candidates, unreachable, chosen, tokens } = await search({ groupSize: 4 });
     expect(candidates.map(({ sharedGateUp, operators }) => [sharedGateUp, operators.join()])).toEqual([
@@ -108,7 +109,8 @@ describe('search', () => {
     const root = await mkdtemp(join(tmpdir(), 'molae-search-'));
     try {
       const output = join(root, 'out');
-      const options = { calibration, window: WINDOW, targetRatio: 0.5, groupSize: 2, search: true, device };
+      const given = { groupSize: 2, operators: ['gate', 'up', 'down'] as const };
+      const options = { calibration, window: WINDOW, targetRatio: 0.5, ...given, search: true, device };
       const report = await convertCalibrated(source, output, options);
       const chosen = report.search?.chosen;
       expect(report.groupSize).toBe(2);
