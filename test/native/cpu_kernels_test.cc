@@ -1,6 +1,12 @@
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
+#include <atomic>
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <thread>
 
 #include "cpu/compute_pool.h"
 #include "cpu/cpu_backend.h"
@@ -208,6 +214,30 @@ MOLAE_TEST("cpu kernels: the pool runs every index once, and a failure ends the 
     job(17);
   }
 }
+
+#if defined(__linux__)
+MOLAE_TEST("cpu kernels: the pool's workers run elsewhere than the caller", Logic) {
+  cpu_set_t usable;
+  if (sched_getaffinity(0, sizeof usable, &usable) != 0 || CPU_COUNT(&usable) < 2) return;
+  int compared = 0;
+  for (int round = 0; round < 200; ++round) {
+    std::vector<int> seen(64, -1);
+    const int before = sched_getcpu();
+    ComputePool::instance().parallel_for(2, static_cast<int64_t>(seen.size()), [&](int64_t i, int participant) {
+      if (participant != 0) seen[i] = sched_getcpu();
+      for (volatile int spin = 0; spin < 10'000; ++spin) {
+      }
+    });
+    if (sched_getcpu() != before) continue;  // the caller moved: nothing is promised until the next job
+    for (const int processor : seen) {
+      if (processor < 0) continue;
+      expect(processor != before, "a worker shares processor ", before, " with the caller");
+      ++compared;
+    }
+  }
+  expect(compared > 0, "no worker ever took part");
+}
+#endif
 
 }  // namespace
 }  // namespace molae::test
