@@ -64,6 +64,7 @@ async function measure(context: Context, shape: Shape): Promise<void> {
 export const question: Question = {
   name: 'calibrated',
   asks: 'What does calibrated factorization of a layer take, and how much more than plain stacked SVD?',
+  minutes: { full: 2, quick: 0.5 },
   async run(context) {
     await measure(context, { N: 4, r: 704, tokens: context.quick ? 2048 : 4096 });
     if (!context.quick) await measure(context, { N: 15, r: 704, tokens: 15_360 });
