@@ -80,8 +80,9 @@ struct Sizes {
 
 // Both ways through a tile, at the borders of panels, groups of columns and blocks, and anywhere.
 std::vector<Sizes> tile_sizes(Context& context) {
-  std::vector<Sizes> sizes = {{1, 1, 1},   {1, 704, 64},  {4, 33, 5},    {16, 256, 24},  {17, 256, 12},
-                              {24, 1, 13}, {32, 512, 36}, {33, 513, 37}, {40, 257, 504}, {256, 300, 31}};
+  std::vector<Sizes> sizes = {{1, 1, 1},      {1, 31, 5},     {1, 37, 9},     {1, 704, 64},    {4, 33, 5},
+                              {16, 256, 24},  {17, 256, 12},  {24, 1, 13},    {32, 512, 36},   {33, 513, 37},
+                              {40, 257, 504}, {55, 1030, 85}, {73, 700, 253}, {100, 260, 170}, {256, 300, 31}};
   for (int i = 0; i < 12; ++i) {
     sizes.push_back({context.integer(1, 80), context.integer(1, 600), context.integer(1, 100)});
   }
