@@ -163,14 +163,14 @@ double sgemm_gflops(int threads) {
   };
   // By OpenBLAS's own threads, and cut into rows for ours: which is faster depends on where its threads were put.
   const auto median = [](const std::vector<double>& sorted) { return sorted[sorted.size() / 2]; };
-  const double by_pool = median(time_sorted(5, [&] {
+  const double by_pool = median(time_sorted(3, [&] {
     ComputePool::instance().parallel_for(threads, threads, [&](int64_t part, int) {
       const int64_t row = kSize * part / threads;
       rows_times_b(row, kSize * (part + 1) / threads - row);
     });
   }));
   const blas::Threads all(threads);
-  const double by_blas = median(time_sorted(5, [&] { rows_times_b(0, kSize); }));
+  const double by_blas = median(time_sorted(3, [&] { rows_times_b(0, kSize); }));
   sink = c[kElements / 2];
   return 2.0 * kSize * kSize * kSize / std::min(by_pool, by_blas) / 1e9;
 }
