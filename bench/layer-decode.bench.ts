@@ -103,7 +103,7 @@ async function measure(
 export const question: Question = {
   name: 'layer-decode',
   asks: 'Do one to four tokens run at the speed of memory?',
-  minutes: { full: 10, quick: 2 },
+  minutes: { full: 9, quick: 2 },
   async run(context) {
     if (context.quick) {
       for (const [i, cell] of quickCells().entries()) {
