@@ -107,6 +107,7 @@ function raggedProblems(
 export const question: Question = {
   name: 'batched-gemm',
   asks: 'Do many products at once run as fast as one large one?',
+  minutes: { full: 1, quick: 0.3 },
   async run(context) {
     for (const cell of context.quick ? quick : full) await measure(context, cell);
   },

@@ -122,6 +122,7 @@ async function passOver(ids: readonly number[], device: Context['device']): Prom
 export const question: Question = {
   name: 'calibrated',
   asks: 'What does calibrated factorization of a layer, and of a model, take, and how much more than plain stacked SVD?',
+  minutes: { full: 3, quick: 0.7 },
   async run(context) {
     await measureConversion(context);
     await measure(context, { N: 4, r: 704, tokens: context.quick ? 2048 : 4096 });

@@ -106,6 +106,7 @@ async function measure(context: Context, shape: Shape): Promise<void> {
 export const question: Question = {
   name: 'convert',
   asks: 'How far from the limits of the processor and of the disk is the conversion of a layer?',
+  minutes: { full: 1, quick: 0.5 },
   async run(context) {
     await measure(context, { N: 4, k: 4, r: 704 });
     if (!context.quick) await measure(context, { N: 15, k: 15, r: 704 });

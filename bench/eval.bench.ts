@@ -96,5 +96,6 @@ async function measure(context: Context, windows: number): Promise<void> {
 export const question: Question = {
   name: 'eval',
   asks: 'How fast is a whole model evaluated, against PyTorch on the same windows and threads?',
+  minutes: { full: 1.5, quick: 0.5 },
   run: (context) => measure(context, 20),
 };

@@ -130,6 +130,7 @@ async function sweepOverGroupSize(context: Context): Promise<void> {
 export const question: Question = {
   name: 'factorize',
   asks: 'How much faster than an SVD of the stacked experts is the factorization, at the same error?',
+  minutes: { full: 4, quick: 0.6 },
   async run(context) {
     if (context.quick) {
       await againstGesdd(context, { n: 512, m: 352, k: 8, ranks: [128, 256, 352], dtype: 'f32' });

@@ -72,6 +72,7 @@ async function measure(context: Context, { m, n, k, dtype, transposeB = false }:
 export const question: Question = {
   name: 'gemm',
   asks: 'How close does one matrix product come to the FMA peak?',
+  minutes: { full: 1, quick: 0.3 },
   async run(context) {
     for (const cell of context.quick ? quick : full) await measure(context, cell);
   },

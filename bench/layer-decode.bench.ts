@@ -13,7 +13,7 @@ import { denseLayer, type LayerDType, latentLayer } from '../lib/bench/layers.ts
 import { checkLayer } from '../lib/bench/reference.ts';
 import type { DenseExperts, LatentExperts } from '../lib/experts.ts';
 import { type Context, goal, type Question } from './support/context.ts';
-import { ggmlLayer, onnxruntimeLayer, type PeerResult } from './support/peers.ts';
+import { type LayerTask, layerPeers, type PeerResult } from './support/peers.ts';
 
 async function measure(
   context: Context,
@@ -62,21 +62,19 @@ async function measure(
     }
     const predictedGain = work.dense.bytes / work.latent.bytes;
     const gain = passes.dense.medianMs / passes.latent.medianMs;
-    const peerTask = {
+    const peerTask: LayerTask = {
       cell,
       dtype,
       tokens,
       routeSeed: 100,
+      distribution: 'uniform',
       threads: context.threads,
       effort: context.effort,
     };
-    const peers: Record<string, PeerResult> =
-      wantsPeers && context.wantsPeers
-        ? {
-            'onnxruntime (warm)': await onnxruntimeLayer(peerTask),
-            'llama.cpp (warm)': await ggmlLayer(peerTask),
-          }
-        : {};
+    // A peer has one layer, which may stay in the caches.
+    const warm: Record<string, PeerResult> =
+      wantsPeers && context.wantsPeers && tokens === 1 ? await layerPeers(peerTask) : {};
+    const peers = Object.fromEntries(Object.entries(warm).map(([name, peer]) => [`${name} (warm)`, peer]));
     for (const kind of ['dense', 'latent'] as const) {
       const { samples, ...times } = passes[kind];
       const perLayer = Object.fromEntries(Object.entries(times).map(([name, ms]) => [name, ms / count]));
@@ -105,6 +103,7 @@ async function measure(
 export const question: Question = {
   name: 'layer-decode',
   asks: 'Do one to four tokens run at the speed of memory?',
+  minutes: { full: 9, quick: 2 },
   async run(context) {
     if (context.quick) {
       for (const [i, cell] of quickCells().entries()) {
@@ -115,9 +114,10 @@ export const question: Question = {
       return;
     }
     // Many layers are held at once, so fewer experts each; the number touched by a token stays.
+    const first = quickCells();
     for (const cell of CELLS) {
       for (const dtype of ['f32', 'bf16'] as const) {
-        await measure(context, scaleDown(cell, cell.k === cell.N ? 32 : 16), dtype, cell.k < cell.N);
+        await measure(context, scaleDown(cell, cell.k === cell.N ? 32 : 16), dtype, first.includes(cell));
       }
     }
   },

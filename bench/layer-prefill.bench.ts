@@ -11,16 +11,19 @@ import { CELLS, describeCell, type LayerCell, quickCells, scaleDown } from '../l
 import { denseLayer, type LayerDType, latentLayer } from '../lib/bench/layers.ts';
 import { checkLayer } from '../lib/bench/reference.ts';
 import { type Context, goal, type Question } from './support/context.ts';
-import { ggmlLayer, onnxruntimeLayer, type PeerResult } from './support/peers.ts';
+import { LAYER_PEER_GOALS, type LayerPeer, layerPeers, type PeerResult } from './support/peers.ts';
 
 const ROUTE_SEED = 11;
+const LARGE_BATCH = 4096;
+const MOST_EXPERTS = 32;
 
 interface Task {
   readonly cell: LayerCell;
   readonly tokens: readonly number[];
   readonly dtypes: readonly LayerDType[];
   readonly distribution: Distribution;
-  readonly peers: boolean;
+  /** For batches of which numbers of tokens peers are asked. */
+  readonly peers: readonly number[];
 }
 
 async function measure(context: Context, task: Task): Promise<void> {
@@ -46,10 +49,15 @@ async function measureDType(
       dense: await checkLayer(dense, cell, dtype, batch),
       latent: await checkLayer(latent, cell, dtype, batch),
     };
-    const stats = await context.timeTogether({
-      dense: () => dense.forward(x, routing, { out }),
-      latent: () => latent.forward(x, routing, { out }),
-    });
+    // Large batches take seconds, and vary little.
+    const effort = tokens < LARGE_BATCH ? context.effort : { ...context.effort, minSamples: 3 };
+    const stats = await context.timeTogether(
+      {
+        dense: () => dense.forward(x, routing, { out }),
+        latent: () => latent.forward(x, routing, { out }),
+      },
+      effort,
+    );
     batch.dispose();
     const touched = touchedBy(route, tokens, cell);
     const work = { dense: denseWork(cell, dtype, touched), latent: latentWork(cell, dtype, touched) };
@@ -63,14 +71,12 @@ async function measureDType(
       dtype,
       tokens,
       routeSeed: ROUTE_SEED,
+      distribution,
       threads: context.threads,
-      effort: context.effort,
+      effort,
     };
     const peers: Record<string, PeerResult> =
-      wantsPeers && context.wantsPeers && distribution === 'uniform'
-        ? { onnxruntime: await onnxruntimeLayer(peerTask), 'llama.cpp': await ggmlLayer(peerTask) }
-        : {};
-    const goalNames: Record<string, [number, number]> = { onnxruntime: [1.3, 1.5], 'llama.cpp': [1.2, 1.5] };
+      context.wantsPeers && wantsPeers.includes(tokens) ? await layerPeers(peerTask) : {};
 
     for (const kind of ['dense', 'latent'] as const) {
       const speedups = kind === 'dense' ? Object.entries(peers) : [];
@@ -96,8 +102,8 @@ async function measureDType(
           ...(dtype === 'bf16' && f32Rate ? [goal('of f32 rate', rate / f32Rate, 0.85, 0.95)] : []),
           ...(kind === 'latent' ? [goal('of predicted gain', gain / predictedGain, 0.8, 0.9)] : []),
           ...speedups.flatMap(([name, peer]) => {
-            const bounds = goalNames[name];
-            return 'absent' in peer || !bounds
+            const bounds = LAYER_PEER_GOALS[name as LayerPeer];
+            return 'absent' in peer
               ? []
               : [goal(`against ${name}`, peer.medianMs / stats.dense.medianMs, ...bounds)];
           }),
@@ -114,33 +120,37 @@ function sizes({ n, m, N, K, k, r, fullN }: LayerCell) {
 export const question: Question = {
   name: 'layer-prefill',
   asks: 'How close do dense and latent layers come to the machine, on batches?',
+  minutes: { full: 21, quick: 3 },
   async run(context) {
+    const uniform = { distribution: 'uniform', dtypes: ['f32', 'bf16'], peers: [] } as const;
     if (context.quick) {
       for (const [i, cell] of quickCells().entries()) {
         const small = scaleDown(cell, 16);
-        await measure(context, {
-          cell: small,
-          tokens: i === 0 ? [16, 512] : [512],
-          dtypes: i === 0 ? ['f32', 'bf16'] : ['f32'],
-          distribution: 'uniform',
-          peers: i === 0,
-        });
+        const task = { ...uniform, cell: small, tokens: [512] };
+        await measure(
+          context,
+          i === 0 ? { ...task, tokens: [16, 512], peers: [16, 512] } : { ...task, dtypes: ['f32'] },
+        );
+        if (i === 1) await measure(context, { ...task, dtypes: ['f32'], distribution: 'zipf', peers: [512] });
       }
       return;
     }
+    // Peers hold a layer several times over, and one of them no more than 2 GB of it: hence at most 32 experts.
     for (const [i, cell] of CELLS.entries()) {
       const first = CELLS.findIndex(({ model }) => model === cell.model) === i;
-      await measure(context, {
-        cell,
-        tokens: first ? [16, 64, 512, 4096] : [512],
-        dtypes: ['f32', 'bf16'],
-        distribution: 'uniform',
-        peers: first,
-      });
+      const small = scaleDown(cell, MOST_EXPERTS);
+      if (!first) {
+        await measure(context, { ...uniform, cell: small, tokens: [512] });
+      } else if (i === 0) {
+        const tokens = [16, 64, 512, 4096, 16384];
+        await measure(context, { ...uniform, cell: small, tokens, peers: [512, 4096] });
+      } else {
+        await measure(context, { ...uniform, cell: small, tokens: [16, 64, 512, 4096], peers: [512] });
+      }
     }
     for (const model of ['Qwen1.5-MoE', 'OLMoE']) {
-      const cell = CELLS.find((candidate) => candidate.model === model) as LayerCell;
-      await measure(context, { cell, tokens: [512], dtypes: ['f32'], distribution: 'zipf', peers: false });
+      const cell = scaleDown(CELLS.find((one) => one.model === model) as LayerCell, MOST_EXPERTS);
+      await measure(context, { cell, tokens: [512], dtypes: ['f32'], distribution: 'zipf', peers: [512] });
     }
   },
 };

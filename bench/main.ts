@@ -59,17 +59,22 @@ async function main(args: readonly string[]): Promise<number> {
 
   using device = await openDevice('cpu', { threads: options.threads });
   const context = new Context(device, options.quick, options.peers);
+  const minutes = asked.reduce((sum, { minutes: m }) => sum + (options.quick ? m.quick : m.full), 0);
+  process.stderr.write(`This takes about ${Math.ceil(minutes)} minutes on two quiet cores.\n`);
   let failed = false;
   for (const question of asked) {
     process.stderr.write(`${question.name}: ${question.asks}\n`);
     context.begin(question.name);
     const first = context.rows.length;
+    const began = performance.now();
     try {
       await question.run(context);
     } catch (error) {
       failed = true;
       process.stderr.write(`${question.name} failed: ${error instanceof Error ? error.stack : error}\n`);
     }
+    const took = (performance.now() - began) / 60_000;
+    process.stderr.write(`${question.name} took ${took.toFixed(1)} minutes\n`);
     process.stdout.write(`\n${question.name}: ${question.asks}\n${formatTable(context.rows.slice(first))}\n`);
   }
 

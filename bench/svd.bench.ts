@@ -47,6 +47,7 @@ async function checkRows(
 export const question: Question = {
   name: 'svd',
   asks: 'How long does a full singular value decomposition take?',
+  minutes: { full: 2, quick: 0.3 },
   async run(context) {
     await measure(context, 512, 512, 'f32');
     await measure(context, 2048, 512, 'f32');

@@ -6,7 +6,7 @@ import { awaitNative, native } from './native.ts';
 export interface Ceilings {
   /** Independent f32 fused multiply-adds on registers, in 10⁹ floating-point operations a second: the best burst. */
   readonly fmaGflops: number;
-  /** OpenBLAS sgemm of 2048³: the median call. */
+  /** OpenBLAS sgemm of 2048³, on its own threads or cut into rows for ours: the median call of the faster. */
   readonly sgemmGflops: number;
   /** Summing a buffer much larger than the caches, in 10⁹ bytes a second: the best pass. */
   readonly readGBps: number;

@@ -139,7 +139,7 @@ const session = await ort.InferenceSession.create(makeModel(task), {
   intraOpNumThreads: task.threads,
   logSeverityLevel: 3,
 });
-const route = makeRoute(tokens, cell, task.routeSeed);
+const route = makeRoute(tokens, cell, task.routeSeed, task.distribution);
 const x = values('f32', seeds.input, tokens * cell.n);
 const feeds = {
   x: new ort.Tensor('float32', x, [tokens, cell.n]),

@@ -40,6 +40,8 @@ export interface RowInit extends Measured, Partial<Pick<Row, 'relativeError' | '
 export interface Question {
   readonly name: string;
   readonly asks: string;
+  /** About what it takes on two cores of 90 GFLOP/s, peers included. */
+  readonly minutes: { readonly full: number; readonly quick: number };
   run(context: Context): Promise<void>;
 }
 

@@ -3,6 +3,7 @@ import { existsSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
+import type { Distribution } from '../../lib/bench/batches.ts';
 import type { LayerCell } from '../../lib/bench/cells.ts';
 import type { LayerDType } from '../../lib/bench/layers.ts';
 import type { Effort, Stats } from '../../lib/bench/timing.ts';
@@ -15,6 +16,7 @@ export interface LayerTask {
   readonly dtype: LayerDType;
   readonly tokens: number;
   readonly routeSeed: number;
+  readonly distribution: Distribution;
   readonly threads: number;
   readonly effort: Effort;
 }
@@ -28,19 +30,20 @@ const TIMEOUT_MS = 10 * 60_000;
 
 /**
  * Runs a peer in a process of its own, one at a time: its threads, which often spin while they wait, and its memory are
- * gone when it is our turn. It prints its Stats as JSON on the last line.
+ * gone when it is our turn. It prints its Stats, or what else
+ * it has to say, as JSON on the last line.
  */
-export function runPeer(
+export function runPeer<Result = PeerResult>(
   command: string,
   args: readonly string[],
   env: NodeJS.ProcessEnv = {},
-): Promise<PeerResult> {
+): Promise<Result | { readonly absent: string }> {
   return new Promise((resolve) => {
     const options = { timeout: TIMEOUT_MS, maxBuffer: 1 << 26, env: { ...process.env, ...env } };
     execFile(command, [...args], options, (error, stdout, stderr) => {
       const line = stdout.trim().split('\n').at(-1) ?? '';
       try {
-        resolve(JSON.parse(line) as PeerResult);
+        resolve(JSON.parse(line) as Result);
       } catch {
         const reason = stderr.trim().split('\n').at(-1) || error?.message.split('\n')[0] || 'no result';
         resolve({ absent: reason.slice(0, 200) });
@@ -50,19 +53,50 @@ export function runPeer(
 }
 
 /** com.microsoft.MoE of onnxruntime-node: dense experts in f32. */
-export async function onnxruntimeLayer(task: LayerTask): Promise<PeerResult> {
+async function onnxruntimeLayer(task: LayerTask): Promise<PeerResult> {
   if (!existsSync(join(PEERS, 'node_modules', 'onnxruntime-node'))) return notInstalled('onnxruntime-node');
   if (task.dtype !== 'f32') return { absent: 'its MoE operator takes f32 only on the CPU' };
   return runPeer(process.execPath, [join(COMPILED_PEERS, 'onnxruntime.js'), JSON.stringify(task)]);
 }
 
 /** ggml_mul_mat_id of llama.cpp: dense experts in f32 and bf16. */
-export async function ggmlLayer(task: LayerTask): Promise<PeerResult> {
+async function ggmlLayer(task: LayerTask): Promise<PeerResult> {
   if (!existsSync(join(PEERS, 'node_modules', '@node-llama-cpp', 'linux-x64'))) {
     return notInstalled('@node-llama-cpp/linux-x64');
   }
   return runPeer(process.execPath, [join(COMPILED_PEERS, 'ggml.js'), JSON.stringify(task)]);
 }
+
+/** PyTorch on the CPU, by the python that PYTHON names: a loop over experts, and `torch._grouped_mm`. */
+async function torchLayer(task: LayerTask): Promise<Record<'loop' | 'grouped_mm', PeerResult>> {
+  const script = join(COMPILED_PEERS, 'torch.js');
+  type Ways = Record<'loop' | 'grouped_mm', PeerResult>;
+  const result = await runPeer<Ways>(process.execPath, [script, JSON.stringify(task)]);
+  return 'absent' in result ? { loop: result, grouped_mm: result } : result;
+}
+
+/** Every peer that runs whole layers, one after the other. */
+export async function layerPeers(task: LayerTask): Promise<Record<LayerPeer, PeerResult>> {
+  const onnxruntime = await onnxruntimeLayer(task);
+  const ggml = await ggmlLayer(task);
+  const torch = await torchLayer(task);
+  return {
+    onnxruntime,
+    'llama.cpp': ggml,
+    'PyTorch loop': torch.loop,
+    'PyTorch grouped_mm': torch.grouped_mm,
+  };
+}
+
+export type LayerPeer = 'onnxruntime' | 'llama.cpp' | 'PyTorch loop' | 'PyTorch grouped_mm';
+
+/** How many times as fast as each our dense layer must be, and is aimed to be. */
+export const LAYER_PEER_GOALS: Readonly<Record<LayerPeer, readonly [must: number, aim: number]>> = {
+  onnxruntime: [1.3, 1.5],
+  'llama.cpp': [1.2, 1.5],
+  'PyTorch loop': [2, 3],
+  'PyTorch grouped_mm': [2, 3],
+};
 
 /** LAPACK by way of numpy: 'gesdd' of a random [rows, cols] matrix, or 'eigh' of its Gram matrix. */
 export async function numpyLinalg(

@@ -1,5 +1,10 @@
 #include "cpu/compute_pool.h"
 
+#if defined(__linux__)
+#include <pthread.h>
+#include <sched.h>
+#endif
+
 #include <algorithm>
 #include <utility>
 
@@ -30,7 +35,23 @@ void ComputePool::grow(int workers) {
   while (static_cast<int>(workers_.size()) < workers) {
     const int participant = static_cast<int>(workers_.size()) + 1;
     workers_.emplace_back([this, participant, seen = epoch_.load()] { work(participant, seen); });
+    avoided_ = -1;
   }
+}
+
+// Linux likes to wake a thread on the processor of whoever wakes it, and where processors are few it may leave both
+// there for seconds while another one is idle: two threads then compute no faster than one. So workers may run anywhere
+// but where the caller does. It rarely moves, and then this is all that a job pays for it.
+void ComputePool::keep_off_callers_processor() {
+#if defined(__linux__)
+  const int here = sched_getcpu();
+  if (here == avoided_) return;
+  avoided_ = here;
+  cpu_set_t usable;
+  if (here < 0 || here >= CPU_SETSIZE || sched_getaffinity(0, sizeof usable, &usable) != 0) return;
+  if (CPU_COUNT(&usable) > 1) CPU_CLR(here, &usable);
+  for (std::thread& worker : workers_) pthread_setaffinity_np(worker.native_handle(), sizeof usable, &usable);
+#endif
 }
 
 void ComputePool::run(int threads, int64_t count, Call call, void* context) {
@@ -42,6 +63,7 @@ void ComputePool::run(int threads, int64_t count, Call call, void* context) {
   }
   std::lock_guard turn(turn_);
   grow(participants - 1);
+  keep_off_callers_processor();
   call_ = call;
   context_ = context;
   count_ = count;

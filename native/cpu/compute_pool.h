@@ -33,12 +33,14 @@ class ComputePool {
   ComputePool() = default;
   void run(int threads, int64_t count, Call call, void* context);
   void grow(int workers);
+  void keep_off_callers_processor();
   void work(int participant, uint32_t seen);
   void take_part(int participant);
   void call_one(int64_t index, int participant);
 
   std::mutex turn_;
   std::vector<std::thread> workers_;
+  int avoided_ = -1;  // the processor that workers keep off
 
   // The current job. `claims_` has how many indices nobody took yet, and above them the number of the job. A thread
   // that took one may read the rest of the job: nobody changes it before that index is done. Nobody waits for threads

@@ -5,7 +5,7 @@
 namespace molae::cpu {
 namespace {
 
-// Steps between two requests for what comes next, each for a cache line of every row, and between two pieces of a copy.
+// Steps between two requests for what comes next, each for a cache line of every row.
 constexpr int64_t kSteps = 16;
 constexpr int64_t kLineBytes = 64;
 
@@ -42,17 +42,11 @@ MOLAE_INLINE void multiply(const PanelProduct& p, int64_t col) {
   };
   int64_t k = 0;
   if (p.next) {
-    for (int64_t fetched = 0; k + kSteps <= p.inner; fetched += kLineBytes) {
-      for (int j = 0; j < Cols && fetched < p.next_bytes; ++j) {
-        __builtin_prefetch(p.next + j * p.next_stride + fetched, 0, 2);
-      }
-      for (int j = 0; j < Cols && p.copy; ++j) {
-        __builtin_memcpy(p.copy + (col + j) * p.copy_stride + k, weights[j] + k, kSteps * sizeof(float));
+    for (int64_t fetched = 0; fetched < p.next_bytes && k + kSteps <= p.inner; fetched += kLineBytes) {
+      for (int j = 0; j < Cols; ++j) {
+        __builtin_prefetch(p.next + (col + j) * p.next_stride + fetched, 0, 3);
       }
       for (const int64_t end = k + kSteps; k < end; ++k) step(k);
-    }
-    for (int j = 0; j < Cols && p.copy; ++j) {
-      for (int64_t i = k; i < p.inner; ++i) p.copy[(col + j) * p.copy_stride + i] = weights[j][i];
     }
   }
   for (; k < p.inner; ++k) step(k);

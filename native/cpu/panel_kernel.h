@@ -17,14 +17,11 @@ struct PanelProduct {
   int64_t inner;
   float* sums;  // [cols][width]
   bool first;   // sums are overwritten, not added to
-  // What to bring into the second cache meanwhile, or null: `next_bytes` of as many rows as columns are computed
-  // together, `next_stride` bytes from row to row.
+  // What to bring into the caches meanwhile, or null: `next_bytes` of as many rows as there are columns,
+  // `next_stride` bytes from row to row.
   const std::byte* next;
   int64_t next_bytes;
   int64_t next_stride;
-  // Where to leave a copy of the weights, or null: while they are near anyway.
-  float* copy;
-  int64_t copy_stride;
 };
 
 // The kernels of one instruction set, for panels of one, two and three vectors of `lanes` rows. Narrow ones are limited

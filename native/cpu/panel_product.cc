@@ -12,14 +12,17 @@
 namespace molae::cpu {
 namespace {
 
-// The inner size is cut so that a panel of inputs stays in the first cache while all weights of the block pass, and all
-// inputs of a block and its weights in the second.
+// The inner size is cut so that a panel of inputs stays in the first cache while all weights of the block pass, and
+// columns so that all inputs of a block stay in the second, with its weights and those of the block that comes next.
 constexpr int64_t kMostInner = 256;
+constexpr int64_t kBlockCols = 84;  // a multiple of the columns that any kernel computes together
 
 // Blocks of weights are copied, and narrow ones widened, a few rows at a time just before the first panel needs them:
 // memory is read in the weights' own size, and the odd stride keeps rows out of each other's cache sets, where the
 // power of two between them in a layer puts them.
 constexpr int64_t kBlockStride = kMostInner + 16;
+
+constexpr int64_t kLineBytes = 64;
 
 constexpr int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
@@ -65,104 +68,117 @@ MOLAE_MULTIVERSION void unpack_panel(const float* sums, int64_t width, int64_t r
   }
 }
 
-// Calls body(first row, rows, width) for every panel: two vectors wide, and what is left in one of one to three.
+// Calls body(first row, rows, width) for every panel. Three vectors are best: a weight that was loaded meets most rows.
+// Two of them, or twice two, leave no rest; one alone would be slow.
 template <class Body>
 void for_panels(int64_t rows, Body body) {
   const int64_t lanes = panel_kernel().lanes;
   for (int64_t row = 0; row < rows;) {
-    const int64_t left = rows - row;
-    const int64_t width = left <= PanelKernel::kMostVectors * lanes ? round_up(left, lanes) : 2 * lanes;
-    body(row, std::min(left, width), width);
-    row += width;
+    const int64_t left = (rows - row + lanes - 1) / lanes;
+    const int64_t vectors = left == 2 || left == 4 ? 2 : std::min(left, PanelKernel::kMostVectors);
+    body(row, std::min(rows - row, vectors * lanes), vectors * lanes);
+    row += vectors * lanes;
   }
 }
 
-// Rows col .. col + cols of a weight, block by block.
-class WeightBlocks {
- public:
-  WeightBlocks(const Tensor& weight, int64_t col, int64_t cols, float* copy)
-      : dtype_(weight.dtype()),
-        stride_(row_bytes(dtype_, weight.cols())),
-        first_(weight.as<const std::byte>() + col * stride_),
-        cols_(cols),
-        copy_(copy) {}
+// Some columns of a weight, for a piece of the inner size.
+struct WeightBlock {
+  DType dtype;
+  const std::byte* data;  // of the first column
+  int64_t stride;         // bytes from column to column
+  int64_t cols;
+  int64_t inner;
 
-  // inputs: panels of the same part of the rows.
-  void multiply(int64_t begin, int64_t inner, int64_t rows, const float* inputs, float* sums) {
-    PanelProduct product{};
-    product.inner = inner;
-    product.first = begin == 0;
-    for_panels(rows, [&](int64_t row, int64_t, int64_t width) {
-      product.inputs = inputs + row * inner;
-      product.sums = sums + row * cols_;
-      if (row == 0) return multiply_first(product, begin, width, rows > width);
-      product.cols = cols_;
-      product.weights = copy_;
-      product.weight_stride = kBlockStride;
-      panel_kernel().of(width).multiply(product);
-    });
-  }
-
- private:
-  // The first panel takes the weights from memory, a few rows at a time, fetches the rows that come next, and leaves a
-  // copy for the panels that follow.
-  void multiply_first(PanelProduct product, int64_t begin, int64_t width, bool more) {
-    const PanelKernel::Width& kernel = panel_kernel().of(width);
-    const std::byte* block = first_ + row_bytes(dtype_, begin);
-    float* sums = product.sums;
-    product.next_bytes = row_bytes(dtype_, product.inner);
-    product.next_stride = stride_;
-    product.copy_stride = kBlockStride;
-    for (int64_t col = 0; col < cols_; col += kernel.cols) {
-      const std::byte* rows = block + col * stride_;
-      float* copy = copy_ + col * kBlockStride;
-      product.cols = std::min(kernel.cols, cols_ - col);
-      if (dtype_ == DType::F32) {
-        product.weights = reinterpret_cast<const float*>(rows);
-        product.weight_stride = stride_ / static_cast<int64_t>(sizeof(float));
-        product.copy = more ? copy : nullptr;
-      } else {
-        for (int64_t j = 0; j < product.cols; ++j) {
-          widen_elements(dtype_, rows + j * stride_, copy + j * kBlockStride, product.inner);
-        }
-        product.weights = copy;
-        product.weight_stride = kBlockStride;
-      }
-      const int64_t next = col + product.cols;
-      product.next = next < cols_ ? block + next * stride_ : block + product.next_bytes;
-      product.sums = sums + col * width;
-      kernel.multiply(product);
-    }
-  }
-
-  DType dtype_;
-  int64_t stride_;
-  const std::byte* first_;
-  int64_t cols_;
-  float* copy_;
+  int64_t bytes() const { return static_cast<int64_t>(row_bytes(dtype, inner)); }  // of a column
 };
+
+// The first panel copies the weights, a few columns at a time, for itself and for the panels that follow, and brings in
+// the columns that come next.
+void multiply_first(const WeightBlock& block, PanelProduct product, int64_t width, float* copy) {
+  const PanelKernel::Width& kernel = panel_kernel().of(width);
+  float* sums = product.sums;
+  product.next_bytes = block.bytes();
+  product.next_stride = block.stride;
+  product.weight_stride = kBlockStride;
+  for (int64_t col = 0; col < block.cols; col += kernel.cols) {
+    product.cols = std::min(kernel.cols, block.cols - col);
+    for (int64_t j = col; j < col + product.cols; ++j) {
+      widen_elements(block.dtype, block.data + j * block.stride, copy + j * kBlockStride, block.inner);
+    }
+    product.weights = copy + col * kBlockStride;
+    product.next = block.data + std::min(col + kernel.cols, block.cols - 1) * block.stride;
+    product.sums = sums + col * width;
+    kernel.multiply(product);
+  }
+}
+
+// The panels of a tile, `cols` columns of sums each, times a block of columns from `col` on; inputs: panels of the same
+// piece of the rows. While they compute, all but the first bring in the weights of the next block, each its share of
+// every column.
+void multiply_block(const WeightBlock& block, const WeightBlock* next, PanelProduct product, int64_t rows, int64_t cols,
+                    int64_t col, const float* inputs, float* sums, float* copy) {
+  int64_t panels = 0;
+  for_panels(rows, [&](int64_t, int64_t, int64_t) { ++panels; });
+  const int64_t share = next && panels > 1 ? round_up(next->bytes() / (panels - 1) + 1, kLineBytes) : 0;
+  product.inner = block.inner;
+  int64_t begun = 0;
+  for_panels(rows, [&](int64_t row, int64_t, int64_t width) {
+    product.inputs = inputs + row * block.inner;
+    product.sums = sums + row * cols + col * width;
+    if (row == 0) return multiply_first(block, product, width, copy);
+    product.cols = block.cols;
+    product.weights = copy;
+    product.weight_stride = kBlockStride;
+    product.next = nullptr;
+    if (next && begun < next->bytes()) {
+      product.next = next->data + begun;
+      product.next_bytes = std::min(share, next->bytes() - begun);
+      product.next_stride = next->stride;
+      begun += share;
+    }
+    panel_kernel().of(width).multiply(product);
+  });
+}
 
 }  // namespace
 
 int64_t panel_elements(int64_t rows, int64_t cols) { return round_up(rows, panel_kernel().lanes) * cols; }
 
-int64_t panel_scratch() { return kPanelRows * kMostInner + kPanelCols * kBlockStride; }
+int64_t panel_scratch() { return kPanelRows * kMostInner + kBlockCols * kBlockStride; }
 
 void multiply_panels(const Rows<float>& x, int64_t rows, std::span<const PanelTarget> targets, int64_t col,
                      int64_t cols, float* scratch) {
   float* inputs = scratch;
   float* copy = scratch + kPanelRows * kMostInner;
   const int64_t size = targets[0].weight.cols();
-  const int64_t blocks = (size + kMostInner - 1) / kMostInner;
-  const int64_t block = round_up((size + blocks - 1) / blocks, kBlock);
-  for (int64_t begin = 0; begin < size; begin += block) {
-    const int64_t inner = std::min(block, size - begin);
-    for_panels(rows, [&](int64_t row, int64_t count, int64_t width) {
-      pack_panel(x, row, count, begin, inner, width, inputs + row * inner);
-    });
-    for (const PanelTarget& target : targets) {
-      WeightBlocks(target.weight, col, cols, copy).multiply(begin, inner, rows, inputs, target.sums);
+  const int64_t pieces = (size + kMostInner - 1) / kMostInner;
+  const int64_t piece = round_up((size + pieces - 1) / pieces, kBlock);
+  const int64_t parts = (cols + kBlockCols - 1) / kBlockCols;
+  const int64_t blocks_of_piece = static_cast<int64_t>(targets.size()) * parts;
+  const int64_t blocks = (size + piece - 1) / piece * blocks_of_piece;
+  // In the order of the work: piece by piece, target by target, part by part of the columns.
+  const auto block_at = [&](int64_t index) {
+    const Tensor& weight = targets[index % blocks_of_piece / parts].weight;
+    const int64_t begin = index / blocks_of_piece * piece;
+    const int64_t first = index % parts * kBlockCols;
+    const auto stride = static_cast<int64_t>(row_bytes(weight.dtype(), weight.cols()));
+    const std::byte* data = weight.as<const std::byte>() + (col + first) * stride + row_bytes(weight.dtype(), begin);
+    return WeightBlock{weight.dtype(), data, stride, std::min(kBlockCols, cols - first), std::min(piece, size - begin)};
+  };
+  for (int64_t index = 0; index < blocks; ++index) {
+    const WeightBlock block = block_at(index);
+    const int64_t begin = index / blocks_of_piece * piece;
+    if (index % blocks_of_piece == 0) {
+      for_panels(rows, [&](int64_t row, int64_t count, int64_t width) {
+        pack_panel(x, row, count, begin, block.inner, width, inputs + row * block.inner);
+      });
     }
+    PanelProduct product{};
+    product.first = begin == 0;
+    const WeightBlock next = block_at(std::min(index + 1, blocks - 1));
+    float* sums = targets[index % blocks_of_piece / parts].sums;
+    multiply_block(block, index + 1 < blocks ? &next : nullptr, product, rows, cols, index % parts * kBlockCols, inputs,
+                   sums, copy);
   }
 }
 

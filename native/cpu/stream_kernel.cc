@@ -129,6 +129,25 @@ MOLAE_INLINE void stream_columns(const float* const* x, int64_t rows, const type
   }
 }
 
+// x . w for one row of each, in four running sums: f32 weights come in one long run, as memory gives them fastest.
+MOLAE_INLINE float stream_row(const float* x, const float* w, int64_t inner) {
+  constexpr int kSums = 4;
+  Floats8 sums[kSums] = {};
+  int64_t k = 0;
+  for (; k + kSums * kLanes <= inner; k += kSums * kLanes) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kSums; ++i) {
+      Floats8 weights, inputs;
+      load(weights, w + k + i * kLanes);
+      load(inputs, x + k + i * kLanes);
+      sums[i] += weights * inputs;
+    }
+  }
+  float sum = sum_of_lanes((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  for (; k < inner; ++k) sum += w[k] * x[k];
+  return sum;
+}
+
 template <class Weights>
 MOLAE_INLINE void stream(const float* const* x, int64_t rows, const typename Weights::Item* w, int64_t inner,
                          int64_t cols, float* out, int64_t out_stride) {
@@ -145,7 +164,8 @@ MOLAE_INLINE void stream(const float* const* x, int64_t rows, const typename Wei
 
 MOLAE_MULTIVERSION void stream_f32(const float* const* x, int64_t rows, const float* w, int64_t inner, int64_t cols,
                                    float* out, int64_t out_stride) {
-  stream<F32Weights>(x, rows, w, inner, cols, out, out_stride);
+  if (rows != 1) return stream<F32Weights>(x, rows, w, inner, cols, out, out_stride);
+  for (int64_t j = 0; j < cols; ++j) out[j] = stream_row(x[0], w + j * inner, inner);
 }
 
 MOLAE_MULTIVERSION void stream_bf16(const float* const* x, int64_t rows, const uint16_t* w, int64_t inner, int64_t cols,

@@ -1,6 +1,12 @@
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
+#include <atomic>
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <thread>
 
 #include "cpu/compute_pool.h"
 #include "cpu/cpu_backend.h"
@@ -74,9 +80,10 @@ struct Sizes {
 
 // Both ways through a tile, at the borders of panels, groups of columns and blocks, and anywhere.
 std::vector<Sizes> tile_sizes(Context& context) {
-  std::vector<Sizes> sizes = {{1, 1, 1},     {1, 704, 64},   {4, 33, 5},    {16, 256, 24}, {17, 256, 12},
-                              {24, 1, 13},   {3, 95, 9},     {7, 31, 4},    {12, 160, 11}, {32, 512, 36},
-                              {33, 513, 37}, {40, 257, 504}, {256, 300, 31}};
+  std::vector<Sizes> sizes = {{1, 1, 1},      {1, 31, 5},     {1, 37, 9},     {1, 704, 64},    {4, 33, 5},
+                              {16, 256, 24},  {17, 256, 12},  {24, 1, 13},    {32, 512, 36},   {33, 513, 37},
+                              {40, 257, 504}, {55, 1030, 85}, {73, 700, 253}, {100, 260, 170}, {256, 300, 31},
+                              {3, 95, 9},     {7, 31, 4},     {12, 160, 11}};
   for (int i = 0; i < 12; ++i) {
     sizes.push_back({context.integer(1, 80), context.integer(1, 600), context.integer(1, 100)});
   }
@@ -209,6 +216,30 @@ MOLAE_TEST("cpu kernels: the pool runs every index once, and a failure ends the 
     job(17);
   }
 }
+
+#if defined(__linux__)
+MOLAE_TEST("cpu kernels: the pool's workers run elsewhere than the caller", Logic) {
+  cpu_set_t usable;
+  if (sched_getaffinity(0, sizeof usable, &usable) != 0 || CPU_COUNT(&usable) < 2) return;
+  int compared = 0;
+  for (int round = 0; round < 200; ++round) {
+    std::vector<int> seen(64, -1);
+    const int before = sched_getcpu();
+    ComputePool::instance().parallel_for(2, static_cast<int64_t>(seen.size()), [&](int64_t i, int participant) {
+      if (participant != 0) seen[i] = sched_getcpu();
+      for (volatile int spin = 0; spin < 10'000; spin = spin + 1) {
+      }
+    });
+    if (sched_getcpu() != before) continue;  // the caller moved: nothing is promised until the next job
+    for (const int processor : seen) {
+      if (processor < 0) continue;
+      expect(processor != before, "a worker shares processor ", before, " with the caller");
+      ++compared;
+    }
+  }
+  expect(compared > 0, "no worker ever took part");
+}
+#endif
 
 }  // namespace
 }  // namespace molae::test

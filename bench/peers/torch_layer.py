@@ -1,0 +1,108 @@
+"""One MoE layer in PyTorch on the CPU, two ways: a loop over experts, and torch._grouped_mm where this version has it.
+
+    python torch_layer.py <folder> <f32|bf16> <n> <m> <N> <K> <T> <threads> <seconds> <least samples> <pool length> <pool stride>
+
+layer-files.ts writes the folder. Both ways sort tokens by expert, as part of what is timed. Each is held against the f64
+reference before it is timed. Prints one line of JSON: for each way its statistics, or why it is absent.
+"""
+
+import json
+import sys
+import time
+
+import numpy as np
+import torch
+from torch.nn.functional import silu
+
+folder, dtype_name = sys.argv[1:3]
+n, m, experts, top_k, tokens, threads = (int(a) for a in sys.argv[3:9])
+seconds, least, pool_length, pool_stride = float(sys.argv[9]), *(int(a) for a in sys.argv[10:13])
+dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[dtype_name]
+torch.set_num_threads(threads)
+
+
+def read(name, dtype=np.float32):
+    return np.fromfile(f"{folder}/{name}", dtype)
+
+
+def stack(pool, operator, shape):
+    """The matrices of all experts: a matrix is the pool from seed * stride on, cyclically."""
+    doubled = torch.from_numpy(np.concatenate([pool, pool])).to(dtype)
+    size = shape[0] * shape[1]
+    out = torch.empty(experts, *shape, dtype=dtype)
+    for expert in range(experts):
+        begin = (3 * expert + 1 + operator) * pool_stride % pool_length
+        for at in range(0, size, pool_length):
+            count = min(size - at, pool_length)
+            out[expert].view(-1)[at : at + count] = doubled[begin : begin + count]
+    return out
+
+
+gate, up = (stack(read("pool-n"), operator, (m, n)) for operator in (0, 1))
+down = stack(read("pool-m"), 2, (n, m))
+x = torch.from_numpy(read("x")).view(tokens, n)
+ids = torch.from_numpy(read("ids", np.int32)).long()
+weights = torch.from_numpy(read("weights"))
+
+
+def sort():
+    order = ids.argsort(stable=True)
+    return order, order // top_k, torch.bincount(ids, minlength=experts)
+
+
+def combine(rows, token, order):
+    y = torch.zeros(tokens, n)
+    return y.index_add_(0, token, rows.float() * weights[order, None])
+
+
+def loop():
+    order, token, counts = sort()
+    y = torch.zeros(tokens, n)
+    begin = 0
+    narrow = x.to(dtype)
+    for expert, count in enumerate(counts.tolist()):
+        if count == 0:
+            continue
+        slots = order[begin : begin + count]
+        rows = narrow[token[begin : begin + count]]
+        hidden = silu(rows @ gate[expert].T) * (rows @ up[expert].T)
+        y.index_add_(0, token[begin : begin + count], (hidden @ down[expert].T).float() * weights[slots, None])
+        begin += count
+    return y
+
+
+def grouped_mm():
+    order, token, counts = sort()
+    ends = counts.cumsum(0).to(torch.int32)
+    rows = x.to(dtype)[token]
+    product = lambda a, w: torch._grouped_mm(a, w.transpose(-2, -1), offs=ends)
+    hidden = silu(product(rows, gate)) * product(rows, up)
+    return combine(product(hidden, down), token, order)
+
+
+def measure(run):
+    y = run()
+    wanted = torch.from_numpy(read("wanted")).view(-1, n).double()
+    error = ((y[sorted({0, tokens - 1})].double() - wanted).norm() / wanted.norm()).item()
+    # Activations are rounded to bf16 as well where the weights are bf16.
+    if not error <= (2e-2 if dtype == torch.bfloat16 else 1e-4):
+        raise RuntimeError(f"wrong result: relative error {error}")
+    times = []
+    end = time.perf_counter() + seconds
+    while len(times) < least or time.perf_counter() < end:
+        begin = time.perf_counter()
+        run()
+        times.append(1e3 * (time.perf_counter() - begin))
+    p10, p50, p90, p99 = (float(q) for q in np.quantile(times, [0.1, 0.5, 0.9, 0.99]))
+    version = f"torch {torch.__version__}"
+    return {"medianMs": p50, "p10Ms": p10, "p90Ms": p90, "p99Ms": p99, "samples": len(times), "relativeError": error, "version": version}
+
+
+results = {}
+with torch.no_grad():
+    for name, run in {"loop": loop, "grouped_mm": grouped_mm}.items():
+        try:
+            results[name] = measure(run)
+        except (AttributeError, RuntimeError) as error:  # what this version lacks
+            results[name] = {"absent": str(error).splitlines()[0][:200]}
+print(json.dumps(results))

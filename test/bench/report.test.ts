@@ -1,0 +1,56 @@
+import { describe, expect, it } from 'vitest';
+import type { Row } from '../../bench/support/context.ts';
+import { compareResults, makeResults } from '../../bench/support/report.ts';
+import type { DeviceInfo } from '../../lib/device.ts';
+
+const ceilings = { fmaGflops: 180, sgemmGflops: 165, readGBps: 64 };
+const info: DeviceInfo = {
+  kind: 'cpu',
+  index: 0,
+  name: 'a CPU',
+  library: '',
+  features: [],
+  threads: 2,
+  memoryBytes: 0,
+};
+const stats = { medianMs: 10, p10Ms: 9, p90Ms: 11, p99Ms: 12, samples: 9 };
+
+function row(name: string, ofCeiling: number | null, speedup: number): Row {
+  return {
+    ...stats,
+    question: 'layer-prefill',
+    name,
+    shape: 'a shape',
+    tokens: 512,
+    dtype: 'f32',
+    threads: 2,
+    flops: null,
+    bytes: null,
+    gflops: null,
+    gbps: null,
+    ofCeiling,
+    ofFma: null,
+    ofSgemm: null,
+    ofRead: null,
+    peers: { onnxruntime: { ...stats, speedup } },
+    goals: [],
+    relativeError: null,
+    data: {},
+  };
+}
+
+describe('results against stored ones', () => {
+  const stored = makeResults('0', info, false, [ceilings], [row('a', 0.9, 2), row('b', null, 1.5)]);
+
+  it('name each ratio that fell by more than 15%', () => {
+    expect(compareResults(stored, [row('a', 0.7, 1.6), row('b', null, 1.5)])).toEqual([
+      'a a shape T=512 f32: of ceiling fell from 0.900 to 0.700',
+      'a a shape T=512 f32: against onnxruntime fell from 2.000 to 1.600',
+    ]);
+  });
+
+  it('let 14% pass, and what is new or not measured', () => {
+    const absent: Row = { ...row('b', null, 0), peers: { onnxruntime: { absent: 'not installed' } } };
+    expect(compareResults(stored, [row('a', 0.78, 1.72), absent, row('new', 0.1, 0.1)])).toEqual([]);
+  });
+});
