@@ -227,7 +227,8 @@ MOLAE_TEST("cpu kernels: the pool's workers run elsewhere than the caller", Logi
     const int before = sched_getcpu();
     ComputePool::instance().parallel_for(2, static_cast<int64_t>(seen.size()), [&](int64_t i, int participant) {
       if (participant != 0) seen[i] = sched_getcpu();
-      for (volatile int spin = 0; spin < 10'000; spin = spin + 1) {
+      std::atomic<int> spins{0};  // long enough for others to take part
+      while (spins.fetch_add(1) < 10'000) {
       }
     });
     if (sched_getcpu() != before) continue;  // the caller moved: nothing is promised until the next job
