@@ -29,6 +29,9 @@ MOLAE_LAPACK(float, s)
 MOLAE_LAPACK(double, d)
 #undef MOLAE_LAPACK
 
+// Smaller eigenproblems are one long chain of short steps: threads would wait for each other at every one.
+constexpr int64_t kParallelEigh = 192;
+
 void check_info(int info, const char* routine) {
   if (info == 0) return;
   if (info < 0) fail(ErrorCode::Internal, routine, " refused its argument ", -info);
@@ -159,7 +162,7 @@ void svd(Context context, const Tensor& a, const Tensor& u, const Tensor& s, con
 
 void eigh(Context context, const Tensor& a, const Tensor& values, const Tensor& vectors) {
   check_finite(a, "eigh");
-  const blas::Threads threads(context.threads);
+  const blas::Threads threads(a.rows() < kParallelEigh ? 1 : context.threads);
   if (a.dtype() == DType::F32) {
     eigh_any_size<float>(context, a, values, vectors);
   } else {
