@@ -4,6 +4,7 @@
 #include <cmath>
 #include <utility>
 
+#include "core/balance.h"
 #include "core/error.h"
 #include "core/products.h"
 
@@ -281,6 +282,11 @@ std::vector<double> CalibratedGroup::solve(ExpertMatrix matrix, const Tensor& b)
   if (r < 1 || r > n) fail(ErrorCode::InvalidArgument, "Expected 1 to ", n, " for latentSize but received ", r);
   Tensor vectors = empty(backend_, DType::F64, {r, n});
   std::vector<double> spectrum = decompose(matrix, vectors);
+  if (is_block(b.dtype())) {
+    balance(backend_, vectors, spectrum);
+  } else if (!is_down) {
+    orthonormalize(vectors);
+  }
   if (is_down) {
     store_output_basis(vectors, b);
   } else {
@@ -291,11 +297,14 @@ std::vector<double> CalibratedGroup::solve(ExpertMatrix matrix, const Tensor& b)
   return spectrum;
 }
 
-// B has these rows, made orthonormal (which changes no product A B): rounding then costs every direction alike.
-CalibratedGroup::Basis CalibratedGroup::store_input_basis(const Tensor& rows, const Tensor& b) {
+// Changes no product A B: rounding to floats then costs every direction alike.
+void CalibratedGroup::orthonormalize(const Tensor& rows) {
   const Tensor overlaps = product(backend_, rows, false, rows, true);
   steps_.cholesky(overlaps);
   steps_.solve_triangle(overlaps, rows);
+}
+
+CalibratedGroup::Basis CalibratedGroup::store_input_basis(const Tensor& rows, const Tensor& b) {
   backend_.copy(rows, b);
 
   const Tensor stored = converted(backend_, b, DType::F64);
@@ -361,7 +370,9 @@ void CalibratedGroup::end_alternation(ExpertMatrix matrix, const Tensor& b) {
     fail(ErrorCode::InvalidArgument, "Expected all ", members_.size(), " experts in the alternation of ",
          name_of(matrix), " but received ", alternation.experts());
   }
-  basis = store_input_basis(alternation.solve(), b);
+  const Tensor rows = alternation.solve();
+  orthonormalize(rows);
+  basis = store_input_basis(rows, b);
   (matrix == ExpertMatrix::Gate ? gate_alternation_ : up_alternation_).reset();
 }
 

@@ -124,6 +124,7 @@ class CalibratedGroup {
   void add_rows(Member& member, const Expert& expert, double mass);
   void factor_moment();
   std::vector<double> decompose(ExpertMatrix matrix, const Tensor& basis);
+  void orthonormalize(const Tensor& rows);
   Basis store_input_basis(const Tensor& rows, const Tensor& b);
   void store_output_basis(const Tensor& vectors, const Tensor& b);
   Tensor gathered(const Tokens& tokens, bool weighted) const;

@@ -6,6 +6,7 @@
 #include <numeric>
 #include <random>
 
+#include "core/balance.h"
 #include "core/error.h"
 #include "core/products.h"
 
@@ -195,6 +196,7 @@ BasisReport SharedBasis::solve(const Tensor& b) {
   report.joint_dimension =
       std::count_if(spectrum.begin(), spectrum.end(), [&](double value) { return value > threshold; });
 
+  if (is_block(b.dtype())) balance(backend_, vectors, spectrum);
   store_basis(vectors, b);
   vectors = Tensor();
   if (options_.control_seed) {

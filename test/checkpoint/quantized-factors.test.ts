@@ -19,6 +19,7 @@ import { convertCalibrated } from '../../lib/methods/convert-calibrated.ts';
 import { Model } from '../../lib/model/model.ts';
 import { perplexity } from '../../lib/model/perplexity.ts';
 import { Tokenizer } from '../../lib/model/tokenizer.ts';
+import { quantizeExperts } from '../../lib/quantize.ts';
 import type { Tensor } from '../../lib/tensor.ts';
 import { relativeError } from '../support/reference.ts';
 import { freshPaths, outputFolder } from '../support/temporary.ts';
@@ -114,6 +115,20 @@ describe.each<BlockDType>(['q8', 'q4'])('factors in blocks of %s', (quantize) =>
       expect(measured).toBeLessThan(1.03 * reported);
       for (const { relativeError: e, optimalRelativeError } of rows)
         expect(e).toBeGreaterThan(optimalRelativeError);
+    }
+  });
+
+  test('fitted to rounded bases they lose less than factors that are rounded afterwards', async () => {
+    await using original = await openCheckpoint(source);
+    using dense = (await original.loadExperts(1, { device })) as DenseExperts;
+    // With all directions kept, rounding is all that is lost.
+    const options = { groupSize: 4, latentSize: n } as const;
+    using exact = await factorizeExperts(dense, { ...options, dtype: 'f32' });
+    using rounded = await quantizeExperts(exact, quantize);
+    using fitted = await factorizeExperts(dense, { ...options, dtype: quantize });
+    for (const operator of OPERATORS) {
+      const [least, most] = [await errorOf(fitted, dense, operator), await errorOf(rounded, dense, operator)];
+      expect(least).toBeLessThan(0.85 * most);
     }
   });
 
