@@ -162,9 +162,9 @@ class Verifier {
       // Gate and up have twice the rows to draw a shared space from.
       const stacked = sharedGateUp && operator !== 'down' ? 2 * experts.length : experts.length;
       const limit = maxLatentSize(hiddenSize, intermediateSize, stacked);
-      // Of down in its expert factor: the rows of the shared one may be filled up to whole blocks.
-      const factor = operator === 'down' ? expertFactor('down') : sharedFactor(operator, sharedGateUp);
-      latentSizes[operator] = this.#latentSize(latentTensorName(prefix, group, factor), operator, limit);
+      const { factor, dimensions, axis } = whereLatentSize(operator, sharedGateUp, quantization);
+      const name = latentTensorName(prefix, group, factor);
+      latentSizes[operator] = this.#latentSize(name, dimensions, axis, limit);
     }
     const sizes = { hiddenSize, intermediateSize, groupSize: experts.length, latentSizes, sharedGateUp };
     const shapes = latentFactorShapes(sizes);
@@ -196,11 +196,11 @@ class Verifier {
     return quantization;
   }
 
-  /** Reads r off a factor: [r, n] of gate and up, [k, r, m] of down. */
-  #latentSize(name: string, operator: Operator, limit: number): number {
+  /** Reads r off a factor of so many dimensions. */
+  #latentSize(name: string, dimensions: number, axis: number, limit: number): number {
     const { shape } = this.#tensor(name);
-    const size = (operator === 'down' ? shape[1] : shape[0]) ?? 0;
-    if (shape.length !== (operator === 'down' ? 3 : 2) || size < 1 || size > limit) {
+    const size = shape[axis] ?? 0;
+    if (shape.length !== dimensions || size < 1 || size > limit) {
       throw badCheckpoint(
         this.#shards.folder,
         `tensor ${quote(name)} has shape ${quote(shape)}; its latent size must be from 1 to ${limit}`,
@@ -228,6 +228,17 @@ class Verifier {
     }
     return tensor;
   }
+}
+
+/** The size of which factor r is: of the shared one, unless its rows of r are filled up to whole blocks. */
+function whereLatentSize(
+  operator: Operator,
+  sharedGateUp: boolean,
+  quantization: BlockDType | undefined,
+): { readonly factor: LatentFactor; readonly dimensions: number; readonly axis: number } {
+  if (operator !== 'down') return { factor: sharedFactor(operator, sharedGateUp), dimensions: 2, axis: 0 };
+  if (quantization === undefined) return { factor: 'down_b', dimensions: 2, axis: 1 };
+  return { factor: 'down_a', dimensions: 3, axis: 1 };
 }
 
 /** Sees to it that each operator of a layer has one dtype. */

@@ -91,7 +91,7 @@ export const convert: CommandDefinition = {
       'lose a fraction of what weights alone would',
     ],
     [
-      'convert ./Qwen1.5-MoE-A2.7B ./out --target-ratio 0.3 --calibrate a.txt --quantize q4',
+      'convert ./OLMoE ./out --target-ratio 0.3 --calibrate a.txt --quantize q4',
       'and store a fifth of the bytes',
     ],
     [
