@@ -45,7 +45,7 @@ export const compare: CommandDefinition = {
     {
       name: 'target-ratio',
       value: 'p,…',
-      description: "the shares of the routed experts' parameters to remove (0.25,0.5)",
+      description: "shares of the routed experts' parameters to remove (0.25,0.5)",
     },
     { name: 'methods', value: 'a,…', description: 'the methods (all)' },
     {
@@ -64,11 +64,11 @@ export const compare: CommandDefinition = {
   ],
   examples: [
     [
-      'compare ./Qwen1.5-MoE-A2.7B --text wiki.txt --target-ratio 0.25,0.5 --out ./compared',
+      'compare ./OLMoE --text wiki.txt --target-ratio 0.25,0.5 --out ./compared',
       'which method for this model?',
     ],
     [
-      'compare ./Qwen1.5-MoE-A2.7B --text wiki.txt --target-ratio 0.3 --methods stacked-svd,calibrated --group-size 1,4,15,60',
+      'compare ./OLMoE --text a.txt --methods calibrated --group-size 1,8,64',
       'how many experts should share?',
     ],
   ],

@@ -31,7 +31,7 @@ describe('help and version', () => {
     expect(await cli.run('help')).toEqual(asked);
   });
 
-  it.each(['inspect', 'plan', 'convert', 'bench', 'doctor'])(
+  it.each(['inspect', 'plan', 'convert', 'eval', 'compare', 'generate', 'bench', 'doctor'])(
     'explains %s in 80 columns, with examples',
     async (name) => {
       const help = await cli.run(name, '--help');
