@@ -4,13 +4,14 @@
 #   scripts/sanitize.sh address [--quick]   # AddressSanitizer and UBSan: C++ tests, the TypeScript suite, hostile arguments
 #   scripts/sanitize.sh thread [--quick]    # ThreadSanitizer: C++ tests of queue, pool and core, hostile arguments
 #
-# --quick is what CI runs: fewer hostile arguments, and of the threads the tests that are about them. Builds in build-address or
-# build-thread; the suite takes that addon by MOLAE_PREBUILD. Needs npm ci and, for the TypeScript tests, npm run build:ts.
+# --quick is what CI runs: fewer hostile arguments, the suite without what is mostly JavaScript or long conversions, and of
+# the threads the tests that are about them. Builds in build-address or build-thread; the suite takes that addon by
+# MOLAE_PREBUILD. Needs npm ci and, for the TypeScript tests, npm run build:ts.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 usage() {
-  sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
   exit 2
 }
 case "${1:-}" in
@@ -79,6 +80,15 @@ suite() {
     'test/cuda/library.test.ts: opens the CUDA library, which nvcc built without'
     'test/python/interop.test.ts: what computes there is PyTorch'
   )
+  if [ "$quick" -eq 1 ]; then
+    not_run+=(
+      'test/docs.test.ts: long, and runs nothing native that others do not'
+      'test/examples.test.ts: the same'
+      'test/cli/**: the same'
+      'test/methods/{compare,convert-calibrated,search,affinity,calibrated-blocks}.test.ts: the same'
+      'test/checkpoint/{conversion,quantized-factors}.test.ts: the same'
+    )
+  fi
   local exclude=() line
   for line in "${not_run[@]}"; do
     echo "not run: $line"
