@@ -27,7 +27,6 @@ uint16_t stored(float scale) {
   return bits;
 }
 
-// The integer of a value; a scale that f16 cannot tell from 0 leaves nothing.
 int nearest_of_8_bits(float value, float scale) {
   return static_cast<int>(std::clamp(std::round(value / scale), -127.0f, 127.0f));
 }
@@ -36,6 +35,7 @@ int nearest_of_4_bits(float value, float scale) {
   return static_cast<int>(std::clamp(std::floor(value / scale + 0.5f), -8.0f, 7.0f));
 }
 
+// A scale that f16 cannot tell from 0 leaves nothing of a block.
 Q8Block to_q8(std::span<const float> values) {
   const float scale = std::fabs(extreme(values)) / 127.0f;
   Q8Block block{stored(scale), {}};

@@ -7,8 +7,8 @@ namespace molae::cpu {
 
 // One panel of inputs against rows of a weight, for a piece of the inner size:
 //   sums[j][lane] (+)= sum over k of inputs[k][lane] * weights[j * weight_stride + k]
-// A lane is a row of the product. Weights are read in their own order, one at a time for all lanes: f32 weights need no
-// packing at all, neither a second copy in memory nor one in the cache.
+// A lane is a row of the product. Weights are read in their own order, one at a time for all lanes: they are widened to
+// f32, and never reordered.
 struct PanelProduct {
   const float* inputs;  // [inner][width]
   const float* weights;
