@@ -30,8 +30,7 @@ void copy_bytes(void* to, const void* from, size_t bytes) {
 
 class CpuBackend final : public Backend {
  public:
-  explicit CpuBackend(int threads)
-      : threads_(threads), account_(std::make_shared<MemoryAccount>()), workspace_(account_) {
+  explicit CpuBackend(int threads) : threads_(threads), memory_(std::make_shared<HostMemory>()), workspace_(memory_) {
     openblas_set_num_threads(1);
   }
 
@@ -44,10 +43,13 @@ class CpuBackend final : public Backend {
             threads_,
             cpu::memory_bytes()};
   }
-  MemoryUsage memory_usage() const override { return account_->usage(); }
-  void trim() override { workspace_.release(); }
+  MemoryUsage memory_usage() const override { return memory_->usage(); }
+  void trim() override {
+    workspace_.release();
+    memory_->trim();
+  }
 
-  std::shared_ptr<Buffer> allocate(size_t bytes) override { return allocate_host_buffer(this, account_, bytes); }
+  std::shared_ptr<Buffer> allocate(size_t bytes) override { return allocate_host_buffer(this, memory_, bytes); }
   double timestamp() override {
     const auto now = std::chrono::steady_clock::now().time_since_epoch();
     return std::chrono::duration<double, std::milli>(now).count();
@@ -130,7 +132,7 @@ class CpuBackend final : public Backend {
   }
 
   int threads_;
-  std::shared_ptr<MemoryAccount> account_;
+  std::shared_ptr<HostMemory> memory_;
   Workspace workspace_;
   std::unique_ptr<Decoder> decoder_ = cpu::make_decoder(context());
   std::unique_ptr<CalibrationSteps> calibration_steps_ = cpu::make_calibration_steps(context());

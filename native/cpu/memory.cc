@@ -43,34 +43,30 @@ void* map_pages(size_t) { return nullptr; }
 void unmap_pages(void*, size_t) {}
 #endif
 
+// nullptr: there is no more.
+void* try_allocate(size_t bytes) {
+  return is_mapped(bytes) ? map_pages(bytes) : ::operator new(bytes == 0 ? 1 : bytes, kAlignment, std::nothrow);
+}
+
+[[noreturn]] void fail_to_allocate(size_t bytes) {
+  fail(ErrorCode::OutOfMemory, "Out of memory: ", bytes, " bytes were asked for");
+}
+
 class HostBuffer final : public Buffer {
  public:
-  HostBuffer(const Backend* owner, std::shared_ptr<MemoryAccount> account, size_t bytes)
-      : Buffer(owner, allocate_aligned(bytes), bytes), account_(std::move(account)) {
-    account_->add_tensor(bytes);
-  }
-  ~HostBuffer() override {
-    account_->remove_tensor(bytes());
-    free_aligned(data(), bytes());
-  }
+  HostBuffer(const Backend* owner, std::shared_ptr<HostMemory> memory, size_t bytes)
+      : Buffer(owner, memory->allocate_tensor(bytes), bytes), memory_(std::move(memory)) {}
+  ~HostBuffer() override { memory_->free_tensor(data(), bytes()); }
 
  private:
-  std::shared_ptr<MemoryAccount> account_;
+  std::shared_ptr<HostMemory> memory_;
 };
 
 }  // namespace
 
-void MemoryAccount::update(std::atomic<size_t>& counter, size_t bytes) {
-  counter.fetch_add(bytes, std::memory_order_relaxed);
-  const size_t total = tensors_.load(std::memory_order_relaxed) + workspaces_.load(std::memory_order_relaxed);
-  size_t peak = peak_.load(std::memory_order_relaxed);
-  while (peak < total && !peak_.compare_exchange_weak(peak, total, std::memory_order_relaxed)) {
-  }
-}
-
 void* allocate_aligned(size_t bytes) {
-  void* data = is_mapped(bytes) ? map_pages(bytes) : ::operator new(bytes == 0 ? 1 : bytes, kAlignment, std::nothrow);
-  if (!data) fail(ErrorCode::OutOfMemory, "Out of memory: ", bytes, " bytes were asked for");
+  void* data = try_allocate(bytes);
+  if (!data) fail_to_allocate(bytes);
   return data;
 }
 
@@ -82,9 +78,45 @@ void free_aligned(void* data, size_t bytes) {
   }
 }
 
-std::shared_ptr<Buffer> allocate_host_buffer(const Backend* owner, std::shared_ptr<MemoryAccount> account,
-                                             size_t bytes) {
-  return std::make_shared<HostBuffer>(owner, std::move(account), bytes);
+void* HostMemory::allocate_block(size_t bytes) {
+  if (void* freed = freed_.take(bytes)) return freed;
+  void* data = try_allocate(FreedBlocks::block_bytes(bytes));
+  if (!data && freed_.release() > 0) data = try_allocate(FreedBlocks::block_bytes(bytes));
+  if (!data) fail_to_allocate(bytes);
+  return data;
+}
+
+void* HostMemory::allocate_tensor(size_t bytes) {
+  void* data = allocate_block(bytes);
+  tensors_.fetch_add(bytes, std::memory_order_relaxed);
+  update_peak();
+  return data;
+}
+
+void HostMemory::free_tensor(void* data, size_t bytes) {
+  tensors_.fetch_sub(bytes, std::memory_order_relaxed);
+  if (!freed_.keep(data, bytes)) free_aligned(data, FreedBlocks::block_bytes(bytes));
+}
+
+void HostMemory::add_workspace(size_t bytes) {
+  workspaces_.fetch_add(bytes, std::memory_order_relaxed);
+  update_peak();
+}
+
+void HostMemory::remove_workspace(size_t bytes) { workspaces_.fetch_sub(bytes, std::memory_order_relaxed); }
+
+MemoryUsage HostMemory::usage() const { return {tensors_.load(), workspaces_.load() + freed_.bytes(), peak_.load()}; }
+
+void HostMemory::update_peak() {
+  const MemoryUsage now = usage();
+  size_t peak = peak_.load(std::memory_order_relaxed);
+  while (peak < now.tensors + now.workspaces &&
+         !peak_.compare_exchange_weak(peak, now.tensors + now.workspaces, std::memory_order_relaxed)) {
+  }
+}
+
+std::shared_ptr<Buffer> allocate_host_buffer(const Backend* owner, std::shared_ptr<HostMemory> memory, size_t bytes) {
+  return std::make_shared<HostBuffer>(owner, std::move(memory), bytes);
 }
 
 void* Workspace::get_bytes(size_t slot, size_t count, size_t item_bytes) {
@@ -93,11 +125,11 @@ void* Workspace::get_bytes(size_t slot, size_t count, size_t item_bytes) {
   Block& block = blocks_[slot];
   if (block.bytes < bytes) {
     free_aligned(block.data, block.bytes);
-    account_->remove_workspace(block.bytes);
+    memory_->remove_workspace(block.bytes);
     block = {};
     block.data = allocate_aligned(bytes);
     block.bytes = bytes;
-    account_->add_workspace(bytes);
+    memory_->add_workspace(bytes);
   }
   return block.data;
 }
@@ -105,7 +137,7 @@ void* Workspace::get_bytes(size_t slot, size_t count, size_t item_bytes) {
 void Workspace::release() {
   for (Block& block : blocks_) {
     free_aligned(block.data, block.bytes);
-    account_->remove_workspace(block.bytes);
+    memory_->remove_workspace(block.bytes);
   }
   blocks_.clear();
 }

@@ -6,40 +6,45 @@
 #include <vector>
 
 #include "core/backend.h"
+#include "cpu/freed_blocks.h"
 
 namespace molae {
-
-// Counts the bytes a backend holds.
-class MemoryAccount {
- public:
-  void add_tensor(size_t bytes) { update(tensors_, bytes); }
-  void remove_tensor(size_t bytes) { tensors_.fetch_sub(bytes, std::memory_order_relaxed); }
-  void add_workspace(size_t bytes) { update(workspaces_, bytes); }
-  void remove_workspace(size_t bytes) { workspaces_.fetch_sub(bytes, std::memory_order_relaxed); }
-  MemoryUsage usage() const { return {tensors_.load(), workspaces_.load(), peak_.load()}; }
-
- private:
-  void update(std::atomic<size_t>& counter, size_t bytes);
-
-  std::atomic<size_t> tensors_{0};
-  std::atomic<size_t> workspaces_{0};
-  std::atomic<size_t> peak_{0};
-};
 
 // 64-byte aligned, uninitialized memory. Throws OutOfMemory.
 void* allocate_aligned(size_t bytes);
 void free_aligned(void* data, size_t bytes);
 
-// A tensor's memory. The account outlives the backend where a tensor does.
-std::shared_ptr<Buffer> allocate_host_buffer(const Backend* owner, std::shared_ptr<MemoryAccount> account,
-                                             size_t bytes);
+// The memory of a backend, and how much of it there is. Freed blocks that it keeps count as workspace.
+class HostMemory {
+ public:
+  // As allocate_aligned, or a block that was freed before.
+  void* allocate_tensor(size_t bytes);
+  void free_tensor(void* data, size_t bytes);
+  void add_workspace(size_t bytes);
+  void remove_workspace(size_t bytes);
+  // Gives freed blocks back to the system.
+  void trim() { freed_.release(); }
+  MemoryUsage usage() const;
+
+ private:
+  void* allocate_block(size_t bytes);
+  void update_peak();
+
+  FreedBlocks freed_;
+  std::atomic<size_t> tensors_{0};
+  std::atomic<size_t> workspaces_{0};
+  std::atomic<size_t> peak_{0};
+};
+
+// A tensor's memory, which outlives the backend where a tensor does.
+std::shared_ptr<Buffer> allocate_host_buffer(const Backend* owner, std::shared_ptr<HostMemory> memory, size_t bytes);
 
 // Memory that operations reuse from call to call: fresh large allocations page-fault, which costs as much as
 // the arithmetic on small layers. One block a slot, grown when a larger one is asked for; contents do not survive
 // the next request for the same slot.
 class Workspace {
  public:
-  explicit Workspace(std::shared_ptr<MemoryAccount> account) : account_(std::move(account)) {}
+  explicit Workspace(std::shared_ptr<HostMemory> memory) : memory_(std::move(memory)) {}
   ~Workspace() { release(); }
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
@@ -57,7 +62,7 @@ class Workspace {
   };
   void* get_bytes(size_t slot, size_t count, size_t item_bytes);
 
-  std::shared_ptr<MemoryAccount> account_;
+  std::shared_ptr<HostMemory> memory_;
   std::vector<Block> blocks_;
 };
 

@@ -83,14 +83,18 @@ void check_attention_of(Context& context, Decoder& decoder, const AttentionSpec&
                     floats(context, {random.keys, spec.kv_heads * spec.head_size}, keys),
                     floats(context, {random.keys, spec.kv_heads * spec.value_size}, values), random.sequences, spec,
                     out);
-  Values wanted(out.elements());
+  Values wanted(out.elements()), scale(out.elements()), sizes = values;
+  for (double& value : sizes) value = std::abs(value);
   for (const Sequence& s : random.sequences) {
     for (int64_t query = s.query_begin; query < s.query_end; ++query) {
-      for (int64_t head = 0; head < spec.heads; ++head) attend(spec, s, query, head, q, keys, values, wanted);
+      for (int64_t head = 0; head < spec.heads; ++head) {
+        attend(spec, s, query, head, q, keys, values, wanted);
+        attend(spec, s, query, head, q, keys, sizes, scale);
+      }
     }
   }
   expect_close(
-      read(context.backend, out), wanted, 1e-5,
+      read(context.backend, out), wanted, scale, 1e-5,
       name_of("attention (queries, keys, heads, kv heads, head size, value size, window)",
               {random.queries, random.keys, spec.heads, spec.kv_heads, spec.head_size, spec.value_size, spec.window}));
 }
@@ -163,8 +167,12 @@ void check_linear(Context& context, Decoder& decoder) {
     const Tensor out = poisoned(context, DType::F32, {rows, cols});
     decoder.linear(input, weight, bias, out);
     Values wanted = reference_product(x, false, w, true, rows, cols, inner);
-    for (size_t i = 0; biased && i < wanted.size(); ++i) wanted[i] += b[i % cols];
-    expect_close(read(context.backend, out), wanted, 1e-5,
+    Values scale = product_scale(x, false, w, true, rows, cols, inner);
+    for (size_t i = 0; biased && i < wanted.size(); ++i) {
+      wanted[i] += b[i % cols];
+      scale[i] = std::hypot(scale[i], b[i % cols]);
+    }
+    expect_close(read(context.backend, out), wanted, scale, 1e-5,
                  name_of("linear", {rows, cols, inner}) + " " + std::string(dtype_name(dtype)));
   }
 }

@@ -129,7 +129,8 @@ void check_forward_of(Context& context, const LayerOptions& options, const Rando
   const Routing given = upload(context, routing);
   forward->run(input, given, y, Cancellation());
   const Values first = read(context.backend, y);
-  expect_close(first, reference_forward(random, x, routing), layer_tolerance(options, x_dtype), "y");
+  expect_close(first, reference_forward(random, x, routing), forward_scale(random, x, routing),
+               layer_tolerance(options, x_dtype), "y");
   const Tensor again = poisoned(context, x_dtype, input.shape());
   forward->run(input, given, again, Cancellation());
   expect(read(context.backend, again) == first, "the same call gave another result");
@@ -196,7 +197,8 @@ MOLAE_TEST("experts: a bad routing is an error, and the device works on", Device
     });
   }
   forward->run(input, upload(context, routing), y, Cancellation());
-  expect_close(read(context.backend, y), reference_forward(random, x, routing), 1e-5, "y");
+  expect_close(read(context.backend, y), reference_forward(random, x, routing), forward_scale(random, x, routing), 1e-5,
+               "y");
 }
 
 MOLAE_TEST("experts: a cancelled forward stops", Device) {

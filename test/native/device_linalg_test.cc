@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 
 #include "core/error.h"
 #include "native/tensors.h"
@@ -9,7 +10,7 @@ namespace {
 
 struct ProductCase {
   Gemm problem;
-  Values wanted;
+  Values wanted, scale;
   double relative;
 };
 
@@ -23,14 +24,19 @@ ProductCase product_case(Context& context, DType dtype, DType c_dtype, int64_t m
   const Tensor out = beta == 0 ? poisoned(context, c_dtype, {m, n}) : make_tensor(context, c_dtype, {m, n}, c);
   result.problem = {left, right, out, ta, tb, alpha, beta};
   result.wanted = reference_product(a, ta, b, tb, m, n, k);
-  for (size_t i = 0; i < c.size(); ++i) result.wanted[i] = alpha * result.wanted[i] + (beta == 0 ? 0 : beta * c[i]);
+  result.scale = product_scale(a, ta, b, tb, m, n, k);
+  for (size_t i = 0; i < c.size(); ++i) {
+    const double added = beta == 0 ? 0 : beta * c[i];
+    result.wanted[i] = alpha * result.wanted[i] + added;
+    result.scale[i] = std::hypot(alpha * result.scale[i], added);
+  }
   result.relative = tolerance(c_dtype) * (is_half(dtype) && c_dtype == DType::F32 ? 0.1 : 1);
   return result;
 }
 
 void expect_product(Context& context, const ProductCase& product) {
   const Gemm& p = product.problem;
-  expect_close(read(context.backend, p.c), product.wanted, product.relative,
+  expect_close(read(context.backend, p.c), product.wanted, product.scale, product.relative,
                std::string(dtype_name(p.a.dtype())) + " to " + std::string(dtype_name(p.c.dtype())) + " " +
                    shape_name(p.a.shape()) + (p.transpose_a ? "^T" : "") + " " + shape_name(p.b.shape()) +
                    (p.transpose_b ? "^T" : ""));
@@ -160,6 +166,8 @@ void check_eigh_of(Context& context, DType dtype, int64_t n, int64_t top) {
   context.backend.eigh(a, eigenvalues, vectors);
   const std::string what = std::string("eigh ") + std::string(dtype_name(dtype)) + " " + shape_name({top, n});
   const double relative = dtype == DType::F64 ? 1e-11 : 1e-4;
+  // LAPACK's algorithm for eigenvectors leaves close ones less orthogonal: over 1e-4 in one of 300 random matrices.
+  const double orthogonality = dtype == DType::F64 ? 1e-11 : 1e-3;
   const Values lambda = read(context.backend, eigenvalues), v = read(context.backend, vectors);
   expect(std::is_sorted(lambda.rbegin(), lambda.rend()), what, ": order");
   double trace = 0, sum = 0;
@@ -171,7 +179,7 @@ void check_eigh_of(Context& context, DType dtype, int64_t n, int64_t top) {
   expect_close(reference_product(v, false, values, false, top, n, n), scaled, relative, what + " pairs");
   Values identity(top * top, 0);
   for (int64_t i = 0; i < top; ++i) identity[i * top + i] = 1;
-  expect_close(reference_product(v, false, v, true, top, top, n), identity, relative, what + " vectors");
+  expect_close(reference_product(v, false, v, true, top, top, n), identity, orthogonality, what + " vectors");
 }
 
 MOLAE_TEST("linalg: eigh", Device) {

@@ -69,39 +69,77 @@ class LayerBuilder {
   RandomLayer result_;
 };
 
-Values times(const Values& w, int64_t rows, const Values& x) {
-  Values y(rows, 0);
-  const size_t cols = x.size();
-  for (int64_t i = 0; i < rows; ++i) {
-    for (size_t j = 0; j < cols; ++j) y[i] += w[i * cols + j] * x[j];
+// What is computed with: values, or the squares of the sizes that values and their rounding errors have when signs are
+// random. A product of matrices of squares has the squares of its elements' sizes.
+struct Arithmetic {
+  Values (*of)(const Values&);
+  double (*activate)(Activation, double);
+  bool gates_shared_expert;
+};
+
+double activate_square(Activation activation, double square) {
+  return std::pow(activate<double>(activation, std::sqrt(square)), 2);
+}
+
+const Arithmetic kPlain{[](const Values& values) { return values; }, activate<double>, true};
+const Arithmetic kSquares{[](const Values& values) { return squared(values); }, activate_square, false};
+
+class Reference {
+ public:
+  Reference(const RandomLayer& layer, const Arithmetic& arithmetic) : layer_(layer), arithmetic_(arithmetic) {}
+
+  Values forward(const Values& x, const RandomRouting& routing) const {
+    const int64_t n = layer_.layer.hidden_size, m = layer_.layer.intermediate_size;
+    const Values inputs = arithmetic_.of(x);
+    const Values weights = arithmetic_.of({routing.weights.begin(), routing.weights.end()});
+    Values y(routing.tokens * n, 0);
+    for (int64_t t = 0; t < routing.tokens; ++t) {
+      const Values row(inputs.begin() + t * n, inputs.begin() + (t + 1) * n);
+      const auto add = [&](const Values& part, double weight) {
+        for (int64_t j = 0; j < n; ++j) y[t * n + j] += weight * part[j];
+      };
+      for (int64_t slot = t * routing.top_k; slot < (t + 1) * routing.top_k; ++slot) {
+        const int32_t i = routing.ids[slot], g = routing.group_of[i];
+        const Values hidden = gated(apply(0, i, g, m, row), apply(1, i, g, m, row));
+        add(apply(2, i, g, n, hidden), weights[slot]);
+      }
+      if (layer_.layer.shared_expert) add(shared_output(row), 1);
+    }
+    return y;
   }
-  return y;
-}
 
-// W x of one expert, or A (B x), or for down B (A x).
-Values apply(const RandomLayer& layer, int op, int32_t expert, int32_t group, int64_t rows, const Values& x) {
-  const Values& w = layer.per_expert[op][expert];
-  if (layer.shared[op].empty()) return times(w, rows, x);
-  const Values& b = layer.shared[op][group];
-  const int64_t rank = layer.ranks[op][group];
-  return op == 2 ? times(b, rows, times(w, rank, x)) : times(w, rows, times(b, rank, x));
-}
+ private:
+  Values times(const Values& w, int64_t rows, const Values& x) const {
+    return reference_product(arithmetic_.of(w), false, x, false, rows, 1, static_cast<int64_t>(x.size()));
+  }
 
-Values gated(const ExpertLayer& layer, Values gate, const Values& up) {
-  for (size_t i = 0; i < gate.size(); ++i) gate[i] = activate(layer.activation, gate[i]) * up[i];
-  return gate;
-}
+  // W x of one expert, or A (B x), or for down B (A x).
+  Values apply(int op, int32_t expert, int32_t group, int64_t rows, const Values& x) const {
+    const Values& w = layer_.per_expert[op][expert];
+    if (layer_.shared[op].empty()) return times(w, rows, x);
+    const Values& b = layer_.shared[op][group];
+    const int64_t rank = layer_.ranks[op][group];
+    return op == 2 ? times(b, rows, times(w, rank, x)) : times(w, rows, times(b, rank, x));
+  }
 
-Values shared_output(const RandomLayer& layer, const Values& x) {
-  const int64_t width = layer.layer.shared_expert->gate.rows();
-  const Values hidden =
-      gated(layer.layer, times(layer.shared_expert[0], width, x), times(layer.shared_expert[1], width, x));
-  Values y = times(layer.shared_expert[2], layer.layer.hidden_size, hidden);
-  if (layer.gate_logit.empty()) return y;
-  const double scale = 1 / (1 + std::exp(-times(layer.gate_logit, 1, x)[0]));
-  for (double& value : y) value *= scale;
-  return y;
-}
+  Values gated(Values gate, const Values& up) const {
+    for (size_t i = 0; i < gate.size(); ++i) gate[i] = arithmetic_.activate(layer_.layer.activation, gate[i]) * up[i];
+    return gate;
+  }
+
+  Values shared_output(const Values& x) const {
+    const int64_t width = layer_.layer.shared_expert->gate.rows();
+    const Values hidden = gated(times(layer_.shared_expert[0], width, x), times(layer_.shared_expert[1], width, x));
+    Values y = times(layer_.shared_expert[2], layer_.layer.hidden_size, hidden);
+    if (layer_.gate_logit.empty() || !arithmetic_.gates_shared_expert) return y;
+    const double scale = 1 / (1 + std::exp(-times(layer_.gate_logit, 1, x)[0]));
+    for (double& value : y) value *= scale;
+    return y;
+  }
+
+  const RandomLayer& layer_;
+  const Arithmetic& arithmetic_;
+};
 
 }  // namespace
 
@@ -111,21 +149,11 @@ RandomLayer random_layer(Context& context, const LayerOptions& options,
 }
 
 Values reference_forward(const RandomLayer& layer, const Values& x, const RandomRouting& routing) {
-  const int64_t n = layer.layer.hidden_size, m = layer.layer.intermediate_size;
-  Values y(routing.tokens * n, 0);
-  for (int64_t t = 0; t < routing.tokens; ++t) {
-    const Values row(x.begin() + t * n, x.begin() + (t + 1) * n);
-    const auto add = [&](const Values& part, double weight) {
-      for (int64_t j = 0; j < n; ++j) y[t * n + j] += weight * part[j];
-    };
-    for (int64_t slot = t * routing.top_k; slot < (t + 1) * routing.top_k; ++slot) {
-      const int32_t i = routing.ids[slot], g = routing.group_of[i];
-      const Values hidden = gated(layer.layer, apply(layer, 0, i, g, m, row), apply(layer, 1, i, g, m, row));
-      add(apply(layer, 2, i, g, n, hidden), routing.weights[slot]);
-    }
-    if (layer.layer.shared_expert) add(shared_output(layer, row), 1);
-  }
-  return y;
+  return Reference(layer, kPlain).forward(x, routing);
+}
+
+Values forward_scale(const RandomLayer& layer, const Values& x, const RandomRouting& routing) {
+  return roots(Reference(layer, kSquares).forward(x, routing));
 }
 
 }  // namespace molae::test

@@ -32,5 +32,7 @@ RandomLayer random_layer(Context& context, const LayerOptions& options,
 
 // y [T, n].
 Values reference_forward(const RandomLayer& layer, const Values& x, const RandomRouting& routing);
+// How large its elements are when signs are random, see expect_close.
+Values forward_scale(const RandomLayer& layer, const Values& x, const RandomRouting& routing);
 
 }  // namespace molae::test

@@ -38,7 +38,8 @@ void check(Context& context, const LayerOptions& options, const RandomRouting& r
   // Half-precision chains round what goes from stage to stage, up to four times: in a layer of a few elements that adds
   // up.
   const double relative = 2 * std::max(tolerance(cuda::common_dtype(random.layer)), tolerance(x_dtype));
-  expect_close(read(context.backend, y), reference_forward(random, x, routing), relative, "y");
+  expect_close(read(context.backend, y), reference_forward(random, x, routing), forward_scale(random, x, routing),
+               relative, "y");
 }
 
 std::vector<DType> random_dtypes(Context& context) {

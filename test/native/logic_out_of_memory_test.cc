@@ -42,7 +42,9 @@ int64_t fail_each(const Work& work, Allocations kind, bool lasting) {
     {
       const auto backend = make_cpu_backend(2);
       const bool completed = completes(work, *backend, kind, index, lasting, failed_one);
-      if (failed_one) expect(!completed, "allocation ", index, " failed, and nobody noticed");
+      // A large block is asked for again, once freed ones have been given back.
+      const bool may_recover = kind == Allocations::Mappings && !lasting;
+      if (failed_one && !may_recover) expect(!completed, "allocation ", index, " failed, and nobody noticed");
       expect_equal(backend->memory_usage().tensors, size_t{0}, "bytes of tensors after allocation ", index, " failed");
       expect(work(*backend) == wanted, "wrong results after allocation ", index, " failed");
     }

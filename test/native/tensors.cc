@@ -158,13 +158,21 @@ double tolerance(DType dtype) {
 }
 
 void expect_close(const Values& actual, const Values& wanted, double relative, const std::string& what) {
+  expect_close(actual, wanted, wanted, relative, what);
+}
+
+void expect_close(const Values& actual, const Values& wanted, const Values& scale, double relative,
+                  const std::string& what) {
   expect_equal(actual.size(), wanted.size(), what, ": elements");
-  double difference = 0, norm = 0;
+  expect_equal(scale.size(), wanted.size(), what, ": elements of its scale");
+  double difference = 0, norm = 0, least = 0;
   for (size_t i = 0; i < wanted.size(); ++i) {
     expect(std::isfinite(actual[i]), what, ": element ", i, " is ", actual[i], ", wanted ", wanted[i]);
     difference += (actual[i] - wanted[i]) * (actual[i] - wanted[i]);
     norm += wanted[i] * wanted[i];
+    least += scale[i] * scale[i];
   }
+  norm = std::max(norm, least);
   const double error = norm > 0 ? std::sqrt(difference / norm) : std::sqrt(difference);
   expect(error <= relative, what, ": relative error ", error, " is more than ", relative);
 }
@@ -182,6 +190,21 @@ Values reference_product(const Values& a, bool transpose_a, const Values& b, boo
     }
   }
   return c;
+}
+
+Values product_scale(const Values& a, bool transpose_a, const Values& b, bool transpose_b, int64_t m, int64_t n,
+                     int64_t k) {
+  return roots(reference_product(squared(a), transpose_a, squared(b), transpose_b, m, n, k));
+}
+
+Values squared(Values values) {
+  for (double& value : values) value *= value;
+  return values;
+}
+
+Values roots(Values values) {
+  for (double& value : values) value = std::sqrt(value);
+  return values;
 }
 
 }  // namespace molae::test

@@ -31,9 +31,18 @@ RouterSpec plain_spec(int64_t top_k, bool renormalize);
 // The tolerances of one operation in one dtype: norm-wise relative error.
 double tolerance(DType dtype);
 void expect_close(const Values& actual, const Values& wanted, double relative, const std::string& what);
+// Relative to `scale` where that is larger: results of few elements may cancel by chance, rounding errors do not.
+void expect_close(const Values& actual, const Values& wanted, const Values& scale, double relative,
+                  const std::string& what);
 
 // C = op(a) op(b) in f64; a [m, k] and b [k, n] after their transpositions.
 Values reference_product(const Values& a, bool transpose_a, const Values& b, bool transpose_b, int64_t m, int64_t n,
                          int64_t k);
+// The scale of its elements: the roots of the sums of the squared terms.
+Values product_scale(const Values& a, bool transpose_a, const Values& b, bool transpose_b, int64_t m, int64_t n,
+                     int64_t k);
+
+Values squared(Values values);
+Values roots(Values values);
 
 }  // namespace molae::test
