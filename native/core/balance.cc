@@ -14,15 +14,15 @@ constexpr double kLeast = 1e-6;
 }  // namespace
 
 void balance(Backend& backend, const Tensor& rows, const std::vector<double>& spectrum) {
-  const int64_t r = rows.rows();
   if (spectrum.empty() || spectrum[0] <= 0) return;
-  std::vector<double> scales(r * r, 0);
-  for (int64_t i = 0; i < r; ++i) {
+  std::vector<double> values = downloaded(backend, rows);
+  const int64_t n = rows.cols();
+  for (int64_t i = 0; i < rows.rows(); ++i) {
     const double worth = i < static_cast<int64_t>(spectrum.size()) ? spectrum[i] / spectrum[0] : 0;
-    scales[i * (r + 1)] = std::pow(std::max(worth, kLeast), 0.25);
+    const double scale = std::pow(std::max(worth, kLeast), 0.25);
+    for (int64_t j = 0; j < n; ++j) values[i * n + j] *= scale;
   }
-  const Tensor diagonal = uploaded(backend, DType::F64, scales).reshape({r, r});
-  backend.copy(product(backend, diagonal, false, rows, false), rows);
+  backend.upload(values.data(), rows);
 }
 
 }  // namespace molae

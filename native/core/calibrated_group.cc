@@ -27,9 +27,12 @@ CalibrationSteps& steps_of(Backend& backend) {
 
 void expect_matrix(const Backend& backend, const Tensor& w, const Shape& shape, const char* name) {
   if (!w || w.owner() != &backend) fail(ErrorCode::DeviceMismatch, name, " lives on another device");
-  if (w.shape() != shape || !is_float(w.dtype())) {
-    fail(ErrorCode::ShapeMismatch, "Expected floats ", shape_name(shape), " for ", name, " but received ",
-         dtype_name(w.dtype()), " ", shape_name(w.shape()));
+  if (!is_float(w.dtype())) {
+    fail(ErrorCode::DTypeMismatch, "Expected floats for ", name, " but received ", dtype_name(w.dtype()));
+  }
+  if (w.shape() != shape) {
+    fail(ErrorCode::ShapeMismatch, "Expected ", shape_name(shape), " for ", name, " but received ",
+         shape_name(w.shape()));
   }
 }
 

@@ -68,9 +68,11 @@ SharedBasis::SharedBasis(Backend& backend, Options options) : backend_(backend),
 
 void SharedBasis::check_expert(const Tensor& w) const {
   if (!w || w.owner() != &backend_) fail(ErrorCode::DeviceMismatch, "The expert lives on another device");
-  if (w.rank() != 2 || !is_float(w.dtype())) {
-    fail(ErrorCode::ShapeMismatch, "Expected a matrix of floats for an expert but received ", dtype_name(w.dtype()),
-         " ", shape_name(w.shape()));
+  if (!is_float(w.dtype())) {
+    fail(ErrorCode::DTypeMismatch, "Expected floats for an expert but received ", dtype_name(w.dtype()));
+  }
+  if (w.rank() != 2) {
+    fail(ErrorCode::ShapeMismatch, "Expected a matrix for an expert but received ", shape_name(w.shape()));
   }
   const int64_t shared = w.dim(options_.side == SharedSide::Input ? 1 : 0);
   if (shared != options_.shared_size) {

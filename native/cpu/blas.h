@@ -14,15 +14,12 @@ extern "C" {
                  const int* ldu, Real* vt, const int* ldvt, Real* work, const int* lwork, int* iwork, int* info);     \
   void p##sytrd_(const char* uplo, const int* n, Real* a, const int* lda, Real* d, Real* e, Real* tau, Real* work,    \
                  const int* lwork, int* info);                                                                        \
+  void p##larfg_(const int* n, Real* alpha, Real* x, const int* incx, Real* tau);                                     \
   void p##sterf_(const int* n, Real* d, Real* e, int* info);                                                          \
   void p##stemr_(const char* jobz, const char* range, const int* n, Real* d, Real* e, const Real* vl, const Real* vu, \
                  const int* il, const int* iu, int* m, Real* w, Real* z, const int* ldz, const int* nzc, int* isuppz, \
                  int* tryrac, Real* work, const int* lwork, int* iwork, const int* liwork, int* info);                \
-  void p##ormtr_(const char* side, const char* uplo, const char* trans, const int* m, const int* n, const Real* a,    \
-                 const int* lda, const Real* tau, Real* c, const int* ldc, Real* work, const int* lwork, int* info);  \
-  void p##potrf_(const char* uplo, const int* n, Real* a, const int* lda, int* info);                                 \
-  void p##sygst_(const int* itype, const char* uplo, const int* n, Real* a, const int* lda, const Real* b,            \
-                 const int* ldb, int* info);
+  void p##potrf_(const char* uplo, const int* n, Real* a, const int* lda, int* info);
 MOLAE_DECLARE_LAPACK(s, float)
 MOLAE_DECLARE_LAPACK(d, double)
 #undef MOLAE_DECLARE_LAPACK
@@ -52,21 +49,19 @@ inline void gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, double alpha
               to_int(k), alpha, a, to_int(lda), b, to_int(ldb), beta, c, to_int(ldc));
 }
 
-// X in place of B [r, cols]: L L^T X = B, L [r, r] the lower Cholesky factor, row-major.
-inline void solve_cholesky(int r, int cols, const float* l, float* b) {
-  for (CBLAS_TRANSPOSE side : {CblasNoTrans, CblasTrans}) {
-    cblas_strsm(CblasRowMajor, CblasLeft, CblasLower, side, CblasNonUnit, r, cols, 1, l, r, b, cols);
-  }
+// B becomes op(L)⁻¹ B: l [r, r] a lower triangle, B [r, cols] with rows of ldb elements, on the calling thread.
+inline void divide_by_triangle(CBLAS_TRANSPOSE op, int64_t r, int64_t cols, const float* l, float* b, int64_t ldb) {
+  cblas_strsm(CblasRowMajor, CblasLeft, CblasLower, op, CblasNonUnit, to_int(r), to_int(cols), 1, l, to_int(r), b,
+              to_int(ldb));
 }
 
-inline void solve_cholesky(int r, int cols, const double* l, double* b) {
-  for (CBLAS_TRANSPOSE side : {CblasNoTrans, CblasTrans}) {
-    cblas_dtrsm(CblasRowMajor, CblasLeft, CblasLower, side, CblasNonUnit, r, cols, 1, l, r, b, cols);
-  }
+inline void divide_by_triangle(CBLAS_TRANSPOSE op, int64_t r, int64_t cols, const double* l, double* b, int64_t ldb) {
+  cblas_dtrsm(CblasRowMajor, CblasLeft, CblasLower, op, CblasNonUnit, to_int(r), to_int(cols), 1, l, to_int(r), b,
+              to_int(ldb));
 }
 
-// Lets OpenBLAS itself use several threads for as long as this lives: for LAPACK calls, which run alone. All other
-// BLAS calls come from our own pool's threads and must not fork again.
+// Lets OpenBLAS itself use several threads for as long as this lives: for what runs alone and has no parallel form of
+// ours. All other BLAS calls come from our own pool's threads and must not fork again.
 class Threads {
  public:
   explicit Threads(int threads) { openblas_set_num_threads(threads); }

@@ -19,6 +19,11 @@ constexpr int64_t kMomentRows = 4096;
 // Rows of pre-activations that one task goes through.
 constexpr int64_t kHiddenRows = 256;
 
+// Rows or columns of a matrix that one task multiplies or solves for.
+constexpr int64_t kBlock = 64;
+// Rows that one task copies.
+constexpr int64_t kCopiedRows = 64;
+
 void check_info(int info, const char* routine) {
   if (info < 0) fail(ErrorCode::Internal, routine, " refused its argument ", -info);
 }
@@ -64,7 +69,7 @@ class CpuCalibrationSteps final : public CalibrationSteps {
     for (int64_t begin = 0; begin < x.rows(); begin += kMomentRows) {
       const int64_t rows = std::min(kMomentRows, x.rows() - begin);
       float* scaled = context_.workspace.get<float>(kOperandA, rows * n);
-      ComputePool::instance().parallel_for(context_.threads, rows, [&](int64_t row, int) {
+      over_rows(rows, [&](int64_t row) {
         float* to = scaled + row * n;
         widen_elements(x.dtype(), x.as<const std::byte>() + (begin + row) * n * item_size(x.dtype()), to, n);
         if (!scales) return;
@@ -77,7 +82,7 @@ class CpuCalibrationSteps final : public CalibrationSteps {
 
   void gather_rows(const Tensor& x, const Tensor& rows, const Tensor& scales, const Tensor& out) override {
     const int64_t n = x.cols();
-    ComputePool::instance().parallel_for(context_.threads, out.rows(), [&](int64_t row, int) {
+    over_rows(out.rows(), [&](int64_t row) {
       const float* from = x.as<const float>() + rows.as<const int32_t>()[row] * n;
       float* to = out.as<float>() + row * n;
       const float scale = scales ? scales.as<const float>()[row] : 1;
@@ -87,7 +92,7 @@ class CpuCalibrationSteps final : public CalibrationSteps {
 
   void scatter_add_rows(const Tensor& from, const Tensor& rows, const Tensor& to) override {
     const int64_t n = from.cols();
-    ComputePool::instance().parallel_for(context_.threads, from.rows(), [&](int64_t row, int) {
+    over_rows(from.rows(), [&](int64_t row) {
       const float* source = from.as<const float>() + row * n;
       float* target = to.as<float>() + rows.as<const int32_t>()[row] * n;
       for (int64_t j = 0; j < n; ++j) target[j] += source[j];
@@ -182,7 +187,6 @@ class CpuCalibrationSteps final : public CalibrationSteps {
 
   // Our lower triangle by rows is LAPACK's upper one by columns: A = UᵀU there is A = LLᵀ here.
   void cholesky(const Tensor& a) override {
-    const blas::Threads threads(context_.threads);
     const int n = blas::to_int(a.rows());
     if (n == 0) return;
     int info = 0;
@@ -192,33 +196,56 @@ class CpuCalibrationSteps final : public CalibrationSteps {
     for (int64_t i = 0; i < n; ++i) std::fill(a.as<double>() + i * n + i + 1, a.as<double>() + (i + 1) * n, 0.0);
   }
 
+  // S L by rows, then Lᵀ (S L): a third more operations than LAPACK's sygst, all in products of blocks.
   void congruence(const Tensor& l, const Tensor& s) override {
-    const blas::Threads threads(context_.threads);
-    const int n = blas::to_int(s.rows());
+    const int64_t n = s.rows();
     if (n == 0) return;
-    const int second = 2;  // A becomes U A Uᵀ, U = Lᵀ
-    int info = 0;
-    dsygst_(&second, "U", &n, s.as<double>(), &n, l.as<double>(), &n, &info);
-    check_info(info, "sygst");
+    mirror_triangle(s);
+    double* product = context_.workspace.get<double>(kOperandB, n * n);
+    over_blocks(n, [&](int64_t begin, int64_t count) {
+      std::copy_n(s.as<double>() + begin * n, count * n, product + begin * n);
+      cblas_dtrmm(CblasRowMajor, CblasRight, CblasLower, CblasNoTrans, CblasNonUnit, blas::to_int(count),
+                  blas::to_int(n), 1, l.as<const double>(), blas::to_int(n), product + begin * n, blas::to_int(n));
+    });
+    over_blocks(n, [&](int64_t begin, int64_t count) {
+      blas::gemm(true, false, count, begin + count, n - begin, 1.0, l.as<const double>() + begin * n + begin, n,
+                 product + begin * n, n, 0.0, s.as<double>() + begin * n, n);
+    });
   }
 
   void divide_by_triangle(const Tensor& x, const Tensor& l) override {
-    const blas::Threads threads(context_.threads);
-    const int r = blas::to_int(x.rows()), n = blas::to_int(x.cols());
-    if (r == 0 || n == 0) return;
-    cblas_dtrsm(CblasRowMajor, CblasRight, CblasLower, CblasNoTrans, CblasNonUnit, r, n, 1, l.as<double>(), n,
-                x.as<double>(), n);
+    const int64_t n = x.cols();
+    over_blocks(n == 0 ? 0 : x.rows(), [&](int64_t begin, int64_t count) {
+      cblas_dtrsm(CblasRowMajor, CblasRight, CblasLower, CblasNoTrans, CblasNonUnit, blas::to_int(count),
+                  blas::to_int(n), 1, l.as<const double>(), blas::to_int(n), x.as<double>() + begin * n,
+                  blas::to_int(n));
+    });
   }
 
   void solve_triangle(const Tensor& l, const Tensor& x) override {
-    const blas::Threads threads(context_.threads);
-    const int r = blas::to_int(x.rows()), n = blas::to_int(x.cols());
-    if (r == 0 || n == 0) return;
-    cblas_dtrsm(CblasRowMajor, CblasLeft, CblasLower, CblasNoTrans, CblasNonUnit, r, n, 1, l.as<double>(), r,
-                x.as<double>(), n);
+    const int64_t r = x.rows(), n = x.cols();
+    over_blocks(r == 0 ? 0 : n, [&](int64_t begin, int64_t count) {
+      blas::divide_by_triangle(CblasNoTrans, r, count, l.as<const double>(), x.as<double>() + begin, n);
+    });
   }
 
  private:
+  template <class Body>
+  void over_rows(int64_t rows, Body&& body) {
+    ComputePool::instance().parallel_for(context_.threads, (rows + kCopiedRows - 1) / kCopiedRows,
+                                         [&](int64_t task, int) {
+                                           const int64_t end = std::min(rows, (task + 1) * kCopiedRows);
+                                           for (int64_t row = task * kCopiedRows; row < end; ++row) body(row);
+                                         });
+  }
+
+  template <class Body>
+  void over_blocks(int64_t count, Body&& body) {
+    ComputePool::instance().parallel_for(context_.threads, (count + kBlock - 1) / kBlock, [&](int64_t block, int) {
+      body(block * kBlock, std::min(kBlock, count - block * kBlock));
+    });
+  }
+
   Context context_;
 };
 

@@ -5,8 +5,10 @@
 
 #include "core/error.h"
 #include "cpu/blas.h"
+#include "cpu/compute_pool.h"
 #include "cpu/convert.h"
 #include "cpu/linalg.h"
+#include "cpu/tridiagonal.h"
 
 namespace molae::cpu {
 namespace {
@@ -19,18 +21,16 @@ struct Lapack;
   template <>                                \
   struct Lapack<Real> {                      \
     static constexpr auto gesdd = p##gesdd_; \
-    static constexpr auto sytrd = p##sytrd_; \
     static constexpr auto sterf = p##sterf_; \
     static constexpr auto stemr = p##stemr_; \
-    static constexpr auto ormtr = p##ormtr_; \
     static constexpr auto potrf = p##potrf_; \
   };
 MOLAE_LAPACK(float, s)
 MOLAE_LAPACK(double, d)
 #undef MOLAE_LAPACK
 
-// Smaller eigenproblems are one long chain of short steps: threads would wait for each other at every one.
-constexpr int64_t kParallelEigh = 192;
+// Columns of a right-hand side that one task solves for.
+constexpr int64_t kSolvedColumns = 6400;
 
 void check_info(int info, const char* routine) {
   if (info == 0) return;
@@ -80,24 +80,12 @@ void eigh_in(Context context, const Tensor& a, Real* values, Real* vectors, int 
   Real* e = context.workspace.get<Real>(kVectorB, 2 * size);
   Real* tau = context.workspace.get<Real>(kVectorC, 2 * size);
   Real* w = tau + size;
-  const char* uplo = "U";  // our lower triangle by rows is LAPACK's upper triangle by columns
-  int info = 0;
-
-  Real optimal[2] = {0, 0};
-  const int query = -1;
-  Lapack<Real>::sytrd(uplo, &n, a.as<Real>(), &n, d, e, tau, &optimal[0], &query, &info);
-  check_info(info, "sytrd");
-  Lapack<Real>::ormtr("L", uplo, "N", &n, &top, a.as<Real>(), &n, tau, vectors, &n, &optimal[1], &query, &info);
-  check_info(info, "ormtr");
-  const int lwork =
-      std::max({static_cast<int>(optimal[0]) + 64, static_cast<int>(optimal[1]) + 64, blas::to_int(18 * (int64_t)n)});
-  Real* work = context.workspace.get<Real>(kWork, lwork);
-  Lapack<Real>::sytrd(uplo, &n, a.as<Real>(), &n, d, e, tau, work, &lwork, &info);
-  check_info(info, "sytrd");
+  tridiagonalize(context, n, a.as<Real>(), d, e, tau);
 
   // Copies for the eigenvectors: both steps destroy the tridiagonal matrix.
   std::copy(d, d + n, d + n);
   std::copy(e, e + n - 1, e + n);
+  int info = 0;
   Lapack<Real>::sterf(&n, d, e, &info);
   check_info(info, "sterf");
   std::reverse_copy(d, d + n, values);
@@ -108,13 +96,14 @@ void eigh_in(Context context, const Tensor& a, Real* values, Real* vectors, int 
   int found = 0;
   int precise = 1;
   const int liwork = blas::to_int(10 * static_cast<int64_t>(n));
+  const int lwork = blas::to_int(18 * static_cast<int64_t>(n));
+  Real* work = context.workspace.get<Real>(kWork, lwork);
   int* isuppz = context.workspace.get<int>(kIntegers, 2 * static_cast<size_t>(top) + liwork);
   Lapack<Real>::stemr("V", "I", &n, d + n, e + n, &unused, &unused, &first, &n, &found, w, vectors, &n, &top, isuppz,
                       &precise, work, &lwork, isuppz + 2 * static_cast<size_t>(top), &liwork, &info);
   check_info(info, "stemr");
   if (found != top) fail(ErrorCode::NoConvergence, "stemr found ", found, " of ", top, " eigenvectors");
-  Lapack<Real>::ormtr("L", uplo, "N", &n, &top, a.as<Real>(), &n, tau, vectors, &n, work, &lwork, &info);
-  check_info(info, "ormtr");
+  multiply_by_reflections(context, n, a.as<Real>(), tau, top, vectors);
   for (int i = 0; i < top / 2; ++i) {  // ascending to descending
     std::swap_ranges(vectors + i * size, vectors + (i + 1) * size, vectors + (top - 1 - i) * size);
   }
@@ -137,15 +126,21 @@ void eigh_any_size(Context context, const Tensor& a, const Tensor& values, const
 }
 
 template <class Real>
-void solve_spd_in(const Tensor& spd, const Tensor& rhs) {
+void solve_spd_in(Context context, const Tensor& spd, const Tensor& rhs) {
   const int r = blas::to_int(spd.rows());
-  const int cols = blas::to_int(rhs.cols());
+  const int64_t cols = rhs.cols();
   if (r == 0 || cols == 0) return;  // BLAS refuses leading dimensions of 0
   int info = 0;
   Lapack<Real>::potrf("U", &r, spd.as<Real>(), &r, &info);  // our lower triangle by rows
   if (info > 0) fail(ErrorCode::NoConvergence, "The matrix is not positive definite at pivot ", info);
   check_info(info, "potrf");
-  blas::solve_cholesky(r, cols, spd.as<Real>(), rhs.as<Real>());
+  const int64_t tasks = (cols + kSolvedColumns - 1) / kSolvedColumns;
+  ComputePool::instance().parallel_for(context.threads, tasks, [&](int64_t task, int) {
+    const int64_t begin = task * kSolvedColumns, count = std::min(kSolvedColumns, cols - begin);
+    for (const CBLAS_TRANSPOSE side : {CblasNoTrans, CblasTrans}) {
+      blas::divide_by_triangle(side, r, count, spd.as<const Real>(), rhs.as<Real>() + begin, cols);
+    }
+  });
 }
 
 }  // namespace
@@ -162,7 +157,6 @@ void svd(Context context, const Tensor& a, const Tensor& u, const Tensor& s, con
 
 void eigh(Context context, const Tensor& a, const Tensor& values, const Tensor& vectors) {
   check_finite(a, "eigh");
-  const blas::Threads threads(a.rows() < kParallelEigh ? 1 : context.threads);
   if (a.dtype() == DType::F32) {
     eigh_any_size<float>(context, a, values, vectors);
   } else {
@@ -171,11 +165,10 @@ void eigh(Context context, const Tensor& a, const Tensor& values, const Tensor& 
 }
 
 void solve_spd(Context context, const Tensor& spd, const Tensor& rhs) {
-  const blas::Threads threads(context.threads);
   if (spd.dtype() == DType::F32) {
-    solve_spd_in<float>(spd, rhs);
+    solve_spd_in<float>(context, spd, rhs);
   } else {
-    solve_spd_in<double>(spd, rhs);
+    solve_spd_in<double>(context, spd, rhs);
   }
 }
 

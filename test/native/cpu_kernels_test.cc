@@ -211,6 +211,25 @@ MOLAE_TEST("cpu kernels: tiles cover every product once", Logic) {
   }
 }
 
+MOLAE_TEST("cpu kernels: eigenvectors do not depend on the number of threads", Logic) {
+  for (const auto& [n, top] : {std::pair{140, 130}, {530, 70}, {1100, 300}}) {
+    const Values x = random_values(context, n * n);
+    std::vector<Values> seen;
+    for (const int threads : {1, 2, 3}) {
+      const auto backend = make_cpu_backend(threads);
+      Context own{*backend, context.random};
+      for (int again = 0; again < (threads == 1 ? 1 : 3); ++again) {
+        Values values = x;
+        const Tensor a = make_tensor(own, DType::F32, {n, n}, values);
+        const Tensor lambda = poisoned(own, DType::F32, {n}), vectors = poisoned(own, DType::F32, {top, n});
+        backend->eigh(a, lambda, vectors);
+        seen.push_back(read(*backend, vectors));
+        expect(seen.back() == seen.front(), "other eigenvectors of ", n, " x ", n, " with ", threads, " threads");
+      }
+    }
+  }
+}
+
 MOLAE_TEST("cpu kernels: the pool runs every index once, and a failure ends the job alone", Logic) {
   ComputePool& pool = ComputePool::instance();
   const auto job = [&](int64_t count) {

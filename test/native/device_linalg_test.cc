@@ -184,7 +184,8 @@ void check_eigh_of(Context& context, DType dtype, int64_t n, int64_t top) {
 
 MOLAE_TEST("linalg: eigh", Device) {
   for (const DType dtype : {DType::F32, DType::F64}) {
-    for (const auto& [n, top] : {std::pair{1, 1}, {1, 0}, {2, 1}, {17, 17}, {60, 5}, {129, 40}, {200, 0}, {0, 0}}) {
+    for (const auto& [n, top] :
+         {std::pair{1, 1}, {1, 0}, {2, 1}, {17, 17}, {60, 5}, {129, 40}, {200, 0}, {370, 360}, {700, 130}, {0, 0}}) {
       check_eigh_of(context, dtype, n, top);
     }
   }
@@ -201,7 +202,7 @@ MOLAE_TEST("linalg: decompositions refuse NaN", Device) {
 
 MOLAE_TEST("linalg: solve of a positive definite system", Device) {
   for (const DType dtype : {DType::F32, DType::F64}) {
-    for (const auto& [r, cols] : {std::pair{1, 1}, {5, 3}, {64, 200}, {97, 33}}) {
+    for (const auto& [r, cols] : {std::pair{1, 1}, {5, 3}, {64, 200}, {97, 33}, {150, 190}}) {
       const Values x = random_values(context, r * 3 * r);
       Values spd = reference_product(x, false, x, true, r, r, 3 * r);
       const Tensor a = make_tensor(context, dtype, {r, r}, spd);
