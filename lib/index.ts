@@ -78,6 +78,8 @@ export {
   type CalibrationCoverage,
   convertCalibrated,
 } from './methods/convert-calibrated.ts';
+export type { GroupUse, GroupUseReport } from './methods/group-use.ts';
+export type { Grouping } from './methods/grouping/grouping.ts';
 export {
   type CompressedLayer,
   type Compressor,

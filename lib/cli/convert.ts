@@ -14,6 +14,8 @@ import {
   type CalibratedConversionReport,
   convertCalibrated,
 } from '../methods/convert-calibrated.ts';
+import type { GroupUse, GroupUseReport } from '../methods/group-use.ts';
+import { GROUPINGS } from '../methods/grouping/grouping.ts';
 import type { SearchCandidate, SearchedForm, SearchReport } from '../methods/search.ts';
 import { calibrationTokens, sampleWindows } from '../model/calibration.ts';
 import { Tokenizer } from '../model/tokenizer.ts';
@@ -60,6 +62,18 @@ export const convert: CommandDefinition = {
     },
     { name: 'window', value: 'W', description: 'tokens of a window of the text (256)' },
     {
+      name: 'grouping',
+      value: 'name',
+      description:
+        'which experts share: consecutive (default), or affinity: in each layer those that look at the same of its inputs on the text',
+    },
+    {
+      name: 'co-activation',
+      value: 't',
+      description:
+        'with affinity: how much it counts that experts fire together, which saves FLOPs and traffic, from 0 (default) to 1',
+    },
+    {
       name: 'search',
       description:
         'try group sizes, one B for gate and up, and down left dense on a part of the text, and take the best (the model in memory, several conversions)',
@@ -93,6 +107,10 @@ export const convert: CommandDefinition = {
     [
       'convert ./OLMoE ./out --target-ratio 0.3 --calibrate a.txt --quantize q4',
       'and store a fifth of the bytes',
+    ],
+    [
+      'convert ./OLMoE ./out --target-ratio 0.3 --calibrate a.txt --group-size 8 --grouping affinity',
+      'share among experts that are alike',
     ],
     [
       'convert ./OLMoE ./out --target-ratio 0.3 --calibrate a.txt --search',
@@ -145,7 +163,10 @@ export const convert: CommandDefinition = {
 };
 
 type AnyOptions = ConvertOptions &
-  Pick<CalibratedConversionOptions, 'onSurvey' | 'onCandidate' | 'window' | 'search'>;
+  Pick<
+    CalibratedConversionOptions,
+    'onSurvey' | 'onCandidate' | 'window' | 'search' | 'grouping' | 'coActivation'
+  >;
 
 async function run(
   input: string,
@@ -165,6 +186,11 @@ async function readCalibration(args: Arguments, checkpoint: string): Promise<num
     for (const name of ['calibrate', 'calibrate-tokens', 'window', 'search']) {
       if (args.has(name))
         throw args.usage(`--${name} is for the method calibrated: stacked-svd sees weights only`);
+    }
+    if (args.string('grouping') === 'affinity') {
+      throw args.usage(
+        '--grouping affinity needs --calibrate <text>: it compares what experts look at on a text',
+      );
     }
     return undefined;
   }
@@ -186,6 +212,11 @@ function readOptions(args: Arguments) {
   if (args.has('search') && sizes.targetRatio === undefined) {
     throw args.usage('--search needs --target-ratio <p>: it compares forms of one size');
   }
+  const grouping = args.oneOf('grouping', GROUPINGS);
+  const coActivation = args.number('co-activation', 0, 1);
+  if (coActivation !== undefined && grouping !== 'affinity') {
+    throw args.usage('--co-activation needs --grouping affinity');
+  }
   const search = args.has('search');
   return {
     ...sizes,
@@ -196,6 +227,8 @@ function readOptions(args: Arguments) {
     solver: args.oneOf('solver', ['gram', 'svd']),
     control: args.has('control'),
     search,
+    grouping,
+    coActivation,
     format: args.oneOf('format', ['latent', 'dense']) ?? 'latent',
     quantize: args.oneOf('quantize', ['q8', 'q4']),
     withPython: args.has('with-python'),
@@ -208,8 +241,22 @@ async function readSpec(path: string): Promise<MoeSpec> {
   return checkpoint.spec;
 }
 
-/** Per token, over all MoE layers, of the latent form, whichever form was written. */
-function flopsChange(model: MoeSpec, { groupSize, layers }: ConversionReport, sharedGateUp: boolean): Change {
+/** Per token, over all MoE layers, of the latent form, whichever form was written; by measured routing where there is one. */
+function flopsChange(
+  model: MoeSpec,
+  report: ConversionReport | CalibratedConversionReport,
+  sharedGateUp: boolean,
+): Change {
+  const uniform = flopsByUniformRouting(model, report, sharedGateUp);
+  const measured = groupUseOf(report)?.measured.flopsPerToken;
+  return measured === undefined ? uniform : { before: uniform.before, after: measured };
+}
+
+function flopsByUniformRouting(
+  model: MoeSpec,
+  { groupSize, layers }: ConversionReport,
+  sharedGateUp: boolean,
+): Change {
   const groupSizes = new Array<number>(model.numExperts / groupSize).fill(groupSize);
   const change = { before: 0, after: 0 };
   for (const layer of model.layers) {
@@ -242,6 +289,7 @@ function describe(report: ConversionReport, flopsPerToken: Change, width: number
     '',
     ...errors(report.layers),
     '',
+    ...groupUse(report),
     ...searched(searchOf(report)),
     ...coverage(report),
     `Took ${duration(seconds)}, peak memory ${bytes(peakBytes)}.`,
@@ -291,6 +339,34 @@ function formInWords({ groupSize, operators, sharedGateUp }: SearchedForm): stri
     ...(sharedGateUp ? ['one B for gate and up'] : []),
     ...(dense.length > 0 ? [`${dense.join(', ')} dense`] : []),
   ].join(', ');
+}
+
+function groupUseOf(report: ConversionReport | CalibratedConversionReport): GroupUseReport | undefined {
+  return 'groupUse' in report ? report.groupUse : undefined;
+}
+
+/** How the routing of the text uses the groups, where they have more than one expert. */
+function groupUse(report: ConversionReport | CalibratedConversionReport): string[] {
+  const use = groupUseOf(report);
+  if (!use || report.groupSize === 1) return [];
+  const row = (label: string, cost: keyof GroupUse, humanize: (value: number) => string) => [
+    label,
+    ...[use.measured, use.consecutive, use.uniform].map((costs) => humanize(costs[cost])),
+  ];
+  return [
+    ...table(
+      [
+        [`Routing of ${use.tokens} tokens`, 'measured', 'consecutive', 'uniform'],
+        row('distinct groups per token', 'distinctGroups', (value) => value.toFixed(3)),
+        row('FLOPs per token', 'flopsPerToken', count),
+        row('weight bytes per token', 'weightBytesPerToken', bytes),
+        row('all-to-all bytes per token', 'allToAllBytesPerToken', bytes),
+      ],
+      ['left', 'right', 'right', 'right'],
+    ),
+    'consecutive: were experts grouped by their numbers; uniform: did all fire alike.',
+    '',
+  ];
 }
 
 /** How the calibration text covers the experts, where there was one. */

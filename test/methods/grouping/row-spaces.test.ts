@@ -1,0 +1,37 @@
+import { afterAll, describe, expect, test } from 'vitest';
+import { rowSpaceOverlaps } from '../../../lib/methods/grouping/row-spaces.ts';
+import { openTestDevice } from '../../support/device.ts';
+import { makeLayer } from '../support.ts';
+
+const device = await openTestDevice();
+afterAll(() => device.dispose());
+// Calibrated factors are not made on a GPU yet.
+const onCpu = describe.skipIf(device.kind !== 'cpu');
+
+onCpu('overlaps of row spaces', () => {
+  test('are 1 of an expert with itself and its twin, less with strangers, symmetric', async () => {
+    const { layer } = await makeLayer(device, 7, {
+      change: (experts) => {
+        // The twin's rows span the same, in another order.
+        const [first, , third] = experts as [(typeof experts)[0], unknown, (typeof experts)[0]];
+        for (const operator of ['gate', 'up'] as const) {
+          const { rows, cols, data } = first[operator];
+          for (let row = 0; row < rows; row++) {
+            third[operator].data.set(data.subarray((rows - 1 - row) * cols, (rows - row) * cols), row * cols);
+          }
+        }
+      },
+    });
+    const overlaps = await rowSpaceOverlaps(layer);
+    for (const [i, row] of overlaps.entries()) {
+      expect(row[i]).toBeCloseTo(1, 4);
+      for (const [j, overlap] of row.entries()) {
+        expect(overlap).toBeCloseTo(overlaps[j]?.[i] as number, 5);
+        expect(overlap).toBeGreaterThanOrEqual(0);
+        expect(overlap).toBeLessThanOrEqual(1 + 1e-4);
+      }
+    }
+    const toTwin = overlaps[0]?.[2] as number;
+    for (const stranger of [1, 3, 4, 5]) expect(toTwin).toBeGreaterThan(overlaps[0]?.[stranger] as number);
+  });
+});
