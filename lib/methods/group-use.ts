@@ -4,7 +4,12 @@ import { type Factorization, layerCosts } from '../costs/layer-costs.ts';
 import { BLOCK, byteCount } from '../dtype.ts';
 import type { Operator } from '../experts.ts';
 import { resolveGroups } from '../factorize.ts';
-import { type CalibrationLayer, groupProbabilities } from '../model/calibration.ts';
+import {
+  type CalibrationLayer,
+  type GroupRouting,
+  groupProbabilities,
+  groupRouting,
+} from '../model/calibration.ts';
 
 /** What the routed experts of a token cost: all MoE layers, latent form. */
 export interface GroupUse {
@@ -30,10 +35,10 @@ export interface GroupUseReport {
   readonly uniform: GroupUse;
 }
 
-/** A layer's measurements: the probability, for each group, that a token uses it. */
 interface MeasuredLayer {
   readonly layer: number;
-  readonly chosen: readonly number[];
+  readonly chosen: GroupRouting;
+  /** The probabilities of consecutive groups. */
   readonly consecutive: readonly number[];
 }
 
@@ -59,7 +64,7 @@ export class GroupUseCounter {
     this.#tokens = routing.ids.shape[0] as number;
     this.#measured.push({
       layer,
-      chosen: await groupProbabilities(routing, groups),
+      chosen: await groupRouting(routing, groups),
       consecutive: await groupProbabilities(routing, inOrder),
     });
   }
@@ -71,8 +76,8 @@ export class GroupUseCounter {
       tokens: this.#tokens,
       measured: this.#total(({ layer, chosen }) => this.#costs(layer, chosen)),
       consecutive: this.#total(({ layer, chosen, consecutive }) => {
-        const unused = chosen.map(() => 0);
-        const ratio = sum(consecutive) / sum(chosen);
+        const unused = { ...chosen, groupProbabilities: chosen.groupProbabilities.map(() => 0) };
+        const ratio = sum(consecutive) / sum(chosen.groupProbabilities);
         return scaled(this.#costs(layer, unused), this.#costs(layer, chosen), ratio);
       }),
       uniform: this.#total(({ layer }) => this.#costs(layer)),
@@ -90,13 +95,12 @@ export class GroupUseCounter {
     };
   }
 
-  /** With each group used with its probability, by default under uniform routing. */
-  #costs(layer: number, groupProbabilities?: readonly number[]): GroupUse {
+  /** By default under uniform routing. */
+  #costs(layer: number, routing?: GroupRouting): GroupUse {
     const { hiddenSize: n, intermediateSize: m, topK: K } = this.#spec;
     const factorization = this.#factorization(layer);
     const bytes = this.#sourceBytes(layer);
-    const options = { bytesPerParameter: bytes, ...(groupProbabilities && { groupProbabilities }) };
-    const costs = layerCosts(this.#spec, factorization, options);
+    const costs = layerCosts(this.#spec, factorization, { bytesPerParameter: bytes, ...routing });
     const dense = (3 - this.#shapes.operators.length) * K * m * n;
     const factors = costs.weightBytesPerToken.latent / bytes - dense;
     return {

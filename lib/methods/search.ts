@@ -1,8 +1,8 @@
 import type { CalibratedSteps } from '../calibrated-group.ts';
 import type { MoeSpec } from '../checkpoint/family.ts';
 import { expected, MolaeError, throwIfAborted } from '../errors.ts';
-import { OPERATORS, type Operator } from '../experts.ts';
-import type { CalibrationLayer } from '../model/calibration.ts';
+import { type LatentExperts, OPERATORS, type Operator } from '../experts.ts';
+import { type CalibrationLayer, groupRouting } from '../model/calibration.ts';
 import type { Model } from '../model/model.ts';
 import {
   checkWindow,
@@ -22,6 +22,8 @@ import {
 import { checkDenseModel, compressModel } from './compressed-model.ts';
 import { AffinityGrouping, checkGrouping, type Grouping, groupsByAffinity } from './grouping/grouping.ts';
 import type { Partition } from './grouping/partition.ts';
+import type { Compressor } from './method.ts';
+import { costsOf } from './sizes.ts';
 
 export interface SearchOptions extends CalibratedSteps, Grouping {
   /** Token ids: every fourth window of them judges, the others calibrate. */
@@ -57,7 +59,7 @@ export interface SearchCandidate extends SearchedForm {
   readonly standardError: number;
   /** Parameters of the routed experts, after / before. */
   readonly ratio: number;
-  /** Of the routed experts, all layers, under uniform routing. */
+  /** Of the routed experts, all layers, by the routing of the text that calibrates. */
   readonly flopsPerToken: number;
   readonly seconds: number;
 }
@@ -194,7 +196,7 @@ class Trials {
       (layer) => latentSizes.get(layer) as LayerLatentSizes,
       stepsOf(steps),
     );
-    using compressed = await compressModel(model, compressor, calibration, { window, signal });
+    using compressed = await compressModel(model, asRouted(compressor), calibration, { window, signal });
     const seconds = (performance.now() - started) / 1000;
     const losses = await compressed.run(() => lossesByWindow(model, heldOut, { window, signal }));
     const { expertParameters, flopsPerToken } = compressed.costs;
@@ -235,6 +237,19 @@ class Trials {
     this.#unreachable.push({ ...form, reason });
     return undefined;
   }
+}
+
+/** With costs by the routing of the calibration text, not of a uniform one: groups that fire together compute less. */
+function asRouted(compressor: Compressor): Compressor {
+  return {
+    ...compressor,
+    async compress(layer) {
+      const compressed = await compressor.compress(layer);
+      const experts = compressed.block.experts as LatentExperts;
+      const routing = await groupRouting(layer.routing, experts.groups);
+      return { ...compressed, ...costsOf(experts, layer.block.spec.topK, routing) };
+    },
+  };
 }
 
 /** @internal The steps among other options. */
