@@ -78,7 +78,7 @@ export {
   type CalibrationCoverage,
   convertCalibrated,
 } from './methods/convert-calibrated.ts';
-export type { GroupUse, GroupUseReport } from './methods/group-use.ts';
+export type { GroupUseReport } from './methods/group-use.ts';
 export type { Grouping } from './methods/grouping/grouping.ts';
 export {
   type CompressedLayer,

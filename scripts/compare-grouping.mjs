@@ -32,7 +32,7 @@ try {
   const dense = await measure(source);
   console.log(`dense: ${dense.toFixed(3)}`);
   console.log(
-    'removed | k | groups | perplexity above dense | distinct groups | uniform | FLOPs/token | seconds',
+    'removed | k | groups | perplexity above dense | distinct groups | uniform | FLOPs, latent / dense | all-to-all bytes | seconds',
   );
   for (const targetRatio of [0.35, 0.5]) {
     for (const groupSize of [2, 4]) {
@@ -47,9 +47,10 @@ try {
           groupSize,
           name,
           `${above.toFixed(3)}%`,
-          `${distinct.toFixed(3)} (calibration ${groupUse.measured.distinctGroups.toFixed(3)})`,
-          groupUse.uniform.distinctGroups.toFixed(3),
-          Math.round(groupUse.measured.flopsPerToken),
+          `${distinct.toFixed(3)} (calibration ${groupUse.distinctGroups.measured.toFixed(3)})`,
+          groupUse.distinctGroups.uniform.toFixed(3),
+          groupUse.flopsPerToken.ratio.toFixed(3),
+          groupUse.allToAllBytesPerToken.latent.toFixed(0),
           seconds.toFixed(1),
         ];
         console.log(cells.join(' | '));

@@ -6,7 +6,7 @@ import {
   convertCheckpoint,
 } from '../checkpoint/conversion/convert.ts';
 import type { MoeSpec } from '../checkpoint/family.ts';
-import { layerCosts } from '../costs/layer-costs.ts';
+import { type Comparison, layerCosts } from '../costs/layer-costs.ts';
 import { openDevice } from '../device.ts';
 import { OPERATORS, type Operator } from '../experts.ts';
 import {
@@ -14,7 +14,7 @@ import {
   type CalibratedConversionReport,
   convertCalibrated,
 } from '../methods/convert-calibrated.ts';
-import type { GroupUse, GroupUseReport } from '../methods/group-use.ts';
+import type { GroupUseReport } from '../methods/group-use.ts';
 import { GROUPINGS } from '../methods/grouping/grouping.ts';
 import type { SearchCandidate, SearchedForm, SearchReport } from '../methods/search.ts';
 import { calibrationTokens, sampleWindows } from '../model/calibration.ts';
@@ -247,9 +247,12 @@ function flopsChange(
   report: ConversionReport | CalibratedConversionReport,
   sharedGateUp: boolean,
 ): Change {
-  const uniform = flopsByUniformRouting(model, report, sharedGateUp);
-  const measured = groupUseOf(report)?.measured.flopsPerToken;
-  return measured === undefined ? uniform : { before: uniform.before, after: measured };
+  const measured = groupUseOf(report)?.flopsPerToken;
+  return measured ? asChange(measured) : flopsByUniformRouting(model, report, sharedGateUp);
+}
+
+function asChange({ dense, latent }: Comparison): Change {
+  return { before: dense, after: latent };
 }
 
 function flopsByUniformRouting(
@@ -279,7 +282,7 @@ function describe(report: ConversionReport, flopsPerToken: Change, width: number
     sizesInWords(report),
     ...(reason === undefined ? [] : wrap(reason, width)),
     '',
-    ...changes(report, flopsPerToken),
+    ...changes(report, flopsPerToken, groupUseOf(report)),
     ...(format === 'dense'
       ? wrap(
           'Written as dense experts: the counts are those of the latent form, the bytes those written.',
@@ -289,7 +292,7 @@ function describe(report: ConversionReport, flopsPerToken: Change, width: number
     '',
     ...errors(report.layers),
     '',
-    ...groupUse(report),
+    ...groupUse(report, width),
     ...searched(searchOf(report)),
     ...coverage(report),
     `Took ${duration(seconds)}, peak memory ${bytes(peakBytes)}.`,
@@ -346,27 +349,12 @@ function groupUseOf(report: ConversionReport | CalibratedConversionReport): Grou
 }
 
 /** How the routing of the text uses the groups, where they have more than one expert. */
-function groupUse(report: ConversionReport | CalibratedConversionReport): string[] {
+function groupUse(report: ConversionReport | CalibratedConversionReport, width: number): string[] {
   const use = groupUseOf(report);
   if (!use || report.groupSize === 1) return [];
-  const row = (label: string, cost: keyof GroupUse, humanize: (value: number) => string) => [
-    label,
-    ...[use.measured, use.consecutive, use.uniform].map((costs) => humanize(costs[cost])),
-  ];
-  return [
-    ...table(
-      [
-        [`Routing of ${use.tokens} tokens`, 'measured', 'consecutive', 'uniform'],
-        row('distinct groups per token', 'distinctGroups', (value) => value.toFixed(3)),
-        row('FLOPs per token', 'flopsPerToken', count),
-        row('weight bytes per token', 'weightBytesPerToken', bytes),
-        row('all-to-all bytes per token', 'allToAllBytesPerToken', bytes),
-      ],
-      ['left', 'right', 'right', 'right'],
-    ),
-    'consecutive: were experts grouped by their numbers; uniform: did all fire alike.',
-    '',
-  ];
+  const { measured, consecutive, uniform } = use.distinctGroups;
+  const text = `A token of the text needs ${measured.toFixed(2)} distinct groups; consecutive ones would be ${consecutive.toFixed(2)}, and ${uniform.toFixed(2)} if all experts fired alike.`;
+  return [...wrap(text, width), ''];
 }
 
 /** How the calibration text covers the experts, where there was one. */
@@ -399,7 +387,11 @@ function sizesInWords({ latentSizes, groupSize, quantization, layers }: Conversi
   return `${count} MoE layers, groups of ${groupSize} experts, latent size ${latentSize}${blocks}`;
 }
 
-function changes({ parameters, expertParameters, bytes: size }: ConversionReport, flops: Change): string[] {
+function changes(
+  { parameters, expertParameters, bytes: size }: ConversionReport,
+  flops: Change,
+  use: GroupUseReport | undefined,
+): string[] {
   const row = (label: string, { before, after }: Change, humanize: (value: number) => string) => [
     label,
     humanize(before),
@@ -415,6 +407,12 @@ function changes({ parameters, expertParameters, bytes: size }: ConversionReport
       ['Routed experts'],
       row('  parameters', expertParameters, count),
       row('  FLOPs per token', flops, count),
+      ...(use
+        ? [
+            row('  weight bytes per token', asChange(use.weightBytesPerToken), bytes),
+            row('  all-to-all bytes per token', asChange(use.allToAllBytesPerToken), bytes),
+          ]
+        : []),
     ],
     ['left', 'right', 'right', 'right', 'left'],
   );

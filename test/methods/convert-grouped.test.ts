@@ -9,6 +9,7 @@ import { SafetensorsWriter } from '../../lib/checkpoint/safetensors/writer.ts';
 import { openDevice } from '../../lib/device.ts';
 import { OPERATORS } from '../../lib/experts.ts';
 import { type CalibratedConversionOptions, convertCalibrated } from '../../lib/methods/convert-calibrated.ts';
+import type { GroupUseReport } from '../../lib/methods/group-use.ts';
 import { searchCalibrated } from '../../lib/methods/search.ts';
 import { calibrate } from '../../lib/model/calibration.ts';
 import { Model } from '../../lib/model/model.ts';
@@ -40,7 +41,7 @@ const AFFINITY = { grouping: 'affinity' } as const;
 const TOGETHER = { grouping: 'affinity', coActivation: 1 } as const;
 
 const convert = (options: Partial<CalibratedConversionOptions> = {}, input = source) =>
-  convertCalibrated(input, output, { calibration, groupSize: 2, targetRatio: 0.5, device, ...options });
+  convertCalibrated(input, output, { calibration, groupSize: 4, targetRatio: 0.5, device, ...options });
 
 /** The fingerprints of all files in a folder. */
 async function contents(folder: string): Promise<string[]> {
@@ -116,7 +117,7 @@ describe('experts that share spaces in pairs which lie far apart', () => {
   test('are found by affinity and reconstructed; consecutive groups lose much, co-activation finds others', async () => {
     const input = await planted;
     const wanted = [0, 1, 2, 3].map(plantedPairs);
-    const uniform = { latentSize: RANK, targetRatio: undefined };
+    const uniform = { groupSize: 2, latentSize: RANK, targetRatio: undefined };
     const worst = async (options: Partial<CalibratedConversionOptions>) => {
       output = freshPath();
       const { layers } = await convert({ ...uniform, ...options }, input);
@@ -137,7 +138,7 @@ describe('experts that share spaces in pairs which lie far apart', () => {
 
   test('reopened, latent and dense, put out what the original does, and not so with consecutive groups', async () => {
     const input = await planted;
-    const options = { ...AFFINITY, latentSize: RANK, targetRatio: undefined };
+    const options = { ...AFFINITY, groupSize: 2, latentSize: RANK, targetRatio: undefined };
     await convert(options, input);
     const latent = output;
     output = freshPath();
@@ -175,7 +176,7 @@ describe('groups by affinity', () => {
     expect(Object.values(molae.groups)).toEqual(partitions);
     expect(new Set(partitions.map(String)).size).toBe(4);
     expect((await inspectCheckpoint(output)).latent).toMatchObject({
-      groupSizes: [2],
+      groupSizes: [4],
       consecutiveGroups: false,
     });
     output = freshPath();
@@ -186,7 +187,7 @@ describe('groups by affinity', () => {
     expect((await inspectCheckpoint(output)).latent).toMatchObject({ consecutiveGroups: true });
     const named = freshPath();
     await convertCalibrated(source, named, {
-      ...{ calibration, groupSize: 2, targetRatio: 0.5, device },
+      ...{ calibration, groupSize: 4, targetRatio: 0.5, device },
       grouping: 'consecutive',
     });
     expect(await contents(named)).toEqual(await contents(output));
@@ -196,7 +197,7 @@ describe('groups by affinity', () => {
     const r = 48;
     const { groupUse } = await convert({ ...TOGETHER, latentSize: r, targetRatio: undefined });
     const partitions = await partitionsOf(output);
-    const inOrder = Array.from({ length: experts / 2 }, (_, g) => [2 * g, 2 * g + 1]);
+    const inOrder = [0, 4, 8, 12].map((first) => [first, first + 1, first + 2, first + 3]);
     const needed = { chosen: 0, consecutive: 0 };
     await using model = await Model.open(source, { device });
     await calibrate(model, calibration, async ({ layer, routing }) => {
@@ -213,36 +214,36 @@ describe('groups by affinity', () => {
       needed.consecutive += count(inOrder) / 4;
       return undefined;
     });
+    const { chosen: E, consecutive } = needed;
     expect(groupUse?.tokens).toBe(1280);
-    for (const [use, distinct] of [
-      [groupUse?.measured, needed.chosen],
-      [groupUse?.consecutive, needed.consecutive],
-      // G(1 − C(14, 4) / C(16, 4))
-      [groupUse?.uniform, 8 * (1 - 1001 / 1820)],
+    expect(groupUse?.distinctGroups.measured).toBeCloseTo(E, 9);
+    expect(groupUse?.distinctGroups.consecutive).toBeCloseTo(consecutive, 9);
+    // G(1 − C(12, 4) / C(16, 4))
+    expect(groupUse?.distinctGroups.uniform).toBeCloseTo(4 * (1 - 495 / 1820), 9);
+    for (const [cost, dense, latent] of [
+      ['flopsPerToken', 4 * 6 * topK * m * n, 4 * 6 * r * (n * E + m * topK)],
+      ['weightBytesPerToken', 4 * 6 * topK * m * n, 4 * 6 * r * (n * E + m * topK)],
+      ['allToAllBytesPerToken', 4 * 4 * E * n, 4 * 2 * E * 3 * r],
     ] as const) {
-      expect(use?.distinctGroups).toBeCloseTo(distinct, 9);
-      expect((use?.flopsPerToken as number) / (4 * 6 * r * (n * distinct + m * topK))).toBeCloseTo(1, 9);
-      expect((use?.weightBytesPerToken as number) / (4 * 6 * r * (n * distinct + m * topK))).toBeCloseTo(
-        1,
-        9,
-      );
-      expect((use?.allToAllBytesPerToken as number) / (4 * 2 * distinct * 3 * r)).toBeCloseTo(1, 9);
+      expect((groupUse?.[cost].dense as number) / dense).toBeCloseTo(1, 9);
+      expect((groupUse?.[cost].latent as number) / latent).toBeCloseTo(1, 9);
     }
     expect(needed.chosen).toBeLessThan(0.95 * needed.consecutive);
   });
 
   test('work with blocks, one B for gate and up, a dense down and sequentially', async () => {
     for (const options of [
-      { quantize: 'q8', groupSize: 4 },
+      { quantize: 'q8', groupSize: 2 },
       { sharedGateUp: true },
       { operators: ['gate', 'up'], targetRatio: 0.3 },
-      { sequential: true, groupSize: 4 },
+      { sequential: true },
     ] as const) {
       output = freshPath();
       const { expertParameters, groupUse } = await convert({ ...AFFINITY, coActivation: 0.5, ...options });
       const { targetRatio = 0.5 } = options as { targetRatio?: number };
       expect(expertParameters.after).toBeLessThanOrEqual((1 - targetRatio) * expertParameters.before);
-      expect(groupUse?.measured.distinctGroups).toBeLessThan(groupUse?.consecutive.distinctGroups as number);
+      const { measured, consecutive } = (groupUse as GroupUseReport).distinctGroups;
+      expect(measured).toBeLessThan(consecutive);
       await using model = await Model.open(output, { device });
       const { perplexity: reached } = await perplexity(model, ids.slice(2560));
       expect(reached).toBeGreaterThan(90);
@@ -255,9 +256,10 @@ describe('groups by affinity', () => {
     output = freshPath();
     const options = { latentSize: 64, targetRatio: undefined, quantize: 'q8' } as const;
     const { groupUse: narrow } = await convert({ ...TOGETHER, ...options });
-    const [before, after] = [wide?.measured.weightBytesPerToken, narrow?.measured.weightBytesPerToken];
+    const [before, after] = [wide?.weightBytesPerToken.latent, narrow?.weightBytesPerToken.latent];
     expect((after as number) / (before as number)).toBeCloseTo(34 / 64, 9);
-    expect(narrow?.measured.flopsPerToken).toBe(wide?.measured.flopsPerToken);
+    expect(narrow?.flopsPerToken).toEqual(wide?.flopsPerToken);
+    expect(narrow?.weightBytesPerToken.dense).toBe(wide?.weightBytesPerToken.dense);
   });
 
   test.each([
