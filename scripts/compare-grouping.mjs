@@ -35,8 +35,9 @@ try {
     'removed | k | groups | perplexity above dense | distinct groups | uniform | FLOPs, latent / dense | all-to-all bytes | seconds',
   );
   for (const targetRatio of [0.35, 0.5]) {
-    for (const groupSize of [2, 4]) {
-      for (const [name, grouping] of GROUPINGS) {
+    for (const groupSize of [1, 2, 4]) {
+      // Alone, an expert shares with none.
+      for (const [name, grouping] of groupSize === 1 ? GROUPINGS.slice(0, 1) : GROUPINGS) {
         const output = join(folder, 'converted');
         const options = { calibration, window: WINDOW, targetRatio, groupSize, ...grouping, force: true };
         const { groupUse, seconds } = await convertCalibrated(source, output, options);
