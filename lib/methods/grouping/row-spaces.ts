@@ -10,6 +10,8 @@ import { gatherRows } from '../expert-tokens.ts';
 const LEADING = 1 / 4;
 /** Inputs that row spaces are compared on, for each direction of them. */
 const TOKENS_PER_DIRECTION = 16;
+/** With fewer for each direction, all spaces would fill what the inputs span, and be alike. */
+const LEAST_TOKENS_PER_DIRECTION = 4;
 
 /**
  * Row i, column j: how much two experts' gate and up look at the same of the layer's inputs, between 0 and 1. Compared are
@@ -23,10 +25,11 @@ export async function rowSpaceOverlaps(
 ): Promise<Float64Array[]> {
   const experts = layer.block.experts as DenseExperts;
   const { numExperts, intermediateSize, hiddenSize } = experts;
-  const size = Math.max(1, Math.floor(LEADING * Math.min(intermediateSize, hiddenSize)));
+  const tokens = layer.x.shape[0] as number;
+  const leading = LEADING * Math.min(intermediateSize, hiddenSize);
+  const size = Math.max(1, Math.floor(Math.min(leading, tokens / LEAST_TOKENS_PER_DIRECTION)));
   const latentSize = { gate: size, up: size };
   using alone = await factorizeCalibrated(experts, layer, { groupSize: 1, latentSize, dtype: 'f32', signal });
-  const tokens = layer.x.shape[0] as number;
   const wanted = Math.min(tokens, TOKENS_PER_DIRECTION * size);
   using x = await gatherRows(
     layer.x,
