@@ -109,10 +109,6 @@ export const convert: CommandDefinition = {
       'and store a fifth of the bytes',
     ],
     [
-      'convert ./OLMoE ./out --target-ratio 0.3 --calibrate a.txt --group-size 8 --grouping affinity',
-      'share among experts that are alike',
-    ],
-    [
       'convert ./OLMoE ./out --target-ratio 0.3 --calibrate a.txt --search',
       'which form suits this model best',
     ],
