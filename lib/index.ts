@@ -78,6 +78,8 @@ export {
   type CalibrationCoverage,
   convertCalibrated,
 } from './methods/convert-calibrated.ts';
+export type { GroupUseReport } from './methods/group-use.ts';
+export type { Grouping } from './methods/grouping/grouping.ts';
 export {
   type CompressedLayer,
   type Compressor,
@@ -99,7 +101,9 @@ export {
   type CalibrationOptions,
   calibrate,
   calibrationTokens,
+  type GroupRouting,
   groupProbabilities,
+  groupRouting,
   type RoutingStatistics,
   routingStatistics,
   sampleWindows,

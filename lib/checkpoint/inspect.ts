@@ -51,6 +51,8 @@ export interface Inspection {
     readonly quantization?: BlockDType | undefined;
     readonly sharedGateUp: boolean;
     readonly groupSizes: readonly number[];
+    /** Whether the groups of all layers are runs of experts in the order of their numbers. */
+    readonly consecutiveGroups: boolean;
     readonly latentSizes: Readonly<Partial<Record<Operator, readonly number[]>>>;
   };
 }
@@ -145,6 +147,9 @@ function latentSizesOf(layers: readonly MoeLayer[]) {
   return {
     sharedGateUp: groups.some((group) => group.sharedGateUp),
     groupSizes: distinct(groups.map((group) => group.experts.length)),
+    consecutiveGroups: layers.every((layer) =>
+      layer.groups.flatMap((group) => group.experts).every((expert, i) => expert === i),
+    ),
     latentSizes,
   };
 }

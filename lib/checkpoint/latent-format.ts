@@ -192,7 +192,13 @@ function parsePartition(value: unknown, where: string, numExperts: number): read
     });
   });
   if (seen.size !== numExperts) {
-    throw badCheckpoint(where, `the groups have ${seen.size} of the ${numExperts} experts`);
+    const first = Array.from({ length: numExperts }, (_, expert) => expert).find(
+      (expert) => !seen.has(expert),
+    );
+    throw badCheckpoint(
+      where,
+      `expert ${first} is in no group; the groups have ${seen.size} of the ${numExperts} experts`,
+    );
   }
   return partition;
 }

@@ -90,6 +90,7 @@ class Verifier {
     this.#router(layer);
     this.#sharedExpert(layer);
     const partition = block?.groups.get(layer);
+    if (block && !partition) this.#refuseForgottenGroups(layer);
     const latentOperators = partition === undefined ? [] : (block?.operators ?? []);
     const dtypes = new DtypeLedger(this.#shards.folder, layer);
     for (const operator of OPERATORS) {
@@ -113,6 +114,17 @@ class Verifier {
         `tensor ${quote(name)} is not among what config.json and ${this.#family.modelType} let expect of the experts`,
       );
     }
+  }
+
+  /** A layer without groups is dense: latent factors there mean that the partition was lost. */
+  #refuseForgottenGroups(layer: number): void {
+    const start = `${this.#family.expertsPrefix(layer)}.latent_experts.`;
+    const name = [...this.#shards.tensors.keys()].find((other) => other.startsWith(start));
+    if (name === undefined) return;
+    throw badCheckpoint(
+      this.#shards.folder,
+      `molae.groups has no layer ${layer}: none of its experts is in a group, but there is the tensor ${quote(name)}`,
+    );
   }
 
   #router(layer: number): void {

@@ -1,29 +1,26 @@
-import { basename, relative as relativePath, resolve, sep } from 'node:path';
+import { basename, resolve } from 'node:path';
 import {
-  type Change,
   type ConversionReport,
   type ConvertOptions,
   convertCheckpoint,
 } from '../checkpoint/conversion/convert.ts';
 import type { MoeSpec } from '../checkpoint/family.ts';
-import { layerCosts } from '../costs/layer-costs.ts';
 import { openDevice } from '../device.ts';
-import { OPERATORS, type Operator } from '../experts.ts';
 import {
   type CalibratedConversionOptions,
   type CalibratedConversionReport,
   convertCalibrated,
 } from '../methods/convert-calibrated.ts';
-import type { SearchCandidate, SearchedForm, SearchReport } from '../methods/search.ts';
+import { GROUPINGS } from '../methods/grouping/grouping.ts';
 import { calibrationTokens, sampleWindows } from '../model/calibration.ts';
 import { Tokenizer } from '../model/tokenizer.ts';
 import type { Arguments } from './arguments.ts';
 import { type CommandDefinition, DEVICE_OPTION } from './command.ts';
+import { describe, flopsChange, formInWords, searchOf } from './conversion-report.ts';
 import { openDense } from './dense-checkpoint.ts';
 import { openProgress } from './progress.ts';
 import { interruptible } from './signals.ts';
 import { readSizes, SIZE_OPTIONS } from './sizes.ts';
-import { bytes, count, duration, relative, table, times, wrap } from './table.ts';
 import { readText } from './text.ts';
 
 export const convert: CommandDefinition = {
@@ -59,6 +56,18 @@ export const convert: CommandDefinition = {
       description: 'tokens of the text to use, from all over it (4096 for each expert on average)',
     },
     { name: 'window', value: 'W', description: 'tokens of a window of the text (256)' },
+    {
+      name: 'grouping',
+      value: 'name',
+      description:
+        'which experts share: consecutive (default), or affinity: in each layer those that look at the same of its inputs on the text',
+    },
+    {
+      name: 'co-activation',
+      value: 't',
+      description:
+        'with affinity: how much it counts that experts fire together, which saves FLOPs and traffic, from 0 (default) to 1',
+    },
     {
       name: 'search',
       description:
@@ -145,7 +154,10 @@ export const convert: CommandDefinition = {
 };
 
 type AnyOptions = ConvertOptions &
-  Pick<CalibratedConversionOptions, 'onSurvey' | 'onCandidate' | 'window' | 'search'>;
+  Pick<
+    CalibratedConversionOptions,
+    'onSurvey' | 'onCandidate' | 'window' | 'search' | 'grouping' | 'coActivation'
+  >;
 
 async function run(
   input: string,
@@ -165,6 +177,11 @@ async function readCalibration(args: Arguments, checkpoint: string): Promise<num
     for (const name of ['calibrate', 'calibrate-tokens', 'window', 'search']) {
       if (args.has(name))
         throw args.usage(`--${name} is for the method calibrated: stacked-svd sees weights only`);
+    }
+    if (args.string('grouping') === 'affinity') {
+      throw args.usage(
+        '--grouping affinity needs --calibrate <text>: it compares what experts look at on a text',
+      );
     }
     return undefined;
   }
@@ -186,6 +203,11 @@ function readOptions(args: Arguments) {
   if (args.has('search') && sizes.targetRatio === undefined) {
     throw args.usage('--search needs --target-ratio <p>: it compares forms of one size');
   }
+  const grouping = args.oneOf('grouping', GROUPINGS);
+  const coActivation = args.number('co-activation', 0, 1);
+  if (coActivation !== undefined && grouping !== 'affinity') {
+    throw args.usage('--co-activation needs --grouping affinity');
+  }
   const search = args.has('search');
   return {
     ...sizes,
@@ -196,6 +218,8 @@ function readOptions(args: Arguments) {
     solver: args.oneOf('solver', ['gram', 'svd']),
     control: args.has('control'),
     search,
+    grouping,
+    coActivation,
     format: args.oneOf('format', ['latent', 'dense']) ?? 'latent',
     quantize: args.oneOf('quantize', ['q8', 'q4']),
     withPython: args.has('with-python'),
@@ -206,189 +230,4 @@ function readOptions(args: Arguments) {
 async function readSpec(path: string): Promise<MoeSpec> {
   await using checkpoint = await openDense(path);
   return checkpoint.spec;
-}
-
-/** Per token, over all MoE layers, of the latent form, whichever form was written. */
-function flopsChange(model: MoeSpec, { groupSize, layers }: ConversionReport, sharedGateUp: boolean): Change {
-  const groupSizes = new Array<number>(model.numExperts / groupSize).fill(groupSize);
-  const change = { before: 0, after: 0 };
-  for (const layer of model.layers) {
-    const latentSizes: Partial<Record<Operator, number[]>> = {};
-    for (const { operator, group, latentSize } of layers.filter((row) => row.layer === layer)) {
-      latentSizes[operator] ??= [];
-      latentSizes[operator][group] = latentSize;
-    }
-    const { dense, latent } = layerCosts(model, { groupSizes, latentSizes, sharedGateUp }).flopsPerToken;
-    change.before += dense;
-    change.after += latent;
-  }
-  return change;
-}
-
-function describe(report: ConversionReport, flopsPerToken: Change, width: number): string[] {
-  const { format, reason, resumedFiles, seconds, peakBytes, output } = report;
-  return [
-    `Converted to ${shortPath(output)}`,
-    sizesInWords(report),
-    ...(reason === undefined ? [] : wrap(reason, width)),
-    '',
-    ...changes(report, flopsPerToken),
-    ...(format === 'dense'
-      ? wrap(
-          'Written as dense experts: the counts are those of the latent form, the bytes those written.',
-          width,
-        )
-      : []),
-    '',
-    ...errors(report.layers),
-    '',
-    ...searched(searchOf(report)),
-    ...coverage(report),
-    `Took ${duration(seconds)}, peak memory ${bytes(peakBytes)}.`,
-    ...(resumedFiles > 0 ? [`Went on from a stopped run, which had finished ${resumedFiles} files.`] : []),
-  ];
-}
-
-function searchOf(report: ConversionReport | CalibratedConversionReport): SearchReport | undefined {
-  return 'search' in report ? report.search : undefined;
-}
-
-/** What was tried, where that was asked for. */
-function searched(search: SearchReport | undefined): string[] {
-  if (!search) return [];
-  const { candidates, unreachable, chosen, tokens } = search;
-  const row = (candidate: SearchCandidate) => [
-    formInWords(candidate),
-    candidate.perplexity.toFixed(3),
-    `${(100 * candidate.excessLoss).toFixed(2)} ± ${(100 * candidate.standardError).toFixed(2)}%`,
-    count(candidate.flopsPerToken),
-    duration(candidate.seconds),
-    isSameForm(candidate, chosen) ? 'chosen' : '',
-  ];
-  return [
-    ...table(
-      [['Tried', 'perplexity', 'above best', 'FLOPs/token', 'time', ''], ...candidates.map(row)],
-      ['left', 'right', 'right', 'right', 'right', 'left'],
-    ),
-    ...unreachable.map(({ reason, ...form }) => `${formInWords(form)}: ${reason}.`),
-    `Judged by ${tokens.heldOut} tokens that the candidates were not fitted to; of those within one standard error, the one that computes least.`,
-    '',
-  ];
-}
-
-function isSameForm(a: SearchedForm, b: SearchedForm): boolean {
-  return (
-    a.groupSize === b.groupSize &&
-    a.sharedGateUp === b.sharedGateUp &&
-    String(a.operators) === String(b.operators)
-  );
-}
-
-function formInWords({ groupSize, operators, sharedGateUp }: SearchedForm): string {
-  const dense = OPERATORS.filter((operator) => !operators.includes(operator));
-  return [
-    `groups of ${groupSize}`,
-    ...(sharedGateUp ? ['one B for gate and up'] : []),
-    ...(dense.length > 0 ? [`${dense.join(', ')} dense`] : []),
-  ].join(', ');
-}
-
-/** How the calibration text covers the experts, where there was one. */
-function coverage(report: ConversionReport | CalibratedConversionReport): string[] {
-  if (!('calibration' in report)) return [];
-  const { tokens, fewestTokens, medianTokens, unusedExperts } = report.calibration;
-  const lines = [
-    `Calibrated on ${tokens} tokens; an expert saw ${medianTokens} of them (median), the rarest ${fewestTokens}.`,
-  ];
-  if (unusedExperts.length > 0) {
-    const named = unusedExperts.slice(0, 5).map(([layer, expert]) => `${layer}.${expert}`);
-    lines.push(
-      `${unusedExperts.length} experts saw none (layer.expert: ${named.join(', ')}${unusedExperts.length > 5 ? ', …' : ''}): a longer text would serve them.`,
-    );
-  }
-  return [...lines, ''];
-}
-
-function sizesInWords({ latentSizes, groupSize, quantization, layers }: ConversionReport): string {
-  const distinct = new Set(Object.values(latentSizes));
-  const latentSize =
-    distinct.size === 1
-      ? String([...distinct][0])
-      : Object.entries(latentSizes)
-          .map(([operator, size]) => `${operator} ${Number(size.toFixed(1))}`)
-          .join(', ');
-  const count = new Set(layers.map(({ layer }) => layer)).size;
-  const blocks =
-    quantization === undefined ? '' : `, factors in blocks of ${quantization === 'q8' ? 8 : 4} bits`;
-  return `${count} MoE layers, groups of ${groupSize} experts, latent size ${latentSize}${blocks}`;
-}
-
-function changes({ parameters, expertParameters, bytes: size }: ConversionReport, flops: Change): string[] {
-  const row = (label: string, { before, after }: Change, humanize: (value: number) => string) => [
-    label,
-    humanize(before),
-    humanize(after),
-    times(after / before),
-    after > 1.005 * before ? 'worse' : '',
-  ];
-  return table(
-    [
-      ['', 'before', 'after', 'ratio', ''],
-      row('Parameters', parameters, count),
-      row('Bytes', size, bytes),
-      ['Routed experts'],
-      row('  parameters', expertParameters, count),
-      row('  FLOPs per token', flops, count),
-    ],
-    ['left', 'right', 'right', 'right', 'left'],
-  );
-}
-
-/** Per operator, over layers and groups. */
-function errors(reports: ConversionReport['layers']): string[] {
-  const hasControl = reports.some(({ controlRelativeError }) => controlRelativeError !== undefined);
-  const rows = OPERATORS.flatMap((operator) => {
-    const own = reports.filter((report) => report.operator === operator);
-    if (own.length === 0) return [];
-    const reached = own.map(({ relativeError }) => relativeError);
-    return [
-      [
-        operator,
-        relative(Math.min(...reached)),
-        relative(median(reached)),
-        relative(Math.max(...reached)),
-        relative(median(own.map(({ optimalRelativeError }) => optimalRelativeError))),
-        ...(hasControl
-          ? [relative(median(own.map(({ controlRelativeError }) => controlRelativeError ?? 0)))]
-          : []),
-        `${own.filter(({ exact }) => exact).length} of ${own.length}`,
-      ],
-    ];
-  });
-  const header = [
-    'Relative error',
-    'min',
-    'median',
-    'max',
-    'optimum',
-    ...(hasControl ? ['control'] : []),
-    'exact',
-  ];
-  return table(
-    [header, ...rows],
-    header.map((_, column) => (column === 0 ? 'left' : 'right')),
-  );
-}
-
-function median(values: readonly number[]): number {
-  const sorted = [...values].sort((a, b) => a - b);
-  const middle = Math.floor(sorted.length / 2);
-  const upper = sorted[middle] ?? 0;
-  return sorted.length % 2 === 1 ? upper : (upper + (sorted[middle - 1] ?? 0)) / 2;
-}
-
-/** As the user would type it. */
-function shortPath(path: string): string {
-  const short = relativePath(process.cwd(), path);
-  return short === '' || short.startsWith('..') ? path : `.${sep}${short}`;
 }

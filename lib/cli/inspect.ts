@@ -39,7 +39,10 @@ function describe(found: Inspection): string[] {
         ? []
         : ([
             ['Method', `${latent.method}${latent.sharedGateUp ? ', one shared basis for gate and up' : ''}`],
-            ['Experts per group (k)', latent.groupSizes.join(', ')],
+            [
+              'Experts per group (k)',
+              `${latent.groupSizes.join(', ')}${latent.consecutiveGroups ? '' : ', not consecutive ones'}`,
+            ],
             [
               'Latent size (r)',
               Object.entries(latent.latentSizes)

@@ -27,6 +27,8 @@ export interface CostOptions {
   readonly batch?: number;
   /** The measured probability, for each group, that a token uses it. Default: that of uniform routing. */
   readonly groupProbabilities?: readonly number[];
+  /** The same for the experts of each group. Default: K/N. */
+  readonly expertProbabilities?: readonly (readonly number[])[];
 }
 
 /** Costs of the routed experts. Router and shared experts are the same before and after, and not counted. */
@@ -64,25 +66,28 @@ export function layerCosts(
   const { hiddenSize: n, intermediateSize: m, numExperts: N, topK: K } = sizes;
   const bytes = positive('bytesPerParameter', options.bytesPerParameter ?? 2);
   const batch = positive('batch', options.batch ?? 1);
-  const groups = layOutGroups(sizes, factorization, options.groupProbabilities);
+  const groups = layOutGroups(sizes, factorization, options);
   const denseOperators = OPERATORS.filter(
     (operator) => factorization.latentSizes[operator] === undefined,
   ).length;
-  const expertTouched = (tokens: number) => touched(K / N, tokens);
 
-  /** Elements of weights: all of them, or those that `ofExpert` and `ofGroup` (probabilities) leave. */
-  const weights = (ofExpert: number, ofGroup: (probability: number) => number): number => {
-    let total = denseOperators * N * m * n * ofExpert;
-    for (const { size, probability, own, shared } of groups) {
-      total += size * m * own * ofExpert + shared * n * ofGroup(probability);
+  /** Elements of weights: all of them, or the shares that experts and groups leave which are used with a probability. */
+  const weights = (share: (probability: number) => number): number => {
+    let total = 0;
+    for (const { experts, probability, own, shared } of groups) {
+      const used = experts.reduce((sum, { count, probability: p }) => sum + count * share(p), 0);
+      total += (denseOperators * n + own) * m * used + shared * n * share(probability);
     }
     return total;
   };
-  const touchedBytes = (tokens: number): Comparison =>
-    compare(
-      3 * N * m * n * expertTouched(tokens) * bytes,
-      weights(expertTouched(tokens), (probability) => touched(probability, tokens)) * bytes,
-    );
+  const denseWeights = (share: (probability: number) => number): number =>
+    groups
+      .flatMap(({ experts }) => experts)
+      .reduce((sum, { count, probability }) => sum + 3 * m * n * count * share(probability), 0);
+  const touchedBytes = (tokens: number): Comparison => {
+    const share = (probability: number) => touched(probability, tokens);
+    return compare(denseWeights(share) * bytes, weights(share) * bytes);
+  };
   const traffic = groups.reduce(
     (total, { probability, sent, returned }) => total + probability * (sent + returned),
     0,
@@ -92,10 +97,10 @@ export function layerCosts(
   return {
     expertParameters: compare(
       3 * N * m * n,
-      weights(1, () => 1),
+      weights(() => 1),
     ),
     // One multiply-add for each weight of the K experts and of the groups that they fall into.
-    flopsPerToken: compare(6 * K * m * n, 2 * weights(K / N, (probability) => probability)),
+    flopsPerToken: compare(6 * K * m * n, 2 * weights((probability) => probability)),
     weightBytesPerToken: touchedBytes(1),
     weightBytesPerBatch: touchedBytes(batch),
     allToAllBytesPerToken: compare(2 * distinct * n * bytes, traffic * bytes),
@@ -104,7 +109,9 @@ export function layerCosts(
 
 /** One group, with its latent sizes already summed over the operators. */
 interface GroupCosts {
-  readonly size: number;
+  /** Experts that tokens use with the same probability. */
+  readonly experts: readonly { readonly count: number; readonly probability: number }[];
+  /** That a token uses any of them. */
   readonly probability: number;
   /** Σ r over the factored operators: the width of each expert's own factors. */
   readonly own: number;
@@ -118,7 +125,7 @@ interface GroupCosts {
 function layOutGroups(
   { hiddenSize: n, numExperts: N, topK: K }: LayerSizes,
   { groupSizes, latentSizes, sharedGateUp = false }: Factorization,
-  probabilities: readonly number[] | undefined,
+  { groupProbabilities: probabilities, expertProbabilities }: CostOptions,
 ): GroupCosts[] {
   for (const size of groupSizes) positiveInteger('groupSizes', size);
   if (groupSizes.reduce((total, size) => total + size, 0) !== N) {
@@ -129,6 +136,16 @@ function layOutGroups(
       `one probability for each of ${groupSizes.length} groups`,
       'groupProbabilities',
       probabilities,
+    );
+  }
+  if (
+    expertProbabilities !== undefined &&
+    String(expertProbabilities.map(({ length }) => length)) !== String(groupSizes)
+  ) {
+    throw expected(
+      'one probability for each expert of each group',
+      'expertProbabilities',
+      expertProbabilities,
     );
   }
   return groupSizes.map((size, group) => {
@@ -143,13 +160,22 @@ function layOutGroups(
     }
     const own = (gate ?? 0) + (up ?? 0) + (down ?? 0);
     const shared = sharedGateUp ? own - (up ?? 0) : own;
-    const probability = probabilities?.[group] ?? groupProbability(N, size, K);
-    if (!(probability >= 0 && probability <= 1))
-      throw expected('0 to 1', `groupProbabilities[${group}]`, probability);
+    const probability = checkProbability(
+      `groupProbabilities[${group}]`,
+      probabilities?.[group] ?? groupProbability(N, size, K),
+    );
+    const experts = expertProbabilities?.[group]?.map((own, i) => {
+      return { count: 1, probability: checkProbability(`expertProbabilities[${group}][${i}]`, own) };
+    }) ?? [{ count: size, probability: K / N }];
     const needsInput = gate === undefined || up === undefined;
     const sent = needsInput ? n : Math.min(sharedGateUp ? gate : gate + up, n);
-    return { size, probability, own, shared, sent, returned: down ?? n };
+    return { experts, probability, own, shared, sent, returned: down ?? n };
   });
+}
+
+function checkProbability(name: string, value: number): number {
+  if (value >= 0 && value <= 1) return value;
+  throw expected('0 to 1', name, value);
 }
 
 function latentSizeOf(

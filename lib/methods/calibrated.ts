@@ -7,6 +7,7 @@ import type { FactorStorage } from '../factorize.ts';
 import { allocateLatentSizes, type Spending } from '../latent-sizes.ts';
 import { type CalibrationLayer, calibrate, sampleWindows } from '../model/calibration.ts';
 import { defaultWindow } from '../model/perplexity.ts';
+import type { Partition } from './grouping/partition.ts';
 import { type Compressor, type Method, type MethodRequest, withExperts } from './method.ts';
 import { costsOf, planSizes } from './sizes.ts';
 
@@ -44,9 +45,10 @@ function calibratedIn(dtype: BlockDType | undefined, named: Pick<Method, 'name' 
     check: checkAllocation,
     async prepare(request) {
       const { groupSize = CALIBRATED_GROUP_SIZE } = request;
-      const sizes = await allocateOverLayers({ ...request, groupSize, quantized: dtype !== undefined });
-      const latentSizes = (layer: number) => sizes.get(layer) as LayerLatentSizes;
-      return calibratedCompressor(request, { groupSize }, latentSizes, { dtype });
+      const quantized = dtype !== undefined;
+      const { latentSizes } = await allocateOverLayers({ ...request, groupSize, quantized });
+      const sizesOf = (layer: number) => latentSizes.get(layer) as LayerLatentSizes;
+      return calibratedCompressor(request, { groupSize }, sizesOf, { dtype });
     },
   };
 }
@@ -84,7 +86,7 @@ export interface CalibratedForm {
 
 interface CompressorGroups {
   /** Of a layer; by default consecutive experts. */
-  readonly groupsOf?: ((layer: number) => readonly (readonly number[])[]) | undefined;
+  readonly groupsOf?: ((layer: number) => Partition) | undefined;
 }
 
 /** Makes latent experts of a form, layer by layer. */
@@ -112,16 +114,25 @@ export function calibratedCompressor(
   };
 }
 
-/** What is to be factorized how. */
-export interface AllocationRequest
-  extends CalibratedForm,
-    Pick<MethodRequest, 'model' | 'calibration' | 'window' | 'targetRatio' | 'signal'> {
-  /** Other groups than consecutive ones, of `groupSize` too. */
-  readonly groupsOf?: ((layer: CalibrationLayer) => Promise<readonly (readonly number[])[]>) | undefined;
-  /** The factors come in blocks of 8 or 4 bits. */
-  readonly quantized?: boolean | undefined;
+/** What is looked at before anything is converted. */
+export interface SurveyRequest extends Pick<MethodRequest, 'model' | 'calibration' | 'window' | 'signal'> {
   /** Called after each layer of the pass. */
   readonly onLayer?: ((progress: { readonly done: number; readonly total: number }) => void) | undefined;
+}
+
+/** What is to be factorized how. */
+export interface AllocationRequest extends CalibratedForm, SurveyRequest, Pick<MethodRequest, 'targetRatio'> {
+  /** Other groups than consecutive ones, of `groupSize` too. */
+  readonly groupsOf?: ((layer: CalibrationLayer) => Promise<Partition>) | undefined;
+  /** The factors come in blocks of 8 or 4 bits. */
+  readonly quantized?: boolean | undefined;
+}
+
+/** Of all layers. */
+export interface Allocation {
+  readonly latentSizes: ReadonlyMap<number, LayerLatentSizes>;
+  /** What `groupsOf` gave; empty without it. */
+  readonly groups: ReadonlyMap<number, Partition>;
 }
 
 /**
@@ -131,28 +142,21 @@ export interface AllocationRequest
  *
  * @throws MolaeError `INVALID_ARGUMENT` for a target that leaves too little.
  */
-export async function allocateOverLayers(request: AllocationRequest): Promise<Map<number, LayerLatentSizes>> {
-  const { model, calibration, window, signal, onLayer } = request;
+export async function allocateOverLayers(request: AllocationRequest): Promise<Allocation> {
+  const { model, signal } = request;
   const spendings: Spending[] = [];
-  let done = 0;
-  await calibrate(
-    model,
-    sampleWindows(calibration, calibration.length * SURVEYED, window ?? defaultWindow(model)),
-    async (layer) => {
-      const experts = layer.block.experts as DenseExperts;
-      const groups = await request.groupsOf?.(layer);
-      const { groupSize, operators, sharedGateUp } = request;
-      const grouping = groups ? { groups } : { groupSize };
-      const options = { ...grouping, operators, sharedGateUp, signal };
-      for (const spectrum of await calibratedSpectra(experts, layer, options)) {
-        spendings.push(spendingOf(request, layer.layer, spectrum));
-      }
-      done++;
-      onLayer?.({ done, total: model.checkpoint.spec.layers.length });
-      return undefined;
-    },
-    { window, signal },
-  );
+  const groups = new Map<number, Partition>();
+  await survey(request, async (layer) => {
+    const experts = layer.block.experts as DenseExperts;
+    const own = await request.groupsOf?.(layer);
+    if (own) groups.set(layer.layer, own);
+    const { groupSize, operators, sharedGateUp } = request;
+    const grouping = own ? { groups: own } : { groupSize };
+    const options = { ...grouping, operators, sharedGateUp, signal };
+    for (const spectrum of await calibratedSpectra(experts, layer, options)) {
+      spendings.push(spendingOf(request, layer.layer, spectrum));
+    }
+  });
   const { hiddenSize, layers } = model.checkpoint.spec;
   const sizes = allocateLatentSizes(spendings, {
     budget: budgetOf(request),
@@ -166,11 +170,30 @@ export async function allocateOverLayers(request: AllocationRequest): Promise<Ma
     own[operator][group] = sizes[index] as number;
     if (request.sharedGateUp && operator === 'gate') own.up[group] = sizes[index] as number;
   }
-  return byLayer;
+  return { latentSizes: byLayer, groups };
 }
 
 /** Spectra settle long before factors do: this share of the text is enough to compare them. */
 const SURVEYED = 1 / 4;
+
+/** Looks at every MoE layer with a part of the calibration text, before any of them is converted. */
+export async function survey(
+  { model, calibration, window, signal, onLayer }: SurveyRequest,
+  look: (layer: CalibrationLayer) => Promise<void>,
+): Promise<void> {
+  let done = 0;
+  await calibrate(
+    model,
+    sampleWindows(calibration, calibration.length * SURVEYED, window ?? defaultWindow(model)),
+    async (layer) => {
+      await look(layer);
+      done++;
+      onLayer?.({ done, total: model.checkpoint.spec.layers.length });
+      return undefined;
+    },
+    { window, signal },
+  );
+}
 
 function spendingOf(
   { model, groupSize, sharedGateUp = false }: AllocationRequest,

@@ -7,10 +7,13 @@ import type { BlockDType } from '../dtype.ts';
 import { MolaeError } from '../errors.ts';
 import { OPERATORS, type Operator } from '../experts.ts';
 import { resolveGroups } from '../factorize.ts';
+import type { CalibrationLayer } from '../model/calibration.ts';
 import type { Model } from '../model/model.ts';
 import { planConversion } from '../plan/plan-conversion.ts';
-import { allocateOverLayers, CALIBRATED_GROUP_SIZE, type LayerLatentSizes } from './calibrated.ts';
+import { allocateOverLayers, CALIBRATED_GROUP_SIZE, type LayerLatentSizes, survey } from './calibrated.ts';
 import type { CalibratedConversionOptions } from './convert-calibrated.ts';
+import { AffinityGrouping, checkGrouping, type Grouping, groupsByAffinity } from './grouping/grouping.ts';
+import type { Partition } from './grouping/partition.ts';
 import { type SearchReport, searchCalibrated, stepsOf } from './search.ts';
 
 /** What a calibrated conversion makes: groups, operators, and the latent sizes of all layers. */
@@ -18,6 +21,8 @@ export interface SizeChoice {
   readonly groupSize: number;
   readonly operators: readonly Operator[];
   readonly sharedGateUp: boolean;
+  /** By layers; undefined for consecutive ones. */
+  readonly groups?: readonly (readonly [number, Partition])[] | undefined;
   /** One for all, or by layers. */
   readonly latentSizes: number | readonly (readonly [number, LayerLatentSizes])[];
   readonly reason: string;
@@ -32,34 +37,60 @@ type Options = CalibratedConversionOptions;
  * @param remembered what a stopped run to the same output had chosen, if anything; used where it would be chosen again.
  */
 export async function chooseSizes(model: Model, options: Options, remembered: unknown): Promise<SizeChoice> {
-  const { latentSize, targetRatio, search = false } = options;
+  const { latentSize, targetRatio, search = false, grouping } = options;
   if ((latentSize === undefined) === (targetRatio === undefined)) {
     throw new MolaeError('INVALID_ARGUMENT', 'Give either latentSize or targetRatio');
   }
-  if (targetRatio === undefined) {
-    if (search)
-      throw new MolaeError('INVALID_ARGUMENT', 'search needs a targetRatio: it compares forms of one size');
-    return { ...uniformSizes(model, options), memory: undefined };
+  if (targetRatio === undefined && search) {
+    throw new MolaeError('INVALID_ARGUMENT', 'search needs a targetRatio: it compares forms of one size');
+  }
+  checkGrouping(options, search ? options.groupSize : undefined, model.checkpoint.spec.numExperts);
+  if (targetRatio === undefined && grouping !== 'affinity') {
+    return { ...(await uniformSizes(model, options)), memory: undefined };
   }
   const key = await keyOf(model, options);
   const earlier = remembered as { readonly key?: unknown; readonly choice?: SizeChoice } | undefined;
   const choice =
     earlier?.key === key && earlier.choice
       ? earlier.choice
-      : await allocatedSizes(model, options, targetRatio);
+      : targetRatio === undefined
+        ? await uniformSizes(model, options)
+        : await allocatedSizes(model, options, targetRatio);
   return { ...choice, memory: { key, choice } };
 }
 
 type Choice = Omit<SizeChoice, 'memory'>;
 
-function uniformSizes(model: Model, options: Options): Choice {
+async function uniformSizes(model: Model, options: Options): Promise<Choice> {
   const { groupSize: _, ...form } = givenForm(options);
-  const { groupSize, latentSize, reason } = planConversion(model.checkpoint.spec, {
+  const { spec } = model.checkpoint;
+  const { groupSize, latentSize, reason } = planConversion(spec, {
     ...form,
     ...(options.groupSize !== undefined && { groupSize: options.groupSize }),
     latentSize: options.latentSize as number,
   });
-  return { ...form, groupSize, latentSizes: latentSize, reason };
+  checkGrouping(options, groupSize, spec.numExperts);
+  const choice = { ...form, groupSize, latentSizes: latentSize };
+  const groupsOf = affinityGroupsOf(options, groupSize, spec.numExperts);
+  if (!groupsOf) return { ...choice, reason };
+  const groups: [number, Partition][] = [];
+  await survey({ ...options, model, onLayer: options.onSurvey }, async (layer) => {
+    groups.push([layer.layer, await groupsOf(layer)]);
+  });
+  return { ...choice, groups, reason: `${reason} ${groupingReason(options)}` };
+}
+
+/** Nothing for consecutive groups. */
+function affinityGroupsOf(options: Options, groupSize: number, numExperts: number) {
+  if (!groupsByAffinity(options, groupSize, numExperts)) return undefined;
+  const grouping = new AffinityGrouping(options);
+  return (layer: CalibrationLayer) => grouping.groups(layer, groupSize);
+}
+
+function groupingReason({ coActivation = 0 }: Grouping): string {
+  if (coActivation === 0) return 'Experts share with those that look at the same of the inputs.';
+  if (coActivation === 1) return 'Experts share with those that fire together.';
+  return `Experts share with those that look at the same of the inputs and fire together (co-activation ${coActivation}).`;
 }
 
 async function allocatedSizes(model: Model, options: Options, targetRatio: number): Promise<Choice> {
@@ -67,14 +98,18 @@ async function allocatedSizes(model: Model, options: Options, targetRatio: numbe
   const search = options.search ? await searchCalibrated(model, { ...options, targetRatio }) : undefined;
   const { groupSize, operators, sharedGateUp } = search ? search.chosen : givenForm(options);
   const form = { groupSize, operators, sharedGateUp };
+  const { spec } = model.checkpoint;
   // Says what is wrong with sizes and target before the pass over the text.
-  planConversion(model.checkpoint.spec, { ...form, targetRatio });
-  const sizes = await allocateOverLayers({
+  planConversion(spec, { ...form, targetRatio });
+  if (!search) checkGrouping(options, groupSize, spec.numExperts);
+  const groupsOf = affinityGroupsOf(options, groupSize, spec.numExperts);
+  const { groups, latentSizes } = await allocateOverLayers({
     model,
     calibration,
     window,
     targetRatio,
     ...form,
+    groupsOf,
     quantized: options.quantize !== undefined,
     signal,
     onLayer: onSurvey,
@@ -84,10 +119,17 @@ async function allocatedSizes(model: Model, options: Options, targetRatio: numbe
   const why = search
     ? `The best of ${search.candidates.length} forms on held-out text.`
     : formReason(options);
+  const groupedHow =
+    options.grouping === 'affinity'
+      ? groupsOf
+        ? groupingReason(options)
+        : `With groups of ${groupSize}, grouping by affinity has no choice.`
+      : undefined;
   return {
     ...form,
-    latentSizes: [...sizes],
-    reason: [why, own].filter((text) => text !== undefined).join(' '),
+    ...(groupsOf && { groups: [...groups] }),
+    latentSizes: [...latentSizes],
+    reason: [why, own, groupedHow].filter((text) => text !== undefined).join(' '),
     ...(search && { search }),
   };
 }
@@ -107,10 +149,11 @@ function formReason({ groupSize }: Options): string | undefined {
 
 /** What the choice depends on. */
 async function keyOf({ checkpoint, device }: Model, options: Options): Promise<string> {
-  const { window, targetRatio, groupSize, operators, sharedGateUp, search, quantize, calibration } = options;
+  const { window, targetRatio, latentSize, search, quantize, calibration } = options;
+  const { groupSize, operators, sharedGateUp, grouping, coActivation } = options;
   const files = await Promise.all(checkpoint.shards.files.map((name) => fileKey(checkpoint, name)));
-  const form = { groupSize, operators, sharedGateUp, quantize };
-  const given = { window, targetRatio, ...form, search, steps: stepsOf(options) };
+  const form = { groupSize, operators, sharedGateUp, quantize, grouping, coActivation };
+  const given = { window, targetRatio, latentSize, ...form, search, steps: stepsOf(options) };
   const parts = [files, given, fingerprintOf(calibration), device.info.kind, checkpoint.config];
   return createHash('sha256').update(JSON.stringify(parts)).digest('hex');
 }
@@ -131,9 +174,11 @@ export function shapesOf(
   quantization: BlockDType | undefined,
 ): FactorShapes {
   const { groupSize, operators, sharedGateUp, latentSizes } = choice;
+  const consecutive = resolveGroups({ groupSize }, numExperts);
+  const groups = new Map(choice.groups);
   const byLayer = typeof latentSizes === 'number' ? undefined : new Map(latentSizes);
   return {
-    groups: resolveGroups({ groupSize }, numExperts),
+    groups: (layer) => groups.get(layer) ?? consecutive,
     operators,
     sharedGateUp,
     quantization,
@@ -145,11 +190,12 @@ export function shapesOf(
 }
 
 /** What the converted checkpoint's config says of how it was made. */
-export function provenanceOf(options: Options, { search }: SizeChoice): Record<string, unknown> {
-  const { targetRatio, calibration } = options;
+export function provenanceOf(options: Options, { search, groups }: SizeChoice): Record<string, unknown> {
+  const { targetRatio, calibration, coActivation = 0 } = options;
   return {
     calibrationTokens: calibration.length,
     ...(targetRatio !== undefined && { targetRatio }),
+    ...(groups && { grouping: 'affinity', coActivation }),
     ...(search && { search: searchSummary(search) }),
   };
 }

@@ -20,6 +20,7 @@ import type {
   StepListener,
 } from '../checkpoint/conversion/layer-method.ts';
 import { OutputFolder } from '../checkpoint/conversion/output-folder.ts';
+import { DTYPE_BYTES } from '../checkpoint/safetensors/dtype.ts';
 import { type Device, openDevice } from '../device.ts';
 import { expected, throwIfAborted } from '../errors.ts';
 import { DenseExperts, LatentExperts, type LatentOperator, type Operator } from '../experts.ts';
@@ -28,9 +29,12 @@ import { type CalibrationLayer, calibrate, routingStatistics } from '../model/ca
 import { fewestAndMedian, layerCoverage } from '../model/coverage.ts';
 import { Model } from '../model/model.ts';
 import { chooseSizes, fingerprintOf, provenanceOf, type SizeChoice, shapesOf } from './choose-sizes.ts';
+import { GroupUseCounter, type GroupUseReport } from './group-use.ts';
+import type { Grouping } from './grouping/grouping.ts';
+import type { Partition } from './grouping/partition.ts';
 import { type SearchOptions, type SearchReport, stepsOf } from './search.ts';
 
-export interface CalibratedConversionOptions extends OutputOptions, CalibratedSteps {
+export interface CalibratedConversionOptions extends OutputOptions, CalibratedSteps, Grouping {
   /** Token ids of text like that which the model will see: ten thousands of them, better a hundred thousand. */
   readonly calibration: ArrayLike<number>;
   /** Tokens that attend to each other; by default 256. */
@@ -80,6 +84,8 @@ export interface CalibrationCoverage {
 
 export interface CalibratedConversionReport extends ConversionReport {
   readonly calibration: CalibrationCoverage;
+  /** How the text uses the groups; missing where a run went on from one that had finished all layers. */
+  readonly groupUse?: GroupUseReport;
   /** What was tried, where that was asked for. */
   readonly search?: SearchReport;
 }
@@ -110,7 +116,13 @@ export async function convertCalibrated(
     const choice = await chooseSizes(model, options, await OutputFolder.remembered(output));
     const method = new CalibratedMethod(model, options, choice);
     const report = await runConversion(checkpoint, output, options, method);
-    return { ...report, calibration: method.coverage, ...(choice.search && { search: choice.search }) };
+    const { coverage: calibration, groupUse } = method;
+    return {
+      ...report,
+      calibration,
+      ...(groupUse && { groupUse }),
+      ...(choice.search && { search: choice.search }),
+    };
   } finally {
     if (!options.device) device.dispose();
   }
@@ -138,6 +150,7 @@ class CalibratedMethod implements LayerMethod {
   readonly #model: Model;
   readonly #options: CalibratedConversionOptions;
   readonly #counts = new Map<number, Float64Array>();
+  readonly #use: GroupUseCounter;
 
   constructor(model: Model, options: CalibratedConversionOptions, choice: SizeChoice) {
     const { calibration, window } = options;
@@ -147,6 +160,11 @@ class CalibratedMethod implements LayerMethod {
     this.memory = choice.memory;
     this.provenance = provenanceOf(options, choice);
     this.shapes = shapesOf(choice, model.checkpoint.spec.numExperts, options.quantize);
+    this.#use = new GroupUseCounter(
+      model.checkpoint.spec,
+      this.shapes,
+      (layer) => DTYPE_BYTES[model.checkpoint.expertDtype(layer, 'gate')],
+    );
     this.#sharedGateUp = choice.sharedGateUp;
     this.fingerprint = {
       ids: fingerprintOf(calibration),
@@ -171,6 +189,10 @@ class CalibratedMethod implements LayerMethod {
     };
   }
 
+  get groupUse(): GroupUseReport | undefined {
+    return this.#use.report;
+  }
+
   async run(wanted: readonly number[], write: LayerWriter, step: StepListener): Promise<void> {
     const { calibration, window, signal, sequential = false } = this.#options;
     const left = new Set(wanted);
@@ -180,6 +202,7 @@ class CalibratedMethod implements LayerMethod {
         this.#model,
         calibration,
         async (layer) => {
+          await this.#use.count(layer);
           if (!left.has(layer.layer) && !sequential) return undefined;
           const { expertCounts } = await routingStatistics(
             layer.routing,
@@ -197,7 +220,11 @@ class CalibratedMethod implements LayerMethod {
           }
           if (!sequential) return undefined;
           for (const earlier of substitutes.splice(0)) earlier.dispose();
-          const experts = made.experts(layer.block.experts as DenseExperts, this.shapes);
+          const experts = made.experts(
+            layer.block.experts as DenseExperts,
+            this.shapes.groups(layer.layer),
+            this.shapes.operators,
+          );
           substitutes.push(experts);
           return experts;
         },
@@ -222,7 +249,7 @@ class CalibratedMethod implements LayerMethod {
       sharedGateUp: this.#sharedGateUp,
       dtype: this.shapes.quantization,
     };
-    for (const [group, members] of this.shapes.groups.entries()) {
+    for (const [group, members] of this.shapes.groups(layer).entries()) {
       const source: CalibratedGroupSource = {
         experts,
         inputs,
@@ -262,7 +289,7 @@ class LayerFactors {
   }
 
   /** The layer of these factors, which it owns, and of dense operators where there are none. */
-  experts(dense: DenseExperts, { groups, operators }: FactorShapes): LatentExperts {
+  experts(dense: DenseExperts, groups: Partition, operators: readonly Operator[]): LatentExperts {
     const operator = (name: Operator): LatentOperator | DenseExperts['gate'] =>
       operators.includes(name) ? this.#operators[name] : dense[name];
     return new LatentExperts({

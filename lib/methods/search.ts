@@ -1,7 +1,8 @@
 import type { CalibratedSteps } from '../calibrated-group.ts';
 import type { MoeSpec } from '../checkpoint/family.ts';
 import { expected, MolaeError, throwIfAborted } from '../errors.ts';
-import { OPERATORS, type Operator } from '../experts.ts';
+import { type LatentExperts, OPERATORS, type Operator } from '../experts.ts';
+import { type CalibrationLayer, groupRouting } from '../model/calibration.ts';
 import type { Model } from '../model/model.ts';
 import {
   checkWindow,
@@ -11,6 +12,7 @@ import {
   type WindowLoss,
 } from '../model/perplexity.ts';
 import {
+  type Allocation,
   allocateOverLayers,
   type CalibratedForm,
   calibratedCompressor,
@@ -18,8 +20,12 @@ import {
   unreachableReason,
 } from './calibrated.ts';
 import { checkDenseModel, compressModel } from './compressed-model.ts';
+import { AffinityGrouping, checkGrouping, type Grouping, groupsByAffinity } from './grouping/grouping.ts';
+import type { Partition } from './grouping/partition.ts';
+import type { Compressor } from './method.ts';
+import { costsOf } from './sizes.ts';
 
-export interface SearchOptions extends CalibratedSteps {
+export interface SearchOptions extends CalibratedSteps, Grouping {
   /** Token ids: every fourth window of them judges, the others calibrate. */
   readonly calibration: ArrayLike<number>;
   /** Tokens that attend to each other; by default 256. */
@@ -53,7 +59,7 @@ export interface SearchCandidate extends SearchedForm {
   readonly standardError: number;
   /** Parameters of the routed experts, after / before. */
   readonly ratio: number;
-  /** Of the routed experts, all layers, under uniform routing. */
+  /** Of the routed experts, all layers, by the routing of the text that calibrates. */
   readonly flopsPerToken: number;
   readonly seconds: number;
 }
@@ -69,7 +75,8 @@ export interface SearchReport {
 
 /**
  * Tries forms of latent experts on a held-out part of the calibration text: group sizes first; then, with the best of
- * them, one B for gate and up, and down left dense (with less for gate and up). Each is converted in memory.
+ * them, one B for gate and up, and down left dense (with less for gate and up). Each is converted in memory, with experts
+ * grouped as asked for where a group size leaves a choice.
  *
  * Of all candidates whose loss is within one standard error of the lowest (of the paired difference, over windows), the
  * one that computes least is taken.
@@ -81,6 +88,7 @@ export async function searchCalibrated(model: Model, options: SearchOptions): Pr
   checkDenseModel(model);
   const { spec } = model.checkpoint;
   const { targetRatio, operators, sharedGateUp } = options;
+  checkGrouping(options, options.groupSize, spec.numExperts);
   if (!(targetRatio > 0 && targetRatio < 1))
     throw expected('a share between 0 and 1', 'targetRatio', targetRatio);
   const split = splitText(model, options);
@@ -157,6 +165,7 @@ class Trials {
   readonly #model: Model;
   readonly #options: SearchOptions;
   readonly #split: Split;
+  readonly #grouping: AffinityGrouping;
   readonly #done: Trial[] = [];
   readonly #unreachable: (SearchedForm & { readonly reason: string })[] = [];
 
@@ -164,6 +173,7 @@ class Trials {
     this.#model = model;
     this.#options = options;
     this.#split = split;
+    this.#grouping = new AffinityGrouping(options);
   }
 
   get best(): SearchCandidate | undefined {
@@ -177,15 +187,16 @@ class Trials {
     onCandidate?.(form);
     const started = performance.now();
     const model = this.#model;
-    const sizes = await this.#sizes(form);
-    if (!sizes) return;
+    const allocation = await this.#allocate(form);
+    if (!allocation) return;
+    const { groups, latentSizes } = allocation;
     const compressor = calibratedCompressor(
       { signal },
-      form,
-      (layer) => sizes.get(layer) as LayerLatentSizes,
+      { ...form, groupsOf: groups.size > 0 ? (layer) => groups.get(layer) as Partition : undefined },
+      (layer) => latentSizes.get(layer) as LayerLatentSizes,
       stepsOf(steps),
     );
-    using compressed = await compressModel(model, compressor, calibration, { window, signal });
+    using compressed = await compressModel(model, asRouted(compressor), calibration, { window, signal });
     const seconds = (performance.now() - started) / 1000;
     const losses = await compressed.run(() => lossesByWindow(model, heldOut, { window, signal }));
     const { expertParameters, flopsPerToken } = compressed.costs;
@@ -212,15 +223,33 @@ class Trials {
   }
 
   /** Nothing where the form cannot meet the target. */
-  async #sizes(form: SearchedForm): Promise<Map<number, LayerLatentSizes> | undefined> {
+  async #allocate(form: SearchedForm): Promise<Allocation | undefined> {
     const { targetRatio, signal } = this.#options;
     const { calibration, window } = this.#split;
-    const request = { model: this.#model, calibration, window, targetRatio, signal, ...form };
+    const { groupSize } = form;
+    const hasChoice = groupsByAffinity(this.#options, groupSize, this.#model.checkpoint.spec.numExperts);
+    const groupsOf = hasChoice
+      ? (layer: CalibrationLayer) => this.#grouping.groups(layer, groupSize)
+      : undefined;
+    const request = { model: this.#model, calibration, window, targetRatio, signal, groupsOf, ...form };
     const reason = unreachableReason(request);
     if (reason === undefined) return allocateOverLayers(request);
     this.#unreachable.push({ ...form, reason });
     return undefined;
   }
+}
+
+/** With costs by the routing of the calibration text, not of a uniform one: groups that fire together compute less. */
+function asRouted(compressor: Compressor): Compressor {
+  return {
+    ...compressor,
+    async compress(layer) {
+      const compressed = await compressor.compress(layer);
+      const experts = compressed.block.experts as LatentExperts;
+      const routing = await groupRouting(layer.routing, experts.groups);
+      return { ...compressed, ...costsOf(experts, layer.block.spec.topK, routing) };
+    },
+  };
 }
 
 /** @internal The steps among other options. */

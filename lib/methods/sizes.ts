@@ -2,6 +2,7 @@ import { groupProbability } from '../costs/distinct-groups.ts';
 import { byteCount } from '../dtype.ts';
 import { expected } from '../errors.ts';
 import { type DenseExperts, isLatent, type LatentExperts, OPERATORS } from '../experts.ts';
+import type { GroupRouting } from '../model/calibration.ts';
 import { planConversion } from '../plan/plan-conversion.ts';
 import type { Tensor } from '../tensor.ts';
 import type { ExpertCosts, MethodRequest } from './method.ts';
@@ -36,8 +37,16 @@ export function planExperts({ model, targetRatio }: MethodRequest, least: number
   return kept;
 }
 
-/** Of experts as they are stored and run on `topK` of them a token: what several share is stored once. */
-export function costsOf(experts: DenseExperts | LatentExperts, topK: number): ExpertCosts {
+/**
+ * Of experts as they are stored and run on `topK` of them a token: what several share is stored once.
+ *
+ * @param routing by default uniform.
+ */
+export function costsOf(
+  experts: DenseExperts | LatentExperts,
+  topK: number,
+  routing?: GroupRouting,
+): ExpertCosts {
   const tensors = new Set<Tensor>();
   for (const operator of OPERATORS) {
     const own = experts[operator];
@@ -49,11 +58,15 @@ export function costsOf(experts: DenseExperts | LatentExperts, topK: number): Ex
     expertParameters += length;
     expertBytes += byteLength;
   }
-  return { expertParameters, expertBytes, flopsPerToken: flopsPerToken(experts, topK) };
+  return { expertParameters, expertBytes, flopsPerToken: flopsPerToken(experts, topK, routing) };
 }
 
 /** FLOPs of a token: of `topK` experts, and of the latent spaces of the groups that they fall into, each once. */
-function flopsPerToken(experts: DenseExperts | LatentExperts, topK: number): number {
+function flopsPerToken(
+  experts: DenseExperts | LatentExperts,
+  topK: number,
+  routing: GroupRouting | undefined,
+): number {
   const { numExperts, hiddenSize: n, intermediateSize: m } = experts;
   let multiplyAdds = 0;
   const shared = new Set<Tensor>();
@@ -66,8 +79,10 @@ function flopsPerToken(experts: DenseExperts | LatentExperts, topK: number): num
     for (const [group, a] of own.a.entries()) {
       const size = a.shape[0] as number;
       const b = own.b[group] as Tensor;
-      multiplyAdds += (topK / numExperts) * a.length;
-      if (!shared.has(b)) multiplyAdds += groupProbability(numExperts, size, topK) * b.length;
+      const used = routing?.expertProbabilities[group]?.reduce((sum, own) => sum + own, 0);
+      multiplyAdds += ((used ?? (topK / numExperts) * size) * a.length) / size;
+      const probability = routing?.groupProbabilities[group] ?? groupProbability(numExperts, size, topK);
+      if (!shared.has(b)) multiplyAdds += probability * b.length;
       shared.add(b);
     }
   }

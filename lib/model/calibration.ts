@@ -166,6 +166,27 @@ export async function routingStatistics({ ids }: Routing, numExperts: number): P
   return { tokens, expertCounts, coActivation };
 }
 
+/** How often tokens use the groups and experts of a layer: the measured probabilities of its costs. */
+export interface GroupRouting {
+  readonly groupProbabilities: readonly number[];
+  /** Of each group's experts. */
+  readonly expertProbabilities: readonly (readonly number[])[];
+}
+
+/** Counts how often tokens use groups, and experts in them. */
+export async function groupRouting(
+  routing: Routing,
+  groups: readonly (readonly number[])[],
+): Promise<GroupRouting> {
+  const numExperts = groups.reduce((sum, group) => sum + group.length, 0);
+  const { tokens, expertCounts } = await routingStatistics(routing, numExperts);
+  const share = (expert: number) => (tokens > 0 ? (expertCounts[expert] as number) / tokens : 0);
+  return {
+    groupProbabilities: await groupProbabilities(routing, groups),
+    expertProbabilities: groups.map((group) => group.map(share)),
+  };
+}
+
 /** The measured probability, for each group, that a token uses it: `groupProbabilities` of a plan. */
 export async function groupProbabilities(
   { ids }: Routing,

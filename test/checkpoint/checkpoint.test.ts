@@ -356,6 +356,7 @@ describe('latent checkpoints', () => {
         operators: ['gate', 'up', 'down'],
         sharedGateUp: shared,
         groupSizes: [1, 3],
+        consecutiveGroups: false,
         latentSizes: { gate: [3, 4], up: [3, 4], down: [2] },
       });
       await model.close();
@@ -466,7 +467,11 @@ describe('latent checkpoints', () => {
       },
       ['layer 0', 'expert 1'],
     ],
-    ['an expert missing', { molae: { ...block, groups: { 0: [[0, 1], [3]] } } }, ['layer 0', '3 of the 4']],
+    [
+      'an expert missing',
+      { molae: { ...block, groups: { 0: [[0, 1], [3]] } } },
+      ['layer 0', 'expert 2', '3 of the 4'],
+    ],
     ['an expert past N', { molae: { ...block, groups: { 0: [[0, 1, 2, 4]] } } }, ['layer 0', '4']],
     ['a fractional expert', { molae: { ...block, groups: { 0: [[0, 1, 2, 2.5]] } } }, ['layer 0', '2.5']],
     ['no base family', { base_model_type: undefined }, ['base_model_type', 'missing']],
@@ -475,6 +480,40 @@ describe('latent checkpoints', () => {
     const folder = await write({ ...LATENT_CONFIG, ...fields }, latentTensors(true));
     await expect(openCheckpoint(folder)).rejects.toMatchObject(
       molaeError('BAD_CHECKPOINT', 'config.json', ...words),
+    );
+  });
+
+  test('may group experts otherwise in each layer; a partition that fits another layer only is refused', async () => {
+    const groups = { 0: GROUPS, 1: [[3, 1, 0], [2]] };
+    const folder = await write({ ...LATENT_CONFIG, molae: { ...block, groups } }, latentTensors(true));
+    await using model = await openCheckpoint(folder);
+    for (const layer of [0, 1] as const)
+      expect(model.layer(layer).groups.map(({ experts }) => experts)).toEqual(groups[layer]);
+    // Factors have as many experts as their group.
+    for (const [partition, ...words] of [
+      [
+        [
+          [3, 1],
+          [0, 2],
+        ],
+        'layers.1',
+        'latent_experts.0',
+      ],
+      [[[3], [0, 1, 2]], 'layers.1', 'latent_experts.0'],
+      [[[3, 1, 0, 2]], 'layers.1', 'latent_experts.0'],
+      [[[3, 1, 0], [2], []], 'layer 1', 'group 2'],
+    ] as const) {
+      const damaged = { ...LATENT_CONFIG, molae: { ...block, groups: { 0: GROUPS, 1: partition } } };
+      await expect(openCheckpoint(await write(damaged, latentTensors(true)))).rejects.toMatchObject(
+        molaeError('BAD_CHECKPOINT', ...words),
+      );
+    }
+  });
+
+  test('that lost the partition of a layer are refused with the layer, not taken for dense there', async () => {
+    const damaged = { ...LATENT_CONFIG, molae: { ...block, groups: { 0: GROUPS } } };
+    await expect(openCheckpoint(await write(damaged, latentTensors(true)))).rejects.toMatchObject(
+      molaeError('BAD_CHECKPOINT', 'layer 1', 'none of its experts', `${PREFIXES[1]}.latent_experts.0`),
     );
   });
 

@@ -212,6 +212,20 @@ describe('a run that stops', () => {
     expect((await convert({ latentSize: 32 })).resumedFiles).toBe(0);
   });
 
+  test('is not resumed by a run with other groups of the same sizes', async () => {
+    const grouped = (first: number, signal?: AbortSignal) =>
+      convertCheckpoint(source, output, {
+        groups: [0, 1].map((g) => Array.from({ length: 8 }, (_, i) => (first + 8 * g + i) % 16)),
+        ...{ latentSize: 48, device, signal },
+        ...(signal && { onProgress: ({ layer }) => layer === 2 && controller.abort() }),
+      });
+    const controller = new AbortController();
+    await expect(grouped(0, controller.signal)).rejects.toMatchObject({ code: 'ABORTED' });
+    expect((await grouped(4)).resumedFiles).toBe(0);
+    await using converted = await openCheckpoint(output);
+    expect(converted.layer(0).groups[0]?.experts).toEqual([4, 5, 6, 7, 8, 9, 10, 11]);
+  });
+
   test('killed outright, it leaves no output and the next run completes', async () => {
     const script = `
       import { convertCheckpoint } from ${JSON.stringify(fileURLToPath(new URL('../../dist/index.js', import.meta.url)))};

@@ -113,6 +113,29 @@ describe('wrong usage', () => {
       ['convert', TINY, out, '--latent-size', '8', '--calibrate', 'a.txt', '--search'],
       '--search needs --target-ratio',
     ],
+    [
+      'groups by affinity without a text',
+      ['convert', TINY, out, '--target-ratio', '0.3', '--group-size', '4', '--grouping', 'affinity'],
+      '--grouping affinity needs --calibrate <text>',
+    ],
+    [
+      'an unknown grouping',
+      ['convert', TINY, out, '--target-ratio', '0.3', '--calibrate', 'a.txt', '--grouping', 'kmeans'],
+      'consecutive or affinity for --grouping',
+    ],
+    [
+      'co-activation of groups that do not look at it',
+      ['convert', TINY, out, '--target-ratio', '0.3', '--calibrate', 'a.txt', '--co-activation', '1'],
+      '--co-activation needs --grouping affinity',
+    ],
+    [
+      'co-activation above all',
+      [
+        ...['convert', TINY, out, '--target-ratio', '0.3', '--calibrate', 'a.txt'],
+        ...['--grouping', 'affinity', '--co-activation', '1.5'],
+      ],
+      'a number from 0 to 1 for --co-activation',
+    ],
   ])('%s: exit 2, one line and a pointer to the help, nothing on stdout', async (_, args, words) => {
     const { status, stdout, stderr } = await cli.run(...args);
     expect({ status, stdout }).toEqual({ status: 2, stdout: '' });
@@ -158,6 +181,42 @@ describe('wrong usage', () => {
     expect(missing.stderr).toContain('no.txt');
     await rm(out, { recursive: true });
   });
+
+  it('groups by affinity: reopened, the layers have groups of their own; the routing is in the report; no choice is refused', async () => {
+    const grouping = [
+      ...['--target-ratio', '0.5', '--calibrate', join(ROOT, 'test/fixtures/moby-dick.txt')],
+      ...['--calibrate-tokens', '2048', '--grouping', 'affinity', '--co-activation', '0.5'],
+    ];
+    const alone = await cli.run('convert', TINY, out, ...grouping);
+    expect(alone).toMatchObject({ status: 2, stdout: '' });
+    expect(alone.stderr).toContain('grouping affinity has no effect with groups of 1');
+    const shown = await cli.run('convert', TINY, out, ...grouping, '--group-size', '4');
+    expect(shown).toMatchObject({ status: 0 });
+    expect(shown.stdout).toMatch(/fire together\s+\(co-activation 0.5\)/);
+    expect(shown.stdout).toMatch(/^ {2}all-to-all bytes per token/m);
+    const report = json(
+      await cli.run('convert', TINY, out, ...grouping, '--group-size', '4', '--force', '--json'),
+    ) as {
+      groupUse: { tokens: number; distinctGroups: Record<string, number>; flopsPerToken: { latent: number } };
+      flopsPerToken: { after: number };
+    };
+    const { measured, consecutive } = report.groupUse.distinctGroups as Record<string, number>;
+    expect(report.groupUse.tokens).toBe(2048);
+    expect(measured).toBeLessThan(consecutive as number);
+    expect(report.flopsPerToken.after).toBe(report.groupUse.flopsPerToken.latent);
+    const words = `needs ${measured?.toFixed(2)} distinct groups; consecutive ones would be ${consecutive?.toFixed(2)}`;
+    expect(shown.stdout.replaceAll('\n', ' ')).toContain(words);
+    expect((await cli.run('inspect', out)).stdout).toMatch(
+      /Experts per group \(k\) +4, not consecutive ones/,
+    );
+    const evaluated = json(
+      await cli.run('eval', out, '--text', join(ROOT, 'test/fixtures/moby-dick.txt'), '--json'),
+    ) as { perplexity: number };
+    // That of the dense model is 110.9.
+    expect(evaluated.perplexity).toBeGreaterThan(105);
+    expect(evaluated.perplexity).toBeLessThan(115);
+    await rm(out, { recursive: true });
+  }, 120_000);
 
   it('searches for a form: a table for people, candidates in the JSON, and too little text is refused', async () => {
     const text = join(ROOT, 'test/fixtures/moby-dick.txt');

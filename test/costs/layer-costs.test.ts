@@ -177,6 +177,44 @@ describe('layerCosts', () => {
     expect(() => layerCosts(OLMOE, factorization, { groupProbabilities: [1, 1.5] })).toThrow(invalid('1.5'));
   });
 
+  test('take measured probabilities of experts, too: equal to a count over the routings they come from', () => {
+    const sizes: LayerSizes = { hiddenSize: 5, intermediateSize: 7, numExperts: 6, topK: 2 };
+    const factorization: Factorization = { groupSizes: [3, 1, 2], latentSizes: { gate: [4, 2, 3], up: 2 } };
+    const routings = [
+      [0, 1],
+      [0, 5],
+      [0, 3],
+      [4, 5],
+      [0, 1],
+    ] as const;
+    const groupOf = groupOfExpert(factorization.groupSizes);
+    const shareOf = (uses: (routing: readonly number[]) => boolean) =>
+      routings.filter(uses).length / routings.length;
+    const expertProbabilities = factorization.groupSizes.map((size, group) => {
+      const first = groupOf.indexOf(group);
+      return Array.from({ length: size }, (_, i) => shareOf((routing) => routing.includes(first + i)));
+    });
+    const groupProbabilities = factorization.groupSizes.map((_, group) =>
+      shareOf((routing) => routing.some((expert) => groupOf[expert] === group)),
+    );
+    const options = { bytesPerParameter: 1, groupProbabilities, expertProbabilities };
+    const costs = layerCosts(sizes, factorization, options);
+    const counted = routings.map((experts) => countOne(sizes, factorization, experts));
+    expect(costs.flopsPerToken.latent).toBeCloseTo(2 * mean(counted.map(({ weights }) => weights)), 9);
+    expect(costs.weightBytesPerToken.latent).toBeCloseTo(mean(counted.map(({ weights }) => weights)), 9);
+    expect(costs.weightBytesPerToken.dense).toBeCloseTo(3 * 5 * 7 * 2, 9);
+    expect(costs.allToAllBytesPerToken.latent).toBeCloseTo(mean(counted.map(({ traffic }) => traffic)), 9);
+    expect(costs.expertParameters).toEqual(layerCosts(sizes, factorization).expertParameters);
+    for (const wrong of [
+      [[1, 1, 1], [1], [1]],
+      [[1, 1, 1], [1]],
+      [[1, 1, 1], [1], [1, 1.5]],
+    ])
+      expect(() => layerCosts(sizes, factorization, { expertProbabilities: wrong })).toThrow(
+        invalid('expertProbabilities'),
+      );
+  });
+
   test('refuse sizes that do not fit', () => {
     const costs =
       (change: Partial<Factorization>, sizes: Partial<LayerSizes> = {}) =>

@@ -8,6 +8,7 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { openCheckpoint } from '../../lib/checkpoint/checkpoint.ts';
 import { convertCheckpoint } from '../../lib/checkpoint/conversion/convert.ts';
 import { type Device, openDevice } from '../../lib/device.ts';
+import { convertCalibrated } from '../../lib/methods/convert-calibrated.ts';
 import { Model } from '../../lib/model/model.ts';
 import { relativeError } from '../support/reference.ts';
 
@@ -108,6 +109,34 @@ describe.skipIf(!isThere)(`transformers ${version}`, () => {
     const { stdout } = await run(python, [here('./interop.py'), list], { env, maxBuffer: 1e8 });
     const results = JSON.parse(stdout.trim().split('\n').at(-1) as string) as Record<string, Distances>;
     for (const { name } of jobs) expect(results[name]?.latent_dense, name).toBeLessThan(1e-5);
+  }, 120_000);
+
+  test('loads groups by affinity, which differ by layer', async () => {
+    const original = join(families, 'qwen3_moe');
+    const [latent, dense] = [join(root, 'grouped_latent'), join(root, 'grouped_dense')];
+    const options = {
+      calibration: Array.from({ length: 1024 }, (_, i) => (i * i * 7 + i) % 64),
+      window: 32,
+      groupSize: 4,
+      latentSize: 16,
+      grouping: 'affinity' as const,
+      device,
+    };
+    await convertCalibrated(original, latent, { ...options, withPython: true });
+    await convertCalibrated(original, dense, { ...options, format: 'dense' });
+    await using checkpoint = await openCheckpoint(latent);
+    const partitions = [...checkpoint.layers.values()].map(({ groups }) =>
+      groups.map((group) => group.experts),
+    );
+    expect(new Set(partitions.map(String)).size).toBeGreaterThan(1);
+    const list = join(root, 'grouped.json');
+    await writeFile(list, JSON.stringify([{ name: 'grouped', original, dense, latent, tokens }]));
+    const env = { ...process.env, HF_HOME: join(root, 'cache'), HF_HUB_OFFLINE: '1' };
+    const { stdout } = await run(python, [here('./interop.py'), list], { env, maxBuffer: 1e8 });
+    const { grouped } = JSON.parse(stdout.trim().split('\n').at(-1) as string) as Record<string, Distances>;
+    expect(grouped?.latent_dense).toBeLessThan(1e-5);
+    expect(grouped?.dense_products).toBeLessThan(2e-2);
+    expect(grouped?.change).toBeGreaterThan(1e-3);
   }, 120_000);
 });
 

@@ -182,7 +182,9 @@ function meanLatentSizes(
   layers: readonly number[],
 ): Partial<Record<Operator, number>> {
   const mean = (operator: Operator) => {
-    const sizes = layers.flatMap((layer) => groups.map((_, group) => latentSize(layer, operator, group)));
+    const sizes = layers.flatMap((layer) =>
+      groups(layer).map((_, group) => latentSize(layer, operator, group)),
+    );
     return sizes.reduce((sum, size) => sum + size, 0) / sizes.length;
   };
   return Object.fromEntries(operators.map((operator) => [operator, mean(operator)]));
@@ -244,7 +246,7 @@ class Conversion {
 
   /** Everything that the bytes of the result depend on. */
   async #plan(): Promise<unknown> {
-    const { path, shards, config } = this.#checkpoint;
+    const { path, shards, config, spec } = this.#checkpoint;
     const files = await Promise.all(
       shards.files.map(async (name) => {
         const { size, mtimeMs } = await stat(join(path, name));
@@ -257,6 +259,7 @@ class Conversion {
       version: LATENT_FORMAT_VERSION,
       method: name,
       quantization: this.#method.shapes.quantization ?? null,
+      groups: spec.layers.map((layer) => this.#method.shapes.groups(layer)),
       fingerprint,
       format: this.#format,
       shapes,
@@ -393,7 +396,7 @@ class Conversion {
       method: this.#method.name,
       operators,
       quantization,
-      groups: new Map(this.#checkpoint.spec.layers.map((layer) => [layer, groups])),
+      groups: new Map(this.#checkpoint.spec.layers.map((layer) => [layer, groups(layer)])),
     };
   }
 
@@ -407,7 +410,7 @@ class Conversion {
     resumedFiles: number,
     seconds: number,
   ): ConversionReport {
-    const { path, expertParameters: before, parameters, byteLength } = this.#checkpoint;
+    const { path, expertParameters: before, parameters, byteLength, spec } = this.#checkpoint;
     const { name: method, reason, shapes } = this.#method;
     const after = this.#latentExpertParameters();
     return {
@@ -416,8 +419,10 @@ class Conversion {
       method,
       format: this.#format,
       ...(shapes.quantization !== undefined && { quantization: shapes.quantization }),
-      groupSize: Math.max(...shapes.groups.map((group) => group.length)),
-      latentSizes: meanLatentSizes(shapes, this.#checkpoint.spec.layers),
+      groupSize: Math.max(
+        ...spec.layers.flatMap((layer) => shapes.groups(layer).map(({ length }) => length)),
+      ),
+      latentSizes: meanLatentSizes(shapes, spec.layers),
       ...(reason !== undefined && { reason }),
       expertParameters: { before, after },
       parameters: { before: parameters, after: parameters - this.#countScales() - before + after },

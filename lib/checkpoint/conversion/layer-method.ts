@@ -4,14 +4,14 @@ import type { OperatorFactors } from '../../factorize.ts';
 
 /** What the factors of a checkpoint look like: known before the first of them is made. */
 export interface FactorShapes {
-  /** The same in every layer: a partition of the experts. */
-  readonly groups: readonly (readonly number[])[];
   /** The operators that are factorized. */
   readonly operators: readonly Operator[];
   /** One B for gate and up. */
   readonly sharedGateUp: boolean;
   /** The blocks that the factors come in; undefined for the source's dtype. */
   readonly quantization: BlockDType | undefined;
+  /** A partition of the experts of a layer. */
+  groups(layer: number): readonly (readonly number[])[];
   /** r */
   latentSize(layer: number, operator: Operator, group: number): number;
 }

@@ -136,7 +136,7 @@ function latentTensors(
       factor.startsWith('down') ? 'down' : factor.startsWith('up') ? 'up' : 'gate',
     );
   const prefix = checkpoint.family.expertsPrefix(layer);
-  return groups.flatMap((group, g) => {
+  return groups(layer).flatMap((group, g) => {
     const sizes = {
       hiddenSize,
       intermediateSize,

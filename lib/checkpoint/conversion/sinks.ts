@@ -9,6 +9,7 @@ import { expertFactor, latentTensorName, sharedFactor } from '../latent-format.t
 import { DTYPE_BYTES } from '../safetensors/dtype.ts';
 import type { SafetensorsWriter } from '../safetensors/writer.ts';
 import { tensorBytesInto } from '../tensors.ts';
+import type { FactorShapes } from './layer-method.ts';
 
 /** Where the factors of a group go: one implementation for each output format. */
 export interface FactorSink {
@@ -54,9 +55,9 @@ export class LatentSink implements FactorSink {
 export class DenseSink implements FactorSink {
   readonly #checkpoint: Checkpoint;
   readonly #transfer = new TensorTransfer();
-  readonly #groups: readonly (readonly number[])[];
+  readonly #groups: FactorShapes['groups'];
 
-  constructor(checkpoint: Checkpoint, groups: readonly (readonly number[])[]) {
+  constructor(checkpoint: Checkpoint, groups: FactorShapes['groups']) {
     this.#checkpoint = checkpoint;
     this.#groups = groups;
   }
@@ -70,7 +71,7 @@ export class DenseSink implements FactorSink {
   ): Promise<void> {
     const { family, spec } = this.#checkpoint;
     const itemBytes = DTYPE_BYTES[this.#checkpoint.expertDtype(layer, operator)];
-    for (const [index, expert] of (this.#groups[group] ?? []).entries()) {
+    for (const [index, expert] of (this.#groups(layer)[group] ?? []).entries()) {
       using own = a.slice(index);
       using product = operator === 'down' ? await gemm(b, own) : await gemm(own, b);
       const { name, elementOffset } = locateExpert(family, spec, layer, expert, operator);

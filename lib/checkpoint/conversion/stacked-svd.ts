@@ -39,6 +39,7 @@ export class StackedSvd implements LayerMethod {
   readonly stepsPerLayer: number;
   readonly #checkpoint: Checkpoint;
   readonly #device: Device;
+  readonly #groups: readonly (readonly number[])[];
   readonly #spec: CheckedSpec;
   readonly #buffers: ReadBuffers;
   readonly #signal: AbortSignal | undefined;
@@ -51,12 +52,13 @@ export class StackedSvd implements LayerMethod {
     const { groups, spec, reason } = chooseSizes(checkpoint, options);
     this.#checkpoint = checkpoint;
     this.#device = device;
+    this.#groups = groups;
     this.#spec = spec;
     this.#buffers = new ReadBuffers(checkpoint);
     this.#signal = options.signal;
     this.reason = reason;
     this.shapes = {
-      groups,
+      groups: () => groups,
       operators: spec.operators,
       sharedGateUp: spec.sharedGateUp,
       quantization: options.quantize,
@@ -71,12 +73,12 @@ export class StackedSvd implements LayerMethod {
   }
 
   async *#factorizeLayer(layer: number, step: StepListener): AsyncGenerator<GroupFactors> {
-    for (const group of this.shapes.groups.keys()) yield* this.#factorizeGroup(layer, group, step);
+    for (const group of this.#groups.keys()) yield* this.#factorizeGroup(layer, group, step);
   }
 
   async *#factorizeGroup(layer: number, group: number, step: StepListener): AsyncGenerator<GroupFactors> {
     const { hiddenSize, intermediateSize } = this.#checkpoint.spec;
-    const members = this.shapes.groups[group] as readonly number[];
+    const members = this.#groups[group] as readonly number[];
     const order = loadOrder(this.#spec, members.length);
     const reader = new ExpertReader(this.#checkpoint, this.#device, this.#buffers, { layer, members, order });
     let operator: Operator = 'gate';
