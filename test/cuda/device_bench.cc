@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <random>
@@ -16,7 +17,7 @@
 //
 // Medians of host-clock times over calls that are queued together and waited for once, so that a call's time is the
 // device's where the device is the slower one. Data is random normal; weights of several layers take turns, so that
-// caches do not hold them.
+// caches do not hold them. Layers run with every family of tiles that the device has (MOLAE_CUDA_TILES).
 namespace {
 
 using namespace molae;
@@ -39,8 +40,9 @@ class Bench {
     for (const Cell& cell : kCells) {
       for (const int64_t tokens : {1, 16, 64, 512, 4096, 16384}) {
         if (smoke_ && tokens > 16) continue;
-        layer(cell, tokens, false);
-        layer(cell, tokens, true);
+        for (const bool latent : {false, true}) {
+          for (const char* tiles : tile_families()) layer(cell, tokens, latent, tiles);
+        }
       }
       if (smoke_) break;
     }
@@ -57,6 +59,14 @@ class Bench {
                                     {"olmoe k8 r512", 2048, 1024, 64, 8, 8, 512},
                                     {"qwen3-30b-a3b k16 r384", 2048, 768, 128, 8, 16, 384},
                                     {"deepseek-v3/4 k32 r1024", 7168, 2048, 64, 8, 32, 1024}};
+
+  // What MOLAE_CUDA_TILES may say; one that means nothing where there is no choice.
+  std::vector<const char*> tile_families() {
+    const DeviceInfo info = backend_.info();
+    if (info.kind != "cuda") return {""};
+    const bool hopper = std::find(info.features.begin(), info.features.end(), "Hopper tiles") != info.features.end();
+    return hopper ? std::vector<const char*>{"mma", "hopper"} : std::vector<const char*>{"mma"};
+  }
 
   const char* name() { return (name_ = backend_.info().name).c_str(); }
   const char* library() { return (library_ = backend_.info().library).c_str(); }
@@ -99,11 +109,12 @@ class Bench {
     return times[times.size() / 2];
   }
 
-  void row(const std::string& what, const char* dtype, int64_t tokens, double ms, double flops, double bytes) {
+  void row(const std::string& what, const char* dtype, int64_t tokens, double ms, double flops, double bytes,
+           const char* tiles = "") {
     std::printf(
-        "%s\n  {\"name\": \"%s\", \"dtype\": \"%s\", \"tokens\": %lld, \"medianMs\": %.5f, \"gflops\": %.1f, "
-        "\"gbps\": %.1f}",
-        first_ ? "" : ",", what.c_str(), dtype, static_cast<long long>(tokens), ms, flops / ms * 1e-6,
+        "%s\n  {\"name\": \"%s\", \"dtype\": \"%s\", \"tiles\": \"%s\", \"tokens\": %lld, \"medianMs\": %.5f, "
+        "\"gflops\": %.1f, \"gbps\": %.1f}",
+        first_ ? "" : ",", what.c_str(), dtype, tiles, static_cast<long long>(tokens), ms, flops / ms * 1e-6,
         bytes / ms * 1e-6);
     std::fflush(stdout);
     first_ = false;
@@ -170,8 +181,9 @@ class Bench {
     return tokens * 6.0 * cell.rank * (cell.n * groups + static_cast<double>(cell.m * cell.top_k));
   }
 
-  void layer(const Cell& cell, int64_t tokens, bool latent) {
+  void layer(const Cell& cell, int64_t tokens, bool latent, const char* tiles) {
     try {
+      setenv("MOLAE_CUDA_TILES", tiles, 1);
       std::vector<std::unique_ptr<LayerForward>> layers;
       const int copies = smoke_ || tokens > 64 ? 1 : 3;
       for (int i = 0; i < copies; ++i) layers.push_back(backend_.prepare(make_layer(cell, latent)));
@@ -181,9 +193,10 @@ class Bench {
       size_t turn = 0;
       const double ms = time([&] { layers[turn++ % layers.size()]->run(x, routing, y, never); });
       row(std::string(latent ? "latent " : "dense ") + cell.name, "bf16", tokens, ms, layer_flops(cell, tokens, latent),
-          0);
+          0, tiles);
     } catch (const Error& error) {
-      std::fprintf(stderr, "%s, %lld tokens: %s\n", cell.name, static_cast<long long>(tokens), error.what());
+      std::fprintf(stderr, "%s, %lld tokens, %s tiles: %s\n", cell.name, static_cast<long long>(tokens), tiles,
+                   error.what());
     }
   }
 
