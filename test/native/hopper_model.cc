@@ -4,6 +4,7 @@
 #include <new>
 
 #include "native/harness.h"
+#include "native/hopper_on_host.h"
 
 namespace molae::test {
 namespace {

@@ -4,7 +4,6 @@
 #include <map>
 #include <set>
 
-#include "cuda/config/tile_choice.h"
 #include "cuda/logic/hopper/grouped_gemm.h"
 #include "native/taking_turns.h"
 
@@ -14,9 +13,6 @@
 // late too; and the fence between what threads write and what the tensor cores read. What a real block may do in many
 // orders happens here in a random one.
 namespace molae::test {
-
-// Stands in for the driver's encoding of a tensor map.
-cuda::WeightMap encode_on_host(const cuda::hopper::WeightMapArguments& arguments);
 
 class HopperBlock {
  public:
@@ -183,41 +179,5 @@ class HopperGroup {
   mutable std::set<const cuda::WeightMap*> acquired_;
   mutable std::deque<std::vector<std::function<void()>>> products_{1};  // the last group is not committed
 };
-
-// The kernel: `blocks` persistent blocks.
-template <class Shape>
-void hopper_gemm_on_host(const cuda::hopper::HopperGemm<typename Shape::In>& args, int64_t blocks, uint64_t seed) {
-  using namespace cuda::hopper;
-  for (int64_t b = 0; b < blocks; ++b) {
-    HopperBlock block(sizeof(TileShared<Shape>), seed + b);
-    auto& shared = *reinterpret_cast<TileShared<Shape>*>(block.shared());
-    initialize<Shape>(HopperGroup(block, 0), shared);
-    std::vector<std::function<void()>> groups;
-    groups.push_back([&] { produce<Shape>(HopperGroup(block, 0), args, shared, b, blocks); });
-    for (int consumer = 0; consumer < kConsumers; ++consumer) {
-      groups.push_back([&, consumer] { consume<Shape>(HopperGroup(block, consumer), args, shared, b, blocks); });
-    }
-    block.turns().run(groups);
-  }
-}
-
-template <class In>
-void hopper_gemm_on_host(cuda::GemmTile tile, const cuda::hopper::HopperGemm<In>& args, int64_t blocks, uint64_t seed) {
-  using namespace cuda;
-  using namespace cuda::hopper;
-  switch (tile) {
-    case GemmTile::Hopper8:
-      return hopper_gemm_on_host<SwappedTile<In, 8>>(args, blocks, seed);
-    case GemmTile::Hopper16:
-      return hopper_gemm_on_host<SwappedTile<In, 16>>(args, blocks, seed);
-    case GemmTile::Hopper32:
-      return hopper_gemm_on_host<SwappedTile<In, 32>>(args, blocks, seed);
-    case GemmTile::Hopper64:
-      return hopper_gemm_on_host<SwappedTile<In, 64>>(args, blocks, seed);
-    default:
-      if (args.dual && !shares_tokens(args.product)) return hopper_gemm_on_host<PairedTile<In>>(args, blocks, seed);
-      return hopper_gemm_on_host<WideTile<In>>(args, blocks, seed);
-  }
-}
 
 }  // namespace molae::test

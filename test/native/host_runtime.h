@@ -10,7 +10,7 @@
 #include "cuda/logic/layer_chain.h"
 #include "cuda/logic/simt_math.h"
 #include "cuda/logic/sort.h"
-#include "native/hopper_model.h"
+#include "native/hopper_on_host.h"
 
 // The CUDA backend's kernels on the host: the same bodies, grids and arrays, one thread after the other. Only what
 // multiplies a tile differs where the GPU has tensor cores: SimtMath takes their place, with the same tile shapes,

@@ -61,12 +61,13 @@ class DeviceGroup {
         ".reg .pred done;\n"
         "again:\n"
         "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-        "@done bra.uni ready;\n"
-        "bra.uni again;\n"
+        "@done bra ready;\n"
+        "bra again;\n"
         "ready:\n"
         "}\n" ::"r"(address(&barrier)),
         "r"(parity)
         : "memory");
+    __syncwarp();  // what comes next may want all of a warp's threads together
   }
 
   // --- Copies
