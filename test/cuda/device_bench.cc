@@ -13,11 +13,13 @@
 #include "core/half.h"
 #include "core/shared_basis.h"
 
-// Times a device against its own ceilings: molae_device_bench [--device cuda|cpu] [--smoke]. JSON on stdout.
+// Times a device against its own ceilings: molae_device_bench [--device cuda|cpu] [--tiles mma|hopper] [--smoke]. JSON
+// on stdout.
 //
 // Medians of host-clock times over calls that are queued together and waited for once, so that a call's time is the
 // device's where the device is the slower one. Data is random normal; weights of several layers take turns, so that
-// caches do not hold them. Layers run with every family of tiles that the device has (MOLAE_CUDA_TILES).
+// caches do not hold them. With --tiles the layers take that family of tiles (MOLAE_CUDA_TILES), and hopper times
+// nothing but layers: kernels that hang take no other result with them.
 namespace {
 
 using namespace molae;
@@ -25,28 +27,31 @@ using Clock = std::chrono::steady_clock;
 
 struct Options {
   std::string device = "cuda";
+  std::string tiles;
   bool smoke = false;
 };
 
 class Bench {
  public:
-  Bench(Backend& backend, bool smoke) : backend_(backend), smoke_(smoke) {}
+  Bench(Backend& backend, const Options& options) : backend_(backend), tiles_(options.tiles), smoke_(options.smoke) {}
 
   void run() {
     std::printf("{\"device\": \"%s\", \"library\": \"%s\", \"memoryBytes\": %zu, \"results\": [", name(), library(),
                 backend_.info().memory_bytes);
-    copy_bandwidth();
-    for (const DType dtype : {DType::BF16, DType::F32}) dense_product(dtype);
+    const bool only_layers = tiles_ == "hopper";
+    if (!only_layers) {
+      copy_bandwidth();
+      for (const DType dtype : {DType::BF16, DType::F32}) dense_product(dtype);
+    }
     for (const Cell& cell : kCells) {
       for (const int64_t tokens : {1, 16, 64, 512, 4096, 16384}) {
         if (smoke_ && tokens > 16) continue;
-        for (const bool latent : {false, true}) {
-          for (const char* tiles : tile_families()) layer(cell, tokens, latent, tiles);
-        }
+        layer(cell, tokens, false);
+        layer(cell, tokens, true);
       }
       if (smoke_) break;
     }
-    factorization();
+    if (!only_layers) factorization();
     std::printf("\n]}\n");
   }
 
@@ -59,14 +64,6 @@ class Bench {
                                     {"olmoe k8 r512", 2048, 1024, 64, 8, 8, 512},
                                     {"qwen3-30b-a3b k16 r384", 2048, 768, 128, 8, 16, 384},
                                     {"deepseek-v3/4 k32 r1024", 7168, 2048, 64, 8, 32, 1024}};
-
-  // What MOLAE_CUDA_TILES may say; one that means nothing where there is no choice.
-  std::vector<const char*> tile_families() {
-    const DeviceInfo info = backend_.info();
-    if (info.kind != "cuda") return {""};
-    const bool hopper = std::find(info.features.begin(), info.features.end(), "Hopper tiles") != info.features.end();
-    return hopper ? std::vector<const char*>{"mma", "hopper"} : std::vector<const char*>{"mma"};
-  }
 
   const char* name() { return (name_ = backend_.info().name).c_str(); }
   const char* library() { return (library_ = backend_.info().library).c_str(); }
@@ -109,12 +106,11 @@ class Bench {
     return times[times.size() / 2];
   }
 
-  void row(const std::string& what, const char* dtype, int64_t tokens, double ms, double flops, double bytes,
-           const char* tiles = "") {
+  void row(const std::string& what, const char* dtype, int64_t tokens, double ms, double flops, double bytes) {
     std::printf(
         "%s\n  {\"name\": \"%s\", \"dtype\": \"%s\", \"tiles\": \"%s\", \"tokens\": %lld, \"medianMs\": %.5f, "
         "\"gflops\": %.1f, \"gbps\": %.1f}",
-        first_ ? "" : ",", what.c_str(), dtype, tiles, static_cast<long long>(tokens), ms, flops / ms * 1e-6,
+        first_ ? "" : ",", what.c_str(), dtype, tiles_.c_str(), static_cast<long long>(tokens), ms, flops / ms * 1e-6,
         bytes / ms * 1e-6);
     std::fflush(stdout);
     first_ = false;
@@ -181,9 +177,8 @@ class Bench {
     return tokens * 6.0 * cell.rank * (cell.n * groups + static_cast<double>(cell.m * cell.top_k));
   }
 
-  void layer(const Cell& cell, int64_t tokens, bool latent, const char* tiles) {
+  void layer(const Cell& cell, int64_t tokens, bool latent) {
     try {
-      setenv("MOLAE_CUDA_TILES", tiles, 1);
       std::vector<std::unique_ptr<LayerForward>> layers;
       const int copies = smoke_ || tokens > 64 ? 1 : 3;
       for (int i = 0; i < copies; ++i) layers.push_back(backend_.prepare(make_layer(cell, latent)));
@@ -193,10 +188,9 @@ class Bench {
       size_t turn = 0;
       const double ms = time([&] { layers[turn++ % layers.size()]->run(x, routing, y, never); });
       row(std::string(latent ? "latent " : "dense ") + cell.name, "bf16", tokens, ms, layer_flops(cell, tokens, latent),
-          0, tiles);
+          0);
     } catch (const Error& error) {
-      std::fprintf(stderr, "%s, %lld tokens, %s tiles: %s\n", cell.name, static_cast<long long>(tokens), tiles,
-                   error.what());
+      std::fprintf(stderr, "%s, %lld tokens: %s\n", cell.name, static_cast<long long>(tokens), error.what());
     }
   }
 
@@ -221,6 +215,7 @@ class Bench {
   }
 
   Backend& backend_;
+  std::string tiles_;
   bool smoke_;
   bool first_ = true;
   std::mt19937 engine_{1};
@@ -237,14 +232,17 @@ int main(int count, char** words) {
       options.smoke = true;
     } else if (word == "--device" && i + 1 < count) {
       options.device = words[++i];
+    } else if (word == "--tiles" && i + 1 < count) {
+      options.tiles = words[++i];
+      setenv("MOLAE_CUDA_TILES", options.tiles.c_str(), 1);
     } else {
-      std::fprintf(stderr, "usage: %s [--device cuda|cpu] [--smoke]\n", words[0]);
+      std::fprintf(stderr, "usage: %s [--device cuda|cpu] [--tiles mma|hopper] [--smoke]\n", words[0]);
       return 2;
     }
   }
   try {
     Device& device = open_device(options.device, 0, 0);
-    device.queue().run_inline([&] { Bench(device.backend(), options.smoke).run(); });
+    device.queue().run_inline([&] { Bench(device.backend(), options).run(); });
     return 0;
   } catch (const Error& error) {
     std::fprintf(stderr, "%s: %s\n", code_name(error.code()), error.what());

@@ -41,6 +41,10 @@ constexpr NamedTile kMmaTiles[] = {{"small", 16}, {"medium", 64}, {"large", 128}
 constexpr NamedTile kHopperTiles[] = {
     {"hopper8", 8}, {"hopper16", 16}, {"hopper32", 32}, {"hopper64", 64}, {"hopper128", 128}};
 
+void needs_cuda(Context& context) {
+  if (context.backend.info().kind != "cuda") throw Skipped{"tiles are what a CUDA device has"};
+}
+
 bool has_hopper_tiles(Context& context) {
   const auto features = context.backend.info().features;
   return std::find(features.begin(), features.end(), "Hopper tiles") != features.end();
@@ -126,17 +130,18 @@ void check_tile(Context& context, const NamedTile& tile) {
 }
 
 MOLAE_TEST("tiles: forward with every mma tile", Device) {
-  if (context.backend.info().kind != "cuda") return;
+  needs_cuda(context);
   for (const NamedTile& tile : kMmaTiles) check_tile(context, tile);
 }
 
 MOLAE_TEST("tiles: forward with every Hopper tile", Device) {
-  if (context.backend.info().kind != "cuda" || !has_hopper_tiles(context)) return;
+  needs_cuda(context);
+  if (!has_hopper_tiles(context)) throw Skipped{"needs compute capability 9.0"};
   for (const NamedTile& tile : kHopperTiles) check_tile(context, tile);
 }
 
 MOLAE_TEST("tiles: asking for what the GPU or the layer cannot have is an error", Device) {
-  if (context.backend.info().kind != "cuda") return;
+  needs_cuda(context);
   const RandomRouting routing = random_routing(context, 9, 3, 2);
   LayerOptions options = options_of(context, DType::BF16, 24, 16);
   options.experts = 3;
