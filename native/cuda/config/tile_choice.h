@@ -73,8 +73,8 @@ inline bool wants_hopper(const TileRequest& request) {
 }
 
 // What halves take where nobody has asked for anything. Hopper's tiles are what compute capability 9.0 is to have,
-// because mma.sync reaches little more than half of that chip's rate; but they have never run on a GPU. This becomes
-// Hopper when scripts/gpu-check.sh has passed on one. Until then MOLAE_CUDA_TILES=hopper asks for them.
+// because only wgmma reaches that chip's full rate; but they have never run on a GPU. This becomes Hopper when
+// scripts/gpu-check.sh has passed on one. Until then MOLAE_CUDA_TILES=hopper asks for them.
 inline constexpr TileFamily kDefaultHalfTiles = TileFamily::Mma;
 
 // By the rows that a problem has on average: a tile that is mostly empty reads as many weights and computes for
