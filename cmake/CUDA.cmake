@@ -52,18 +52,25 @@ file(GLOB MOLAE_CUDA_SOURCES CONFIGURE_DEPENDS native/cuda/api/*.cc native/cuda/
 # The parts of core that both sides of the library boundary need; each has its own copy.
 set(MOLAE_CUDA_CORE native/core/activation.cc native/core/dtype.cc native/core/error.cc native/core/expert_layer.cc
   native/core/tensor.cc)
+# Instructions of sm_90a are in no other architecture.
+file(GLOB MOLAE_HOPPER_SOURCES CONFIGURE_DEPENDS native/cuda/kernels/hopper/*.cu)
+add_library(molae_cuda_hopper OBJECT ${MOLAE_HOPPER_SOURCES})
+set_target_properties(molae_cuda_hopper PROPERTIES CUDA_ARCHITECTURES 90a-real)
 add_library(molae_cuda MODULE ${MOLAE_CUDA_SOURCES} ${MOLAE_CUDA_CORE})
 set_target_properties(molae_cuda PROPERTIES
   PREFIX lib SUFFIX .so
-  CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_EXTENSIONS OFF
-  CUDA_RUNTIME_LIBRARY Static
-  CUDA_VISIBILITY_PRESET hidden
   LINK_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/cmake/cuda_exports.map)
-target_include_directories(molae_cuda PRIVATE native)
-target_include_directories(molae_cuda SYSTEM PRIVATE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
-target_compile_options(molae_cuda PRIVATE
-  $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr --threads=2 -Xfatbin=-compress-all>)
+foreach(library molae_cuda molae_cuda_hopper)
+  set_target_properties(${library} PROPERTIES
+    CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_EXTENSIONS OFF
+    CUDA_RUNTIME_LIBRARY Static
+    CUDA_VISIBILITY_PRESET hidden)
+  target_include_directories(${library} PRIVATE native)
+  target_include_directories(${library} SYSTEM PRIVATE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
+  target_compile_options(${library} PRIVATE
+    $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr --threads=2 -Xfatbin=-compress-all>)
+endforeach()
 target_link_options(molae_cuda PRIVATE
   LINKER:--version-script=${CMAKE_CURRENT_SOURCE_DIR}/cmake/cuda_exports.map LINKER:--gc-sections)
-target_link_libraries(molae_cuda PRIVATE ${CMAKE_DL_LIBS} Threads::Threads)
+target_link_libraries(molae_cuda PRIVATE molae_cuda_hopper ${CMAKE_DL_LIBS} Threads::Threads)
 message(STATUS "molae: CUDA library with ${CMAKE_CUDA_COMPILER} ${CMAKE_CUDA_COMPILER_VERSION} for ${CMAKE_CUDA_ARCHITECTURES}")

@@ -12,7 +12,7 @@ enum class DType : uint8_t { F32, F64, F16, BF16, I32, Q8, Q4 };
 // Elements of a row that a block has.
 inline constexpr int64_t kBlock = 32;
 
-inline bool is_half(DType dtype) { return dtype == DType::F16 || dtype == DType::BF16; }
+constexpr bool is_half(DType dtype) { return dtype == DType::F16 || dtype == DType::BF16; }
 inline bool is_block(DType dtype) { return dtype == DType::Q8 || dtype == DType::Q4; }
 inline bool is_float(DType dtype) { return dtype != DType::I32 && !is_block(dtype); }
 

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <random>
@@ -12,11 +13,13 @@
 #include "core/half.h"
 #include "core/shared_basis.h"
 
-// Times a device against its own ceilings: molae_device_bench [--device cuda|cpu] [--smoke]. JSON on stdout.
+// Times a device against its own ceilings: molae_device_bench [--device cuda|cpu] [--tiles mma|hopper] [--smoke]. JSON
+// on stdout.
 //
 // Medians of host-clock times over calls that are queued together and waited for once, so that a call's time is the
 // device's where the device is the slower one. Data is random normal; weights of several layers take turns, so that
-// caches do not hold them.
+// caches do not hold them. With --tiles the layers take that family of tiles (MOLAE_CUDA_TILES), and hopper times
+// nothing but layers: kernels that hang take no other result with them.
 namespace {
 
 using namespace molae;
@@ -24,18 +27,22 @@ using Clock = std::chrono::steady_clock;
 
 struct Options {
   std::string device = "cuda";
+  std::string tiles;
   bool smoke = false;
 };
 
 class Bench {
  public:
-  Bench(Backend& backend, bool smoke) : backend_(backend), smoke_(smoke) {}
+  Bench(Backend& backend, const Options& options) : backend_(backend), tiles_(options.tiles), smoke_(options.smoke) {}
 
   void run() {
     std::printf("{\"device\": \"%s\", \"library\": \"%s\", \"memoryBytes\": %zu, \"results\": [", name(), library(),
                 backend_.info().memory_bytes);
-    copy_bandwidth();
-    for (const DType dtype : {DType::BF16, DType::F32}) dense_product(dtype);
+    const bool only_layers = tiles_ == "hopper";
+    if (!only_layers) {
+      copy_bandwidth();
+      for (const DType dtype : {DType::BF16, DType::F32}) dense_product(dtype);
+    }
     for (const Cell& cell : kCells) {
       for (const int64_t tokens : {1, 16, 64, 512, 4096, 16384}) {
         if (smoke_ && tokens > 16) continue;
@@ -44,7 +51,7 @@ class Bench {
       }
       if (smoke_) break;
     }
-    factorization();
+    if (!only_layers) factorization();
     std::printf("\n]}\n");
   }
 
@@ -101,9 +108,9 @@ class Bench {
 
   void row(const std::string& what, const char* dtype, int64_t tokens, double ms, double flops, double bytes) {
     std::printf(
-        "%s\n  {\"name\": \"%s\", \"dtype\": \"%s\", \"tokens\": %lld, \"medianMs\": %.5f, \"gflops\": %.1f, "
-        "\"gbps\": %.1f}",
-        first_ ? "" : ",", what.c_str(), dtype, static_cast<long long>(tokens), ms, flops / ms * 1e-6,
+        "%s\n  {\"name\": \"%s\", \"dtype\": \"%s\", \"tiles\": \"%s\", \"tokens\": %lld, \"medianMs\": %.5f, "
+        "\"gflops\": %.1f, \"gbps\": %.1f}",
+        first_ ? "" : ",", what.c_str(), dtype, tiles_.c_str(), static_cast<long long>(tokens), ms, flops / ms * 1e-6,
         bytes / ms * 1e-6);
     std::fflush(stdout);
     first_ = false;
@@ -208,6 +215,7 @@ class Bench {
   }
 
   Backend& backend_;
+  std::string tiles_;
   bool smoke_;
   bool first_ = true;
   std::mt19937 engine_{1};
@@ -224,14 +232,17 @@ int main(int count, char** words) {
       options.smoke = true;
     } else if (word == "--device" && i + 1 < count) {
       options.device = words[++i];
+    } else if (word == "--tiles" && i + 1 < count) {
+      options.tiles = words[++i];
+      setenv("MOLAE_CUDA_TILES", options.tiles.c_str(), 1);
     } else {
-      std::fprintf(stderr, "usage: %s [--device cuda|cpu] [--smoke]\n", words[0]);
+      std::fprintf(stderr, "usage: %s [--device cuda|cpu] [--tiles mma|hopper] [--smoke]\n", words[0]);
       return 2;
     }
   }
   try {
     Device& device = open_device(options.device, 0, 0);
-    device.queue().run_inline([&] { Bench(device.backend(), options.smoke).run(); });
+    device.queue().run_inline([&] { Bench(device.backend(), options).run(); });
     return 0;
   } catch (const Error& error) {
     std::fprintf(stderr, "%s: %s\n", code_name(error.code()), error.what());

@@ -18,13 +18,42 @@ for (const file of fs.readdirSync(logs).filter((name) => name.endsWith('.status'
 }
 
 const parity = text('parity.log');
+const parityHopper = text('parity_hopper.log');
 const counts = /(\d+) passed, (\d+) failed on cuda \(--seed (\d+)\)/.exec(parity);
-let bench = null;
-try {
-  bench = JSON.parse(text('bench.log'));
-} catch (error) {
-  if (steps.bench) steps.bench.output = [String(error), ...tail(text('bench.err'))];
-}
+const readBench = (name) => {
+  if (!steps[name]) return null;
+  try {
+    return JSON.parse(text(`${name}.log`));
+  } catch (error) {
+    steps[name].output = [String(error), ...tail(text(`${name}.err`))];
+    return null;
+  }
+};
+const bench = readBench('bench');
+const benchHopper = readBench('bench_hopper');
+
+// Both families of tiles side by side, and what share of cuBLAS's dense rate the better one has. The tests "tiles: …" say
+// whether each of them is right: only then is the default in native/cuda/config/tile_choice.h to become the faster one.
+const tileTests = `${parity}\n${parityHopper}`
+  .split('\n')
+  .filter((line) => /^(ok|FAILED|skipped)\s+tiles: /.test(line));
+const rows = [...(bench?.results ?? []), ...(benchHopper?.results ?? [])];
+const cublas = rows.find(({ name, dtype }) => name.startsWith('dense product') && dtype === 'bf16')?.gflops;
+const tiles = rows
+  .filter((row) => row.tiles === 'mma' && /^(dense|latent) .* k\d/.test(row.name))
+  .map((mma) => {
+    const hopper = rows.find(
+      (row) => row.tiles === 'hopper' && row.name === mma.name && row.tokens === mma.tokens,
+    );
+    const gflops = Math.max(mma.gflops, hopper?.gflops ?? 0);
+    return {
+      name: mma.name,
+      tokens: mma.tokens,
+      mmaMs: mma.medianMs,
+      hopperMs: hopper?.medianMs ?? null,
+      ofCublas: cublas ? Number((gflops / cublas).toFixed(3)) : null,
+    };
+  });
 
 const report = {
   date: new Date().toISOString(),
@@ -38,8 +67,16 @@ const report = {
     seed: counts[3],
     failures: parity.split('\n').filter((line) => line.startsWith('FAILED')),
   },
+  tiles: { tests: tileTests, rows: tiles },
   bench,
+  benchHopper,
 };
 fs.writeFileSync(result, `${JSON.stringify(report, null, 2)}\n`);
+for (const line of tileTests) console.log(line);
+for (const row of tiles) {
+  const hopper = row.hopperMs === null ? 'none' : `${row.hopperMs.toFixed(3)} ms`;
+  const share = row.ofCublas === null ? '' : `, ${(100 * row.ofCublas).toFixed(1)}% of cuBLAS dense`;
+  console.log(`${row.name}, ${row.tokens} tokens: mma ${row.mmaMs.toFixed(3)} ms, hopper ${hopper}${share}`);
+}
 console.log(`gpu-check: ${report.ok ? 'passed' : 'FAILED'}, see ${result}`);
 process.exitCode = report.ok ? 0 : 1;

@@ -17,6 +17,11 @@ struct Failure {
   std::string message;
 };
 
+// Thrown by a test that the device under test has no use for.
+struct Skipped {
+  std::string reason;
+};
+
 // What a test gets: random numbers that are new for every test and seed, and the device under test.
 struct Context {
   Backend& backend;

@@ -10,10 +10,11 @@
 #include "cuda/logic/layer_chain.h"
 #include "cuda/logic/simt_math.h"
 #include "cuda/logic/sort.h"
+#include "native/hopper_on_host.h"
 
 // The CUDA backend's kernels on the host: the same bodies, grids and arrays, one thread after the other. Only what
 // multiplies a tile differs where the GPU has tensor cores: SimtMath takes their place, with the same tile shapes,
-// stages and loads.
+// stages and loads. Hopper's tiles run on a model of the hardware (hopper_model.h).
 namespace molae::test {
 
 // Exactly as large as asked for, so that a sanitizer sees every overrun, and full of NaN and -1, so that a read of what
@@ -84,7 +85,11 @@ class HostRuntime {
  public:
   using Memory = HostMemory;
 
-  explicit HostRuntime(unsigned long long* error) : error_(error) {}
+  static constexpr int kHopperBlocks = 3;
+
+  explicit HostRuntime(unsigned long long* error, cuda::TileRequest tiles = {cuda::TileFamily::Mma, {}},
+                       uint64_t seed = 0)
+      : error_(error), tiles_(tiles), seed_(seed) {}
 
   void begin() {}
   Memory memory(size_t bytes) { return Memory(bytes); }
@@ -94,6 +99,12 @@ class HostRuntime {
     return to;
   }
   unsigned long long* error_record() { return error_; }
+  cuda::TileRequest tiles() const { return tiles_; }
+  Memory weight_maps(const std::vector<cuda::hopper::WeightMapArguments>& arguments) {
+    std::vector<cuda::WeightMap> maps;
+    for (const auto& of_one : arguments) maps.push_back(encode_on_host(of_one));
+    return upload(maps.data(), maps.size() * sizeof(cuda::WeightMap));
+  }
 
   void sort_rows(const cuda::RoutingPlan& plan) { sort_on_host(plan); }
   void convert(DType from_dtype, const void* from, DType to_dtype, void* to, int64_t count) {
@@ -108,6 +119,11 @@ class HostRuntime {
   template <class In>
   void grouped_gemm(cuda::GemmTile tile, bool dual, const cuda::GroupedGemm<In>& args, int64_t row_tiles,
                     int64_t max_cols) {
+    if constexpr (is_half(cuda::DTypeOf<In>::value)) {
+      if (cuda::tile_family(tile) == cuda::TileFamily::Hopper) {
+        return hopper_gemm_on_host<In>(tile, {args, row_tiles, max_cols, dual}, kHopperBlocks, seed_);
+      }
+    }
     gemm_on_host(tile, dual, args, row_tiles, max_cols);
   }
   template <class In>
@@ -133,6 +149,8 @@ class HostRuntime {
 
  private:
   unsigned long long* error_;
+  cuda::TileRequest tiles_;
+  uint64_t seed_;
 };
 
 }  // namespace molae::test

@@ -42,7 +42,8 @@ class LayerBuilder {
     const bool reuse = index == 1 && options_.shared_basis;
     result_.shared[index].resize(groups.size());
     for (size_t g = 0; g < groups.size(); ++g) {
-      const int64_t rank = reuse ? result_.ranks[0][g] : context_.integer(1, std::min(out, in));
+      const int64_t unit = options_.rank_unit;
+      const int64_t rank = reuse ? result_.ranks[0][g] : unit * context_.integer(1, std::min(out, in) / unit);
       result_.ranks[index].push_back(rank);
       if (reuse) {
         op.shared.push_back(result_.layer.gate.shared[g]);

@@ -15,6 +15,7 @@ struct LayerOptions {
   int64_t shared_size = 0;              // of the shared expert; 0: none
   bool shared_gate = false;
   Activation activation = Activation::Silu;
+  int64_t rank_unit = 1;  // latent sizes are multiples of it
 };
 
 // An ExpertLayer and the values of its matrices.

@@ -8,9 +8,13 @@
 namespace molae::test {
 namespace {
 
-std::unique_ptr<LayerForward> chain_of(const ExpertLayer& layer, unsigned long long* error) {
+constexpr cuda::TileRequest kMmaTiles{cuda::TileFamily::Mma, {}};
+constexpr cuda::TileRequest kHopperTiles{cuda::TileFamily::Hopper, {}};
+
+std::unique_ptr<LayerForward> chain_of(const ExpertLayer& layer, unsigned long long* error,
+                                       const cuda::TileRequest& tiles = kMmaTiles) {
   using namespace cuda;
-  const HostRuntime runtime(error);
+  const HostRuntime runtime(error, tiles);
   switch (common_dtype(layer)) {
     case DType::F64:
       return std::make_unique<LayerChain<double, HostRuntime>>(runtime, layer);
@@ -23,7 +27,8 @@ std::unique_ptr<LayerForward> chain_of(const ExpertLayer& layer, unsigned long l
   }
 }
 
-void check(Context& context, const LayerOptions& options, const RandomRouting& routing, DType x_dtype) {
+void check(Context& context, const LayerOptions& options, const RandomRouting& routing, DType x_dtype,
+           const cuda::TileRequest& tiles = kMmaTiles) {
   RandomLayer random = random_layer(context, options, routing.groups);
   check_layer(random.layer, &context.backend);
   Values x = random_values(context, routing.tokens * options.hidden_size);
@@ -33,7 +38,7 @@ void check(Context& context, const LayerOptions& options, const RandomRouting& r
                       make_tensor(context, DType::F32, {routing.tokens, routing.top_k}, weights)};
   const Tensor y = poisoned(context, x_dtype, input.shape());
   unsigned long long error = cuda::kNoError;
-  chain_of(random.layer, &error)->run(input, given, y, Cancellation());
+  chain_of(random.layer, &error, tiles)->run(input, given, y, Cancellation());
   expect_equal(error, cuda::kNoError, "error record");
   // Half-precision chains round what goes from stage to stage, up to four times: in a layer of a few elements that adds
   // up.
@@ -91,6 +96,38 @@ MOLAE_TEST("logic: forward with medium and large tiles", Logic) {
     options.intermediate_size = 40;
     check(context, options, routing, options.dtypes[0]);
   }
+}
+
+// On the model of the hardware: test/native/hopper_model.h.
+MOLAE_TEST("logic: forward with every Hopper tile", Logic) {
+  for (const cuda::GemmTile tile : cuda::kGemmTiles) {
+    if (cuda::tile_family(tile) != cuda::TileFamily::Hopper) continue;
+    for (const DType dtype : {DType::BF16, DType::F16}) {
+      const RandomRouting routing = random_routing(context, context.integer(1, 2 * cuda::tile_rows(tile)), 4, 2);
+      LayerOptions options = random_options(context, 4);
+      options.dtypes = {dtype};
+      options.hidden_size = 8 * context.integer(1, 25);
+      options.intermediate_size = 8 * context.integer(1, 20);
+      options.shared_size = context.chance(0.5) ? 8 * context.integer(1, 10) : 0;
+      options.rank_unit = 8;
+      check(context, options, routing, context.chance(0.5) ? dtype : DType::F32, {cuda::TileFamily::Hopper, tile});
+    }
+  }
+}
+
+MOLAE_TEST("logic: forward with Hopper tiles by size, and without where the copy engine cannot read", Logic) {
+  for (int round = 0; round < 12; ++round) {
+    const RandomRouting routing = random_routing(context, 90, 8);
+    LayerOptions options = random_options(context, routing.experts);
+    options.dtypes = {context.chance(0.5) ? DType::BF16 : DType::F16};
+    check(context, options, routing, options.dtypes[0], kHopperTiles);
+  }
+  LayerOptions options = random_options(context, 2);
+  options.dtypes = {DType::BF16};
+  options.hidden_size = 33;
+  const cuda::TileRequest only{cuda::TileFamily::Hopper, cuda::GemmTile::Hopper64};
+  expect_error(ErrorCode::InvalidArgument, "a Hopper tile for rows of 33",
+               [&] { check(context, options, random_routing(context, 5, 2, 1), DType::BF16, only); });
 }
 
 // -0 where there is nothing to add would be wrong, and NaN from an unused array worse.

@@ -9,7 +9,7 @@
 #include "core/error.h"
 #include "native/harness.h"
 
-// The native tests: molae_native_tests [--device cpu|cuda] [--filter text] [--seed number] [--list]
+// The native tests: molae_native_tests [--device cpu|cuda] [--filter text] [--exclude text] [--seed number] [--list]
 // Exit 0: all passed (or there is no GPU and none is required), 1: some failed, 2: wrong usage.
 namespace {
 
@@ -19,6 +19,7 @@ using namespace molae::test;
 struct Options {
   std::string device = "cpu";
   std::string filter;
+  std::string exclude;
   uint64_t seed = 0;
   bool list = false;
 };
@@ -37,6 +38,8 @@ bool parse(int count, char** words, Options& options) {
       options.device = value;
     } else if (word == "--filter") {
       options.filter = value;
+    } else if (word == "--exclude") {
+      options.exclude = value;
     } else if (word == "--seed") {
       options.seed = std::strtoull(value, nullptr, 10);
     } else {
@@ -59,14 +62,18 @@ Device* open(const std::string& kind) {
   }
 }
 
-// False where the test failed.
-bool run(const Test& test, Backend& backend, uint64_t seed) {
+enum class Outcome { Passed, Failed, Skipped };
+
+Outcome run(const Test& test, Backend& backend, uint64_t seed) {
   const auto start = std::chrono::steady_clock::now();
   std::string problem;
   try {
     // The name is part of the seed: tests do not share their numbers.
     Context context{backend, std::mt19937_64(seed ^ std::hash<std::string>()(test.name))};
     test.run(context);
+  } catch (const Skipped& skipped) {
+    std::printf("skipped %s: %s\n", test.name.c_str(), skipped.reason.c_str());
+    return Outcome::Skipped;
   } catch (const Failure& failure) {
     problem = failure.message;
   } catch (const Error& error) {
@@ -78,7 +85,7 @@ bool run(const Test& test, Backend& backend, uint64_t seed) {
   std::printf("%s %s (%.2f s)%s%s\n", problem.empty() ? "ok    " : "FAILED", test.name.c_str(), seconds,
               problem.empty() ? "" : ": ", problem.c_str());
   std::fflush(stdout);
-  return problem.empty();
+  return problem.empty() ? Outcome::Passed : Outcome::Failed;
 }
 
 }  // namespace
@@ -87,7 +94,8 @@ int main(int count, char** words) {
   Options options;
   options.seed = std::random_device()();
   if (!parse(count, words, options)) {
-    std::fprintf(stderr, "usage: %s [--device cpu|cuda] [--filter text] [--seed number] [--list]\n", words[0]);
+    std::fprintf(stderr, "usage: %s [--device cpu|cuda] [--filter text] [--exclude text] [--seed number] [--list]\n",
+                 words[0]);
     return 2;
   }
   if (options.list) {
@@ -101,11 +109,12 @@ int main(int count, char** words) {
   int passed = 0, failures = 0;
   for (const Test& test : all_tests()) {
     if (test.name.find(options.filter) == std::string::npos) continue;
+    if (!options.exclude.empty() && test.name.find(options.exclude) != std::string::npos) continue;
     // Logic tests need the CPU backend, whatever device is asked for; once is enough.
     if (test.kind == Kind::Logic && options.device != "cpu") continue;
-    bool ok = false;
-    device->queue().run_inline([&] { ok = run(test, device->backend(), options.seed); });
-    (ok ? passed : failures)++;
+    Outcome outcome = Outcome::Failed;
+    device->queue().run_inline([&] { outcome = run(test, device->backend(), options.seed); });
+    if (outcome != Outcome::Skipped) (outcome == Outcome::Passed ? passed : failures)++;
   }
   std::printf("%d passed, %d failed on %s (--seed %llu)\n", passed, failures, options.device.c_str(),
               static_cast<unsigned long long>(options.seed));

@@ -26,13 +26,14 @@ class CudaBackend final : public Backend {
   // cuBLAS is opened here, so that a device that opens can multiply.
   CudaBackend(int index, const Backend* owner)
       : owner_(owner ? owner : this), gpu_(index), decoder_(make_decoder(gpu_)) {
-    const GpuDescription gpu = describe_gpu(index);
+    const GpuDescription& gpu = gpu_.description();
     info_.kind = "cuda";
     info_.index = index;
     info_.name = gpu.name;
     info_.library = cublas_name(gpu_);
     info_.features = {"compute capability " + gpu.capability(),
                       std::to_string(gpu.multiprocessors) + " multiprocessors"};
+    if (gpu.has_hopper_tiles()) info_.features.push_back("Hopper tiles");
     info_.memory_bytes = gpu.memory_bytes;
   }
 

@@ -14,13 +14,16 @@ namespace {
 constexpr int kNeededVersion = 13000;
 constexpr int kNeededMajor = 8, kNeededMinor = 0;
 
+// Stays open.
+void* open_driver() { return dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL); }
+
 std::string version_name(int version) {
   return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
 }
 
 // The runtime says "driver too old" also where there is none: the driver itself is asked first.
 std::string driver_problem(std::string& version_text) {
-  void* library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);  // stays open: the runtime is about to use it
+  void* library = open_driver();
   if (!library) {
     const char* reason = dlerror();
     return std::string("there is no NVIDIA driver: libcuda.so.1 cannot be opened (") + (reason ? reason : "") + ")";
@@ -51,6 +54,13 @@ GpuDescription describe_gpu(int index) {
   check(cudaGetDeviceProperties(&properties, index), "asking for a GPU's properties");
   return {properties.name, properties.major, properties.minor, properties.multiProcessorCount,
           properties.totalGlobalMem};
+}
+
+void* driver_function(const char* name) {
+  void* library = open_driver();
+  void* function = library ? dlsym(library, name) : nullptr;
+  if (!function) fail(ErrorCode::DeviceUnavailable, "The NVIDIA driver has no ", name);
+  return function;
 }
 
 DriverStatus driver_status() {

@@ -12,6 +12,8 @@ struct GpuDescription {
   int multiprocessors = 0;
   size_t memory_bytes = 0;
 
+  // Machine code for wgmma and the copy engine (sm_90a) runs on this capability alone.
+  bool has_hopper_tiles() const { return major == 9 && minor == 0; }
   std::string capability() const { return std::to_string(major) + "." + std::to_string(minor); }
 };
 
@@ -27,5 +29,8 @@ DriverStatus driver_status();
 void require_gpu(int index);
 
 GpuDescription describe_gpu(int index);
+
+// A function of the driver by its name. Throws DeviceUnavailable where there is none.
+void* driver_function(const char* name);
 
 }  // namespace molae::cuda

@@ -26,7 +26,8 @@ size_t memory_limit() {
 
 }  // namespace
 
-Gpu::Gpu(int index) : index_(index), pool_(std::make_shared<MemoryPool>(index, memory_limit())) {
+Gpu::Gpu(int index)
+    : index_(index), description_(describe_gpu(index)), pool_(std::make_shared<MemoryPool>(index, memory_limit())) {
   activate();
   check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "creating a stream");
   staging_ = std::make_unique<Staging>(stream_);

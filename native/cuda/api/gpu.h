@@ -10,6 +10,7 @@
 #include "core/backend.h"
 #include "cuda/api/cublas.h"
 #include "cuda/api/cusolver.h"
+#include "cuda/api/driver.h"
 #include "cuda/api/memory_pool.h"
 #include "cuda/api/staging.h"
 
@@ -27,6 +28,7 @@ class Gpu {
   void activate() const;
 
   int index() const { return index_; }
+  const GpuDescription& description() const { return description_; }
   cudaStream_t stream() const { return stream_; }
   const std::shared_ptr<MemoryPool>& pool() const { return pool_; }
   Staging& staging() { return *staging_; }
@@ -57,6 +59,7 @@ class Gpu {
 
  private:
   int index_;
+  GpuDescription description_;
   cudaStream_t stream_ = nullptr;
   std::shared_ptr<MemoryPool> pool_;
   std::unique_ptr<Staging> staging_;

@@ -1,9 +1,12 @@
 #include "cuda/api/layer_forward.h"
 
+#include <cstdlib>
 #include <utility>
 
 #include "core/error.h"
 #include "cuda/api/check.h"
+#include "cuda/api/weight_maps.h"
+#include "cuda/config/tile_request.h"
 #include "cuda/kernels/launch.h"
 #include "cuda/logic/layer_chain.h"
 
@@ -15,7 +18,7 @@ class CudaRuntime {
  public:
   using Memory = Scratch;
 
-  explicit CudaRuntime(Gpu& gpu) : gpu_(&gpu) {}
+  CudaRuntime(Gpu& gpu, const TileRequest& tiles) : gpu_(&gpu), tiles_(tiles) {}
 
   void begin() { gpu_->activate(); }
   Memory memory(size_t bytes) { return gpu_->scratch(bytes, 1); }
@@ -25,6 +28,12 @@ class CudaRuntime {
     return to;
   }
   unsigned long long* error_record() { return gpu_->error_record(); }
+  TileRequest tiles() const { return tiles_; }
+  Memory weight_maps(const std::vector<hopper::WeightMapArguments>& arguments) {
+    std::vector<WeightMap> maps;
+    for (const auto& of_one : arguments) maps.push_back(encode_weight_map(of_one));
+    return upload(maps.data(), maps.size() * sizeof(WeightMap));
+  }
 
   void sort_rows(const RoutingPlan& plan) { check(kernels::sort_rows(gpu_->stream(), plan), "sorting a routing"); }
   void convert(DType from_dtype, const void* from, DType to_dtype, void* to, int64_t count) {
@@ -32,6 +41,13 @@ class CudaRuntime {
   }
   template <class In>
   void grouped_gemm(GemmTile tile, bool dual, const GroupedGemm<In>& args, int64_t row_tiles, int64_t max_cols) {
+    if constexpr (is_half(DTypeOf<In>::value)) {
+      if (tile_family(tile) == TileFamily::Hopper) {
+        const hopper::HopperGemm<In> product{args, row_tiles, max_cols, dual};
+        const int multiprocessors = gpu_->description().multiprocessors;
+        return check(kernels::hopper_gemm<In>(gpu_->stream(), tile, product, multiprocessors), "a grouped product");
+      }
+    }
     check(kernels::grouped_gemm<In>(gpu_->stream(), tile, dual, args, row_tiles, max_cols), "a grouped product");
   }
   template <class In>
@@ -49,7 +65,16 @@ class CudaRuntime {
 
  private:
   Gpu* gpu_;
+  TileRequest tiles_;
 };
+
+TileRequest requested_tiles(const GpuDescription& gpu) {
+  const char* text = std::getenv(kTilesVariable);
+  const TileRequest request =
+      parse_tile_request(text ? text : "", gpu.has_hopper_tiles(), gpu.name + " of " + gpu.capability());
+  if (wants_hopper(request)) check(kernels::prepare_hopper_gemm(), "preparing Hopper's kernels");
+  return request;
+}
 
 }  // namespace
 
@@ -58,15 +83,16 @@ std::unique_ptr<LayerForward> make_layer_forward(Gpu& gpu, ExpertLayer layer) {
     fail(ErrorCode::InvalidArgument, "A layer on a GPU has at most ", kMaxExperts, " experts, but this one has ",
          layer.num_experts());
   }
+  const CudaRuntime runtime(gpu, requested_tiles(gpu.description()));
   switch (common_dtype(layer)) {
     case DType::F64:
-      return std::make_unique<LayerChain<double, CudaRuntime>>(CudaRuntime(gpu), std::move(layer));
+      return std::make_unique<LayerChain<double, CudaRuntime>>(runtime, std::move(layer));
     case DType::BF16:
-      return std::make_unique<LayerChain<BF16, CudaRuntime>>(CudaRuntime(gpu), std::move(layer));
+      return std::make_unique<LayerChain<BF16, CudaRuntime>>(runtime, std::move(layer));
     case DType::F16:
-      return std::make_unique<LayerChain<F16, CudaRuntime>>(CudaRuntime(gpu), std::move(layer));
+      return std::make_unique<LayerChain<F16, CudaRuntime>>(runtime, std::move(layer));
     default:
-      return std::make_unique<LayerChain<float, CudaRuntime>>(CudaRuntime(gpu), std::move(layer));
+      return std::make_unique<LayerChain<float, CudaRuntime>>(runtime, std::move(layer));
   }
 }
 

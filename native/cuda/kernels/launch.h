@@ -8,6 +8,7 @@
 #include "cuda/config/tile_choice.h"
 #include "cuda/logic/combine.h"
 #include "cuda/logic/grouped_gemm.h"
+#include "cuda/logic/hopper/passes.h"
 #include "cuda/logic/router.h"
 #include "cuda/logic/routing_plan.h"
 
@@ -53,6 +54,13 @@ template <>
 cudaError_t grouped_gemm(cudaStream_t, GemmTile, bool, const GroupedGemm<F16>&, int64_t, int64_t);
 template <>
 cudaError_t grouped_gemm(cudaStream_t, GemmTile, bool, const GroupedGemm<BF16>&, int64_t, int64_t);
+// The same by Hopper's tiles, on a GPU of compute capability 9.0 with so many multiprocessors.
+template <class In>
+cudaError_t hopper_gemm(cudaStream_t stream, GemmTile tile, const hopper::HopperGemm<In>& args, int multiprocessors);
+template <>
+cudaError_t hopper_gemm(cudaStream_t, GemmTile, const hopper::HopperGemm<F16>&, int);
+template <>
+cudaError_t hopper_gemm(cudaStream_t, GemmTile, const hopper::HopperGemm<BF16>&, int);
 template <class In>
 cudaError_t combine_latent(cudaStream_t stream, const LatentCombine<In>& args, int64_t latent_rows);
 template <class In>
@@ -66,5 +74,6 @@ cudaError_t launch(cudaStream_t stream, const Kernel& kernel);
 
 // Lets the kernels use as much shared memory as they need on the current device. Once per device.
 cudaError_t prepare_grouped_gemm();
+cudaError_t prepare_hopper_gemm();  // where compute capability is 9.0
 
 }  // namespace molae::cuda::kernels

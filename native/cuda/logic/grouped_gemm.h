@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "cuda/logic/epilogue.h"
+#include "cuda/logic/hopper/weight_map.h"
 #include "cuda/logic/routing_plan.h"
 
 // The one matrix product of the layer's stages: for each row of each problem (an expert, a group),
@@ -10,7 +11,8 @@
 //   out[row] = act(W1 x1[row]) * (W2 x2[row])
 // where a row's inputs may be gathered, and every problem has a weight matrix of its own, with sizes of its own.
 // Indexing, bounds, buffering and epilogue are here; `Math` multiplies the tiles: the tensor cores
-// (kernels/tensor_core_math.cuh) or plain fused multiply-adds (simt_math.h), which also run on the host.
+// (kernels/tensor_core_math.cuh) or plain fused multiply-adds (simt_math.h), which also run on the host. Hopper's tiles
+// have a body of their own, logic/hopper/grouped_gemm.h.
 namespace molae::cuda {
 
 struct Weight {
@@ -25,6 +27,7 @@ struct Factor {
   int64_t stride;         // at least the inner size of every weight
   const int32_t* gather;  // row -> row of input; null: the same
   const Weight* weights;  // by problem
+  const WeightMap* maps;  // by problem, for Hopper's tiles; else null
 };
 
 template <class In>
@@ -151,20 +154,21 @@ MOLAE_HD void accumulate_tile(const Block& block, const TileSource<Math>& source
   block.each_thread([&](int) { block.template await_copies<0>(); });
 }
 
+constexpr size_t vector_bytes(size_t bytes) { return bytes < 16 ? bytes : 16; }
+
 // Stores `count` consecutive elements of one row, all of them or as many as the matrix has.
-template <class Math, int kCount>
-MOLAE_HD void store_run(const GroupedGemm<typename Math::In>& args, const RowTile& tile, int32_t cols, int32_t row,
-                        int32_t col, const Sum<typename Math::In>* values) {
-  using In = typename Math::In;
+template <class In, int kCount>
+MOLAE_HD void store_run(const GroupedGemm<In>& args, const RowTile& tile, int32_t cols, int32_t row, int32_t col,
+                        const Sum<In>* values) {
   using Wide = Sum<In>;
   const int64_t at_row = tile.begin + row;
   if (at_row >= tile.end || col >= cols) return;
   const int64_t at = at_row * args.out_stride + col;
   if (kCount > 1 && col + kCount <= cols) {  // runs start at multiples of their length: aligned
-    struct alignas(16) Narrow {
+    struct alignas(vector_bytes(kCount * sizeof(In))) Narrow {
       In items[kCount];
     };
-    struct alignas(16) WidePack {
+    struct alignas(vector_bytes(kCount * sizeof(Wide))) WidePack {
       Wide items[kCount];
     };
     if (args.wide) {
@@ -215,7 +219,7 @@ MOLAE_HD void grouped_gemm_tile(const Block& block, int row_tile, int col_tile,
                   [&](Wide gate, Wide up) { return activated(args.activation, gate) * up; });
     }
     Math::each_run(thread, first[thread], shared.scratch, [&](int row, int j, const Wide* values) {
-      store_run<Math, Math::kRun>(args, tile, cols, row, col + j, values);
+      store_run<typename Math::In, Math::kRun>(args, tile, cols, row, col + j, values);
     });
   });
 }

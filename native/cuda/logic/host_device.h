@@ -9,6 +9,8 @@
 
 #ifdef __CUDA_ARCH__
 #define MOLAE_UNROLL _Pragma("unroll")
+#define MOLAE_ROLLED _Pragma("unroll 1")
 #else
 #define MOLAE_UNROLL
+#define MOLAE_ROLLED
 #endif

@@ -9,6 +9,7 @@
 #include "cuda/config/tile_choice.h"
 #include "cuda/logic/combine.h"
 #include "cuda/logic/grouped_gemm.h"
+#include "cuda/logic/hopper/weight_map.h"
 #include "cuda/logic/routing_plan.h"
 
 // The forward pass of a layer of dense or latent experts, as a chain of kernels on one stream:
@@ -34,17 +35,49 @@ inline constexpr int64_t kMaxCount = int64_t{1} << 30;
 
 inline int64_t rounded_up(int64_t size) { return (size + 7) / 8 * 8; }
 
+inline std::vector<Tensor> all_matrices(const ExpertLayer& layer) {
+  std::vector<Tensor> matrices;
+  for (const ExpertOperator* op : {&layer.gate, &layer.up, &layer.down}) {
+    matrices.insert(matrices.end(), op->per_expert.begin(), op->per_expert.end());
+    matrices.insert(matrices.end(), op->shared.begin(), op->shared.end());
+  }
+  if (layer.shared_expert) {
+    matrices.insert(matrices.end(), {layer.shared_expert->gate, layer.shared_expert->up, layer.shared_expert->down});
+  }
+  return matrices;
+}
+
+// What a layer computes in: the one dtype of all its matrices, or F32 for a mix.
+inline DType common_dtype(const ExpertLayer& layer) {
+  const DType dtype = layer.gate.per_expert[0].dtype();
+  const std::vector<Tensor> matrices = all_matrices(layer);
+  const bool same = std::all_of(matrices.begin(), matrices.end(), [&](const Tensor& m) { return m.dtype() == dtype; });
+  return same ? dtype : DType::F32;
+}
+
+// Whether the copy engine can read all matrices of a layer: then Hopper's tiles can multiply them.
+inline bool has_weight_maps(const ExpertLayer& layer) {
+  const std::vector<Tensor> matrices = all_matrices(layer);
+  return is_half(common_dtype(layer)) && std::all_of(matrices.begin(), matrices.end(), [](const Tensor& m) {
+           return hopper::has_weight_map(m.dtype(), m.data(), m.rows(), m.cols());
+         });
+}
+
 // One operator's matrices as a table on the GPU.
 template <class Runtime>
 struct Table {
   typename Runtime::Memory weights;  // Weight[]
+  typename Runtime::Memory maps;     // WeightMap[], where Hopper's tiles are to multiply them
   int64_t max_rows = 0;
 
-  const Weight* data() const { return weights.template as<const Weight>(); }
+  template <class In>
+  Factor<In> times(const In* input, int64_t stride, const int32_t* gather) const {
+    return {input, stride, gather, weights.template as<const Weight>(), maps.template as<const WeightMap>()};
+  }
 };
 
 template <class Runtime>
-Table<Runtime> make_table(Runtime& runtime, const std::vector<Tensor>& matrices) {
+Table<Runtime> make_table(Runtime& runtime, const std::vector<Tensor>& matrices, bool mapped) {
   Table<Runtime> table;
   std::vector<Weight> weights;
   for (const Tensor& matrix : matrices) {
@@ -56,6 +89,12 @@ Table<Runtime> make_table(Runtime& runtime, const std::vector<Tensor>& matrices)
     table.max_rows = std::max(table.max_rows, matrix.rows());
   }
   table.weights = runtime.upload(weights.data(), weights.size() * sizeof(Weight));
+  if (!mapped) return table;
+  std::vector<hopper::WeightMapArguments> maps;
+  for (const Tensor& m : matrices) {
+    maps.push_back(hopper::weight_map_arguments(m.dtype(), m.data(), m.rows(), m.cols()));
+  }
+  table.maps = runtime.weight_maps(maps);
   return table;
 }
 
@@ -66,8 +105,10 @@ typename Runtime::Memory upload_ints(Runtime& runtime, const std::vector<int32_t
 
 template <class Runtime>
 struct OperatorTables {
-  OperatorTables(Runtime& runtime, const ExpertOperator& op)
-      : per_expert(make_table(runtime, op.per_expert)), shared(make_table(runtime, op.shared)), latent(op.latent()) {}
+  OperatorTables(Runtime& runtime, const ExpertOperator& op, bool mapped)
+      : per_expert(make_table(runtime, op.per_expert, mapped)),
+        shared(make_table(runtime, op.shared, mapped)),
+        latent(op.latent()) {}
 
   Table<Runtime> per_expert, shared;
   bool latent;
@@ -85,16 +126,17 @@ class LayerChain final : public LayerForward {
   LayerChain(Runtime runtime, ExpertLayer layer)
       : runtime_(std::move(runtime)),
         layer_(std::move(layer)),
-        gate_(runtime_, layer_.gate),
-        up_(runtime_, layer_.up),
-        down_(runtime_, layer_.down),
+        mapped_(wants_hopper(runtime_.tiles()) && has_weight_maps(layer_)),
+        gate_(runtime_, layer_.gate, mapped_),
+        up_(runtime_, layer_.up, mapped_),
+        down_(runtime_, layer_.down, mapped_),
         group_of_(upload_ints(runtime_, layer_.group_of_expert())),
         down_ranks_(upload_ints(runtime_, ranks_of_down())),
         groups_(static_cast<int32_t>(std::max<size_t>(1, layer_.groups.size()))) {
     if (!layer_.shared_expert) return;
-    shared_gate_ = make_table(runtime_, {layer_.shared_expert->gate});
-    shared_up_ = make_table(runtime_, {layer_.shared_expert->up});
-    shared_down_ = make_table(runtime_, {layer_.shared_expert->down});
+    shared_gate_ = make_table(runtime_, {layer_.shared_expert->gate}, mapped_);
+    shared_up_ = make_table(runtime_, {layer_.shared_expert->up}, mapped_);
+    shared_down_ = make_table(runtime_, {layer_.shared_expert->down}, mapped_);
   }
 
   void run(const Tensor& x, const Routing& routing, const Tensor& y, const Cancellation& cancel) override {
@@ -180,16 +222,15 @@ class LayerChain final : public LayerForward {
   void run_chunk(const Tensor& x, const Tensor& ids, const Tensor& weights, const Tensor& y) {
     const int64_t tokens = ids.rows(), top_k = ids.cols(), pairs = tokens * top_k;
     const int64_t latent_rows = latent_row_bound(tokens, top_k, groups_);
-    const GemmTile tile = choose_tile(DTypeOf<In>::value, pairs, experts());
+    const GemmTile tile = choose_tile(DTypeOf<In>::value, pairs, experts(), tiles_for(x));
     Arrays arrays;
     const RoutingPlan plan = make_plan(arrays, ids, tile);
     runtime_.sort_rows(plan);
 
     const In* input = this->input(arrays, x);
     const Factor<In> gate = expert_input(arrays, gate_, input, plan, tile, latent_rows);
-    const Factor<In> up = layer_.shares_gate_up_basis()
-                              ? Factor<In>{gate.input, gate.stride, gate.gather, up_.per_expert.data()}
-                              : expert_input(arrays, up_, input, plan, tile, latent_rows);
+    const Factor<In> up = layer_.shares_gate_up_basis() ? up_.per_expert.times(gate.input, gate.stride, gate.gather)
+                                                        : expert_input(arrays, up_, input, plan, tile, latent_rows);
     const int64_t hidden_width = rounded_up(layer_.intermediate_size);
     In* hidden = array<In>(arrays, pairs * hidden_width);
     product(tile, true, {gate, up, plan.expert_tiles, layer_.activation, false, hidden, hidden_width},
@@ -197,7 +238,7 @@ class LayerChain final : public LayerForward {
 
     const int64_t expert_width = rounded_up(down_.per_expert.max_rows);
     Wide* expert_out = array<Wide>(arrays, pairs * expert_width);
-    const Factor<In> down{hidden, hidden_width, nullptr, down_.per_expert.data()};
+    const Factor<In> down = down_.per_expert.times(static_cast<const In*>(hidden), hidden_width, nullptr);
     product(tile, false, {down, {}, plan.expert_tiles, layer_.activation, true, expert_out, expert_width},
             plan.expert_tile_capacity, down_.per_expert.max_rows);
 
@@ -227,13 +268,13 @@ class LayerChain final : public LayerForward {
   // What an expert's gate or up matrix multiplies: the token itself, or (stage 1) its latent row.
   Factor<In> expert_input(Arrays& arrays, const Operator& op, const In* x, const RoutingPlan& plan, GemmTile tile,
                           int64_t latent_rows) {
-    if (!op.latent) return {x, layer_.hidden_size, plan.row_token, op.per_expert.data()};
+    if (!op.latent) return op.per_expert.times(x, layer_.hidden_size, plan.row_token);
     const int64_t width = rounded_up(op.shared.max_rows);
     In* z = array<In>(arrays, latent_rows * width);
-    const Factor<In> factor{x, layer_.hidden_size, plan.latent_token, op.shared.data()};
+    const Factor<In> factor = op.shared.times(x, layer_.hidden_size, plan.latent_token);
     product(tile, false, {factor, {}, plan.group_tiles, layer_.activation, false, z, width}, plan.group_tile_capacity,
             op.shared.max_rows);
-    return {z, width, plan.row_latent, op.per_expert.data()};
+    return op.per_expert.times(static_cast<const In*>(z), width, plan.row_latent);
   }
 
   // Stages 4 and 5.
@@ -244,7 +285,7 @@ class LayerChain final : public LayerForward {
                                               down_ranks_.template as<const int32_t>(), latent, expert_width},
                             latent_rows);
     Wide* out = array<Wide>(arrays, latent_rows * hidden_stride());
-    const Factor<In> factor{latent, expert_width, nullptr, down_.shared.data()};
+    const Factor<In> factor = down_.shared.times(static_cast<const In*>(latent), expert_width, nullptr);
     product(tile, false, {factor, {}, plan.group_tiles, layer_.activation, true, out, hidden_stride()},
             plan.group_tile_capacity, layer_.hidden_size);
     return out;
@@ -254,12 +295,12 @@ class LayerChain final : public LayerForward {
                      OutputCombine<In>& combine) {
     const int64_t width = rounded_up(shared_gate_.max_rows);
     In* hidden = array<In>(arrays, plan.tokens * width);
-    const Factor<In> gate{x, layer_.hidden_size, nullptr, shared_gate_.data()};
-    const Factor<In> up{x, layer_.hidden_size, nullptr, shared_up_.data()};
+    const Factor<In> gate = shared_gate_.times(x, layer_.hidden_size, nullptr);
+    const Factor<In> up = shared_up_.times(x, layer_.hidden_size, nullptr);
     product(tile, true, {gate, up, plan.token_tiles, layer_.activation, false, hidden, width}, plan.token_tile_capacity,
             shared_gate_.max_rows);
     Wide* out = array<Wide>(arrays, plan.tokens * hidden_stride());
-    const Factor<In> down{hidden, width, nullptr, shared_down_.data()};
+    const Factor<In> down = shared_down_.times(static_cast<const In*>(hidden), width, nullptr);
     product(tile, false, {down, {}, plan.token_tiles, layer_.activation, true, out, hidden_stride()},
             plan.token_tile_capacity, layer_.hidden_size);
     combine.shared_out = out;
@@ -275,28 +316,25 @@ class LayerChain final : public LayerForward {
     runtime_.grouped_gemm(tile, dual, args, row_tiles, max_cols);
   }
 
+  // Hopper's tiles where they were asked for and can read this layer and x; else the other ones.
+  TileRequest tiles_for(const Tensor& x) {
+    const TileRequest asked = runtime_.tiles();
+    if (!is_half(DTypeOf<In>::value) || !wants_hopper(asked)) return asked;
+    if (mapped_ && (x.dtype() != DTypeOf<In>::value || aligned16(x.data()))) return asked;
+    if (!asked.exact) return {TileFamily::Mma, {}};
+    fail(ErrorCode::InvalidArgument,
+         "The Hopper tile that was asked for needs 16-byte aligned rows, but this layer has ", layer_.hidden_size,
+         " by ", layer_.intermediate_size, " experts");
+  }
+
   Runtime runtime_;
   ExpertLayer layer_;  // keeps the weights alive
+  bool mapped_;        // all matrices have weight maps
   Operator gate_, up_, down_;
   Memory group_of_;    // [experts]
   Memory down_ranks_;  // [experts] rows of each down matrix
   int32_t groups_;
   Table<Runtime> shared_gate_, shared_up_, shared_down_;
 };
-
-// What a layer computes in: the one dtype of all its matrices, or F32 for a mix.
-inline DType common_dtype(const ExpertLayer& layer) {
-  const DType dtype = layer.gate.per_expert[0].dtype();
-  std::vector<Tensor> matrices;
-  for (const ExpertOperator* op : {&layer.gate, &layer.up, &layer.down}) {
-    matrices.insert(matrices.end(), op->per_expert.begin(), op->per_expert.end());
-    matrices.insert(matrices.end(), op->shared.begin(), op->shared.end());
-  }
-  if (layer.shared_expert) {
-    matrices.insert(matrices.end(), {layer.shared_expert->gate, layer.shared_expert->up, layer.shared_expert->down});
-  }
-  const bool same = std::all_of(matrices.begin(), matrices.end(), [&](const Tensor& m) { return m.dtype() == dtype; });
-  return same ? dtype : DType::F32;
-}
 
 }  // namespace molae::cuda

@@ -1,5 +1,6 @@
 #include <atomic>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <new>
 #include <utility>
@@ -7,6 +8,7 @@
 #include "core/backend_plugin.h"
 #include "core/error.h"
 #include "cpu/cpu_backend.h"
+#include "cuda/config/tile_request.h"
 #include "cuda/logic/raise_error.h"
 #include "cuda/logic/router.h"
 #include "native/host_decoder.h"
@@ -43,6 +45,7 @@ class HostCudaBackend final : public Backend {
     DeviceInfo info = cpu_->info();
     info.kind = "cuda";
     info.name = "CUDA blocks on the host, " + info.name;
+    info.features.push_back("Hopper tiles");
     return info;
   }
   MemoryUsage memory_usage() const override { return {*held_, 0, *held_}; }
@@ -94,7 +97,8 @@ class HostCudaBackend final : public Backend {
   }
   std::unique_ptr<LayerForward> prepare(ExpertLayer layer) override {
     check_layer(layer, owner_);
-    const HostRuntime runtime(&error_);
+    const char* tiles = std::getenv(cuda::kTilesVariable);
+    const HostRuntime runtime(&error_, cuda::parse_tile_request(tiles ? tiles : "", true, "the host"));
     switch (cuda::common_dtype(layer)) {
       case DType::F64:
         return std::make_unique<cuda::LayerChain<double, HostRuntime>>(runtime, std::move(layer));

@@ -1,0 +1,108 @@
+#pragma once
+
+#include <algorithm>
+
+#include "cuda/kernels/hopper/device_group.cuh"
+#include "cuda/kernels/launch.h"
+#include "cuda/logic/hopper/grouped_gemm.h"
+
+// The kernels of Hopper's tiles: one body (logic/hopper/grouped_gemm.h), one instantiation for each input type and
+// tile. Compiled for sm_90a alone: neither wgmma nor setmaxnreg is in any other architecture.
+namespace molae::cuda::kernels {
+
+using hopper::HopperGemm;
+using hopper::PairedTile;
+using hopper::SwappedTile;
+using hopper::WideTile;
+
+inline constexpr int kHopperThreads = (1 + hopper::kConsumers) * hopper::kGroupThreads;
+// A thread's registers: what the producer gives back goes to the consumers, which hold the sums. Together at most what
+// the launch has: 65536 / 384 threads, rounded down to a multiple of 8.
+inline constexpr int kProducerRegisters = 72;
+inline constexpr int kConsumerRegisters = 216;
+static_assert(kProducerRegisters + hopper::kConsumers * kConsumerRegisters <= (1 + hopper::kConsumers) * 168);
+
+template <class Shape>
+constexpr size_t hopper_shared_bytes() {
+  return sizeof(hopper::TileShared<Shape>) + hopper::kSwizzleBytes;  // to begin at a multiple
+}
+
+template <class Shape>
+__global__ __launch_bounds__(kHopperThreads,
+                             1) void hopper_gemm_kernel(const __grid_constant__ HopperGemm<typename Shape::In> args) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  using namespace hopper;
+  extern __shared__ unsigned char bytes[];
+  const uint32_t misplaced = DeviceGroup::address(bytes) % kSwizzleBytes;
+  auto& shared = *reinterpret_cast<TileShared<Shape>*>(bytes + (kSwizzleBytes - misplaced) % kSwizzleBytes);
+  if (threadIdx.x == 0) {
+    initialize<Shape>(DeviceGroup(0), shared);
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    DeviceGroup::fence_async();
+  }
+  __syncthreads();
+  const auto group = static_cast<int>(threadIdx.x) / kGroupThreads;
+  if (group == kConsumers) {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kProducerRegisters));
+    produce<Shape>(DeviceGroup(0), args, shared, blockIdx.x, gridDim.x);
+  } else {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kConsumerRegisters));
+    consume<Shape>(DeviceGroup(group), args, shared, blockIdx.x, gridDim.x);
+  }
+#endif
+}
+
+template <class Shape>
+cudaError_t launch_hopper_gemm(cudaStream_t stream, const HopperGemm<typename Shape::In>& args, int multiprocessors) {
+  const auto schedule = hopper::schedule_of<Shape>(args);
+  const int64_t blocks = std::min<int64_t>(multiprocessors, schedule.row_tiles * schedule.column_tiles);
+  if (blocks == 0) return cudaSuccess;
+  hopper_gemm_kernel<Shape>
+      <<<static_cast<unsigned>(blocks), kHopperThreads, hopper_shared_bytes<Shape>(), stream>>>(args);
+  return cudaGetLastError();
+}
+
+template <class Shape>
+cudaError_t allow_hopper_shared_memory() {
+  static_assert(hopper_shared_bytes<Shape>() <= 227 * 1024, "what a GPU of compute capability 9.0 gives a block");
+  return cudaFuncSetAttribute(hopper_gemm_kernel<Shape>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              static_cast<int>(hopper_shared_bytes<Shape>()));
+}
+
+template <class In>
+cudaError_t prepare_hopper_tiles() {
+  for (const cudaError_t error :
+       {allow_hopper_shared_memory<SwappedTile<In, 8>>(), allow_hopper_shared_memory<SwappedTile<In, 16>>(),
+        allow_hopper_shared_memory<SwappedTile<In, 32>>(), allow_hopper_shared_memory<SwappedTile<In, 64>>(),
+        allow_hopper_shared_memory<WideTile<In>>(), allow_hopper_shared_memory<PairedTile<In>>()}) {
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
+}
+
+template <class In>
+cudaError_t hopper_gemm_of(cudaStream_t stream, GemmTile tile, const HopperGemm<In>& args, int multiprocessors) {
+  switch (tile) {
+    case GemmTile::Hopper8:
+      return launch_hopper_gemm<SwappedTile<In, 8>>(stream, args, multiprocessors);
+    case GemmTile::Hopper16:
+      return launch_hopper_gemm<SwappedTile<In, 16>>(stream, args, multiprocessors);
+    case GemmTile::Hopper32:
+      return launch_hopper_gemm<SwappedTile<In, 32>>(stream, args, multiprocessors);
+    case GemmTile::Hopper64:
+      return launch_hopper_gemm<SwappedTile<In, 64>>(stream, args, multiprocessors);
+    case GemmTile::Hopper128:
+      if (args.dual && !hopper::shares_tokens(args.product)) {
+        return launch_hopper_gemm<PairedTile<In>>(stream, args, multiprocessors);
+      }
+      return launch_hopper_gemm<WideTile<In>>(stream, args, multiprocessors);
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+// One file each, so that they compile side by side.
+cudaError_t prepare_hopper_bf16();
+cudaError_t prepare_hopper_f16();
+
+}  // namespace molae::cuda::kernels

@@ -1,0 +1,35 @@
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/logic/routing_plan.h"
+
+// Which tiles a persistent block computes. Blocks are as many as the GPU has multiprocessors, and block b of n takes
+// every n-th tile. Columns go first: the blocks that run together have a few tiles of rows and all of their columns,
+// and the next rows are mostly the same problem's, so that both operands come from L2 after their first reading. How
+// many tiles there are is known on the GPU only: the unused end of the map says so, and problems may differ in columns.
+namespace molae::cuda::hopper {
+
+struct OutputTile {
+  RowTile rows;
+  int32_t column;
+};
+
+struct TileSchedule {
+  const RowTile* tiles;
+  int64_t row_tiles, column_tiles;
+  int32_t tile_columns;
+
+  // Calls visit(OutputTile) for the tiles of block `block` of `blocks`. columns(problem): how many columns it has.
+  template <class Columns, class Visit>
+  MOLAE_HD void each_tile(int64_t block, int64_t blocks, Columns columns, Visit visit) const {
+    for (int64_t i = block; i < row_tiles * column_tiles; i += blocks) {
+      const RowTile rows = tiles[i / column_tiles];
+      if (rows.problem < 0) return;  // and so are all that follow
+      const auto column = static_cast<int32_t>(i % column_tiles) * tile_columns;
+      if (column < columns(rows.problem)) visit(OutputTile{rows, column});
+    }
+  }
+};
+
+}  // namespace molae::cuda::hopper

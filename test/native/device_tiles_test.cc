@@ -1,0 +1,160 @@
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <string>
+
+#include "core/error.h"
+#include "native/layers.h"
+
+// Every tile of the grouped product that a GPU has, each asked for by its name (MOLAE_CUDA_TILES), whatever tile a
+// layer of that size would get otherwise. A tile that cannot take the layer is an error, so no other can stand in for
+// it.
+namespace molae::test {
+namespace {
+
+constexpr const char* kVariable = "MOLAE_CUDA_TILES";
+
+class AskForTiles {
+ public:
+  explicit AskForTiles(const std::string& name) {
+    const char* before = std::getenv(kVariable);
+    if (before) before_ = before;
+    setenv(kVariable, name.c_str(), 1);
+  }
+  ~AskForTiles() {
+    if (before_.empty()) {
+      unsetenv(kVariable);
+    } else {
+      setenv(kVariable, before_.c_str(), 1);
+    }
+  }
+
+ private:
+  std::string before_;
+};
+
+struct NamedTile {
+  const char* name;
+  int64_t rows;
+};
+constexpr NamedTile kMmaTiles[] = {{"small", 16}, {"medium", 64}, {"large", 128}};
+constexpr NamedTile kHopperTiles[] = {
+    {"hopper8", 8}, {"hopper16", 16}, {"hopper32", 32}, {"hopper64", 64}, {"hopper128", 128}};
+
+void needs_cuda(Context& context) {
+  if (context.backend.info().kind != "cuda") throw Skipped{"tiles are what a CUDA device has"};
+}
+
+bool has_hopper_tiles(Context& context) {
+  const auto features = context.backend.info().features;
+  return std::find(features.begin(), features.end(), "Hopper tiles") != features.end();
+}
+
+Routing upload(Context& context, const RandomRouting& routing) {
+  Values weights(routing.weights.begin(), routing.weights.end());
+  return {make_ints(context, {routing.tokens, routing.top_k}, routing.ids),
+          make_tensor(context, DType::F32, {routing.tokens, routing.top_k}, weights)};
+}
+
+// Row by row: an element in the wrong place would not show in the norm of them all. Of a row whose sums cancel out,
+// what counts is the size of the others.
+void expect_close_rows(const Values& actual, const Values& wanted, int64_t rows, double relative,
+                       const std::string& name) {
+  const size_t width = wanted.size() / rows;
+  double all = 0;
+  for (const double value : wanted) all += value * value / static_cast<double>(rows);
+  for (int64_t row = 0; row < rows; ++row) {
+    double error = 0, size = 0;
+    for (size_t i = row * width; i < (row + 1) * width; ++i) {
+      error += (actual[i] - wanted[i]) * (actual[i] - wanted[i]);
+      size += wanted[i] * wanted[i];
+    }
+    expect(std::sqrt(error) <= relative * std::sqrt(std::max(size, all)), name, ": row ", row, " is off by ",
+           std::sqrt(error / std::max(size, all)));
+  }
+}
+
+void check(Context& context, const std::string& name, const LayerOptions& options, const RandomRouting& routing) {
+  const DType dtype = options.dtypes[0];
+  const RandomLayer random = random_layer(context, options, routing.groups);
+  Values x = random_values(context, routing.tokens * options.hidden_size);
+  const Tensor input = make_tensor(context, dtype, {routing.tokens, options.hidden_size}, x);
+  const Routing given = upload(context, routing);
+  const AskForTiles asked(name);
+  const auto forward = context.backend.prepare(random.layer);
+  const Values wanted = reference_forward(random, x, routing);
+  Values first;
+  for (int round = 0; round < 3; ++round) {  // an error that moves from run to run is a race
+    const Tensor y = poisoned(context, dtype, input.shape());
+    forward->run(input, given, y, Cancellation());
+    const Values result = read(context.backend, y);
+    if (round == 0) first = result;
+    expect_close_rows(result, wanted, routing.tokens, 2 * tolerance(dtype), name);
+    expect(result == first, name, ": the same call gave another result");
+  }
+}
+
+LayerOptions options_of(Context& context, DType dtype, int64_t hidden_size, int64_t intermediate_size) {
+  LayerOptions options{};
+  options.hidden_size = hidden_size;
+  options.intermediate_size = intermediate_size;
+  options.dtypes = {dtype};
+  options.rank_unit = 8;
+  options.activation = static_cast<Activation>(context.integer(0, 3));
+  return options;
+}
+
+void check_tile(Context& context, const NamedTile& tile) {
+  for (const DType dtype : {DType::BF16, DType::F16}) {
+    for (const bool latent : {false, true}) {
+      for (const bool shared_basis : {false, true}) {
+        if (shared_basis && !latent) continue;
+        // Some rows more and some fewer than the tile has, on average; experts that get none among them.
+        const RandomRouting routing = random_routing(context, context.integer(1, 6 * tile.rows), 7, 2);
+        LayerOptions options = options_of(context, dtype, 8 * context.integer(1, 40), 8 * context.integer(1, 40));
+        options.experts = 7;
+        for (bool& flag : options.latent) flag = latent;
+        options.shared_basis = shared_basis;
+        options.shared_size = context.chance(0.5) ? 8 * context.integer(1, 20) : 0;
+        options.shared_gate = true;
+        check(context, tile.name, options, routing);
+      }
+    }
+  }
+  // Many times around the ring, and more tiles than multiprocessors.
+  const RandomRouting routing = random_routing(context, tile.rows + 5, 16, 2);
+  LayerOptions options = options_of(context, DType::BF16, 1160, 712);
+  options.experts = 16;
+  for (bool& flag : options.latent) flag = false;
+  check(context, tile.name, options, routing);
+}
+
+MOLAE_TEST("tiles: forward with every mma tile", Device) {
+  needs_cuda(context);
+  for (const NamedTile& tile : kMmaTiles) check_tile(context, tile);
+}
+
+MOLAE_TEST("tiles: forward with every Hopper tile", Device) {
+  needs_cuda(context);
+  if (!has_hopper_tiles(context)) throw Skipped{"needs compute capability 9.0"};
+  for (const NamedTile& tile : kHopperTiles) check_tile(context, tile);
+}
+
+MOLAE_TEST("tiles: asking for what the GPU or the layer cannot have is an error", Device) {
+  needs_cuda(context);
+  const RandomRouting routing = random_routing(context, 9, 3, 2);
+  LayerOptions options = options_of(context, DType::BF16, 24, 16);
+  options.experts = 3;
+  expect_error(ErrorCode::InvalidArgument, "no tile", [&] { check(context, "huge", options, routing); });
+  if (has_hopper_tiles(context)) {
+    options.hidden_size = 25;  // rows of 50 bytes: the copy engine wants multiples of 16
+    options.rank_unit = 1;
+    expect_error(ErrorCode::InvalidArgument, "odd rows", [&] { check(context, "hopper16", options, routing); });
+    check(context, "hopper", options, routing);  // a family is a preference
+  } else {
+    expect_error(ErrorCode::InvalidArgument, "another GPU", [&] { check(context, "hopper", options, routing); });
+  }
+}
+
+}  // namespace
+}  // namespace molae::test

@@ -1,0 +1,183 @@
+#pragma once
+
+#include <deque>
+#include <map>
+#include <set>
+
+#include "cuda/logic/hopper/grouped_gemm.h"
+#include "native/taking_turns.h"
+
+// A model of one block of a Hopper GPU, as far as logic/hopper/grouped_gemm.h uses it, written from the PTX ISA and the
+// driver's documentation and not from that code: barriers with phases, transaction counts and parities; the copy engine
+// with its 128-byte swizzle; asynchronous copies that land late; wgmma that reads its operands through descriptors,
+// late too; and the fence between what threads write and what the tensor cores read. What a real block may do in many
+// orders happens here in a random one.
+namespace molae::test {
+
+class HopperBlock {
+ public:
+  // Shared memory of so many bytes, full of NaN.
+  HopperBlock(size_t shared_bytes, uint64_t seed);
+  ~HopperBlock();
+
+  unsigned char* shared() { return shared_; }
+  uint32_t address(const void* pointer) const;
+  TakingTurns& turns() { return turns_; }
+
+  void initialize(const cuda::hopper::Barrier& barrier, int arrivals);
+  void arrive(const cuda::hopper::Barrier& barrier, int64_t expected_bytes);
+  void wait(const cuda::hopper::Barrier& barrier, uint32_t parity);
+
+  void start_box(const cuda::WeightMap& map, int32_t inner, int32_t row, void* to,
+                 const cuda::hopper::Barrier& barrier);
+
+  // What threads do to shared memory.
+  void poison(void* to, size_t bytes);
+  void write_unfenced(void* to, const unsigned char* bytes, size_t count);
+  void fence(uint32_t address, size_t count);
+
+  // Row `row` and inner element `k` of the operand that a descriptor describes.
+  uint16_t operand(uint64_t descriptor, int row, int k) const;
+
+ private:
+  struct BarrierState {
+    int arrivals, pending;
+    int64_t bytes;
+    uint64_t phase;
+  };
+  struct Box {
+    const cuda::WeightMap* map;
+    int32_t inner, row;
+    uint32_t to;
+    const cuda::hopper::Barrier* barrier;
+  };
+
+  BarrierState& state(const cuda::hopper::Barrier& barrier);
+  void complete_phases(BarrierState& barrier);
+  bool land_a_box();
+  unsigned char* at(uint32_t address) const { return shared_ - first_address_ + address; }
+
+  size_t bytes_;
+  uint32_t first_address_;
+  unsigned char* shared_;
+  std::vector<bool> unfenced_;  // by byte
+  std::map<const cuda::hopper::Barrier*, BarrierState> barriers_;
+  std::vector<Box> boxes_;
+  TakingTurns turns_;
+};
+
+// A warpgroup of the block, for the templates of logic/hopper.
+class HopperGroup {
+ public:
+  static constexpr int kThreads = 128;
+
+  HopperGroup(HopperBlock& block, int index) : block_(block), index_(index), copies_(kThreads) {}
+
+  int index() const { return index_; }
+  uint32_t address(const void* pointer) const { return block_.address(pointer); }
+
+  template <class T>
+  class Local {
+   public:
+    explicit Local(const HopperGroup&) : values_(kThreads) {}
+    T& operator[](int thread) { return values_[thread]; }
+
+   private:
+    std::vector<T> values_;
+  };
+
+  template <class Phase>
+  void each_thread(Phase phase) const {
+    const bool forwards = block_.turns().chance(0.5);
+    for (int i = 0; i < kThreads; ++i) {
+      thread_ = forwards ? i : kThreads - 1 - i;
+      phase(thread_);
+    }
+    block_.turns().step();
+  }
+  template <class Phase>
+  void one_thread(Phase phase) const {
+    thread_ = 0;
+    phase();
+    block_.turns().step();
+  }
+
+  void initialize(cuda::hopper::Barrier& barrier, int arrivals) const { block_.initialize(barrier, arrivals); }
+  void arrive(cuda::hopper::Barrier& barrier) const { block_.arrive(barrier, 0); }
+  void arrive_by_warp(cuda::hopper::Barrier& barrier) const {
+    for (int warp = 0; warp < kThreads / 32; ++warp) {
+      block_.arrive(barrier, 0);
+      block_.turns().step();
+    }
+  }
+  void arrive_expecting(cuda::hopper::Barrier& barrier, int bytes) const { block_.arrive(barrier, bytes); }
+  void wait(cuda::hopper::Barrier& barrier, uint32_t parity) const { block_.wait(barrier, parity); }
+
+  void copy16(void* to, const void* from, int bytes) const;
+  void commit_copies() const { copies_[thread_].groups.emplace_back(); }
+  template <int kPending>
+  void await_copies() const {
+    land_copies(kPending);
+  }
+  void fence_async() const;
+
+  void acquire_map(const cuda::WeightMap* map) const { acquired_.insert(map); }
+  void copy_box(const cuda::WeightMap* map, int32_t inner, int32_t row, void* to, cuda::hopper::Barrier& barrier) const;
+
+  template <class Sums>
+  void begin_products(Sums&) const {}
+  template <class In, int kColumns, int kFirst, class Sums>
+  void multiply(Sums& sums, uint64_t a, uint64_t b) const {
+    products_.back().push_back([this, &sums, a, b] {
+      std::vector<float> left(64 * 16), right(16 * kColumns);
+      for (int row = 0; row < 64; ++row) {
+        for (int k = 0; k < 16; ++k) left[row * 16 + k] = cuda::to_float(In{block_.operand(a, row, k)});
+      }
+      for (int row = 0; row < kColumns; ++row) {
+        for (int k = 0; k < 16; ++k) right[k * kColumns + row] = cuda::to_float(In{block_.operand(b, row, k)});
+      }
+      std::vector<float> products(kColumns);
+      for (int row = 0; row < 64; ++row) {
+        std::fill(products.begin(), products.end(), 0.0f);
+        for (int k = 0; k < 16; ++k) {
+          for (int column = 0; column < kColumns; ++column) {
+            products[column] += left[row * 16 + k] * right[k * kColumns + column];
+          }
+        }
+        for (int column = 0; column < kColumns; ++column) {
+          // The thread and the register that have this element of D.
+          const int thread = row / 16 * 32 + row % 8 * 4 + column % 8 / 2;
+          const int place = column / 8 * 4 + row % 16 / 8 * 2 + column % 2;
+          sums[thread].values[kFirst + place] += products[column];
+        }
+      }
+    });
+  }
+  void commit_products() const;
+  template <int kPending, class Sums>
+  void await_products(Sums&) const {
+    land_products(kPending);
+  }
+
+ private:
+  struct Copy {
+    void* to;
+    unsigned char bytes[16];
+  };
+  struct Copies {
+    std::deque<std::vector<Copy>> groups{1};            // the last one is not committed
+    std::vector<std::pair<uint32_t, size_t>> unfenced;  // landed
+  };
+
+  void land_copies(size_t pending) const;
+  void land_products(size_t pending) const;
+
+  HopperBlock& block_;
+  int index_;
+  mutable int thread_ = 0;
+  mutable std::vector<Copies> copies_;
+  mutable std::set<const cuda::WeightMap*> acquired_;
+  mutable std::deque<std::vector<std::function<void()>>> products_{1};  // the last group is not committed
+};
+
+}  // namespace molae::test

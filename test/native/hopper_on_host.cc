@@ -1,0 +1,48 @@
+#include "native/hopper_on_host.h"
+
+#include "native/hopper_model.h"
+
+namespace molae::test {
+namespace {
+
+template <class Shape>
+void run_on_model(const cuda::hopper::HopperGemm<typename Shape::In>& args, int64_t blocks, uint64_t seed) {
+  using namespace cuda::hopper;
+  for (int64_t b = 0; b < blocks; ++b) {
+    HopperBlock block(sizeof(TileShared<Shape>), seed + b);
+    auto& shared = *reinterpret_cast<TileShared<Shape>*>(block.shared());
+    initialize<Shape>(HopperGroup(block, 0), shared);
+    std::vector<std::function<void()>> groups;
+    groups.push_back([&] { produce<Shape>(HopperGroup(block, 0), args, shared, b, blocks); });
+    for (int consumer = 0; consumer < kConsumers; ++consumer) {
+      groups.push_back([&, consumer] { consume<Shape>(HopperGroup(block, consumer), args, shared, b, blocks); });
+    }
+    block.turns().run(groups);
+  }
+}
+
+}  // namespace
+
+template <class In>
+void hopper_gemm_on_host(cuda::GemmTile tile, const cuda::hopper::HopperGemm<In>& args, int64_t blocks, uint64_t seed) {
+  using namespace cuda;
+  using namespace cuda::hopper;
+  switch (tile) {
+    case GemmTile::Hopper8:
+      return run_on_model<SwappedTile<In, 8>>(args, blocks, seed);
+    case GemmTile::Hopper16:
+      return run_on_model<SwappedTile<In, 16>>(args, blocks, seed);
+    case GemmTile::Hopper32:
+      return run_on_model<SwappedTile<In, 32>>(args, blocks, seed);
+    case GemmTile::Hopper64:
+      return run_on_model<SwappedTile<In, 64>>(args, blocks, seed);
+    default:
+      if (args.dual && !shares_tokens(args.product)) return run_on_model<PairedTile<In>>(args, blocks, seed);
+      return run_on_model<WideTile<In>>(args, blocks, seed);
+  }
+}
+
+template void hopper_gemm_on_host(cuda::GemmTile, const cuda::hopper::HopperGemm<cuda::BF16>&, int64_t, uint64_t);
+template void hopper_gemm_on_host(cuda::GemmTile, const cuda::hopper::HopperGemm<cuda::F16>&, int64_t, uint64_t);
+
+}  // namespace molae::test

@@ -1,0 +1,323 @@
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "core/error.h"
+#include "cuda/config/tile_request.h"
+#include "cuda/logic/hopper/tile_shape.h"
+#include "native/hopper_on_host.h"
+#include "native/host_runtime.h"
+#include "native/layers.h"
+
+// Hopper's tiles on a model of the hardware: the kernel's own source, against plain f64 loops, and its parts against
+// what the PTX ISA and the driver's documentation say.
+namespace molae::test {
+namespace {
+
+using namespace cuda;
+using namespace cuda::hopper;
+
+constexpr GemmTile kHopperTiles[] = {GemmTile::Hopper8, GemmTile::Hopper16, GemmTile::Hopper32, GemmTile::Hopper64,
+                                     GemmTile::Hopper128};
+
+// --- Parts
+// -------------------------------------------------------------------------------------------------------------
+
+MOLAE_TEST("hopper: the producer's swizzle is the copy engine's and the tensor cores'", Logic) {
+  std::vector<bool> taken(64 * kRowBytes / kVectorBytes);
+  for (int row = 0; row < 64; ++row) {
+    for (int vector = 0; vector < kRowVectors; ++vector) {
+      const int plain = row * 128 + vector * 16;
+      const int at = swizzled(row, vector);
+      expect_equal(at, plain ^ (plain >> 7 & 7) << 4, "row ", row, ", vector ", vector);
+      expect(!taken[at / 16], "two vectors in one place");
+      taken[at / 16] = true;
+    }
+  }
+}
+
+MOLAE_TEST("hopper: a matrix descriptor has its fields where the PTX ISA has them", Logic) {
+  const uint32_t address = 1024 * static_cast<uint32_t>(context.integer(1, 220));
+  const uint64_t descriptor = matrix_descriptor(address);
+  expect_equal((descriptor & 0x3fff) << 4, uint64_t{address}, "address");
+  expect_equal(descriptor >> 14 & 3, uint64_t{0}, "bits 14 and 15");
+  expect_equal((descriptor >> 32 & 0x3fff) << 4, uint64_t{8 * 128}, "stride from 8 rows to the next");
+  expect_equal(descriptor >> 46 & 0xffff, uint64_t{0}, "bits 46 to 61, with the base offset");
+  expect_equal(descriptor >> 62, uint64_t{1}, "128-byte swizzle");
+  for (int step = 0; step < kInstructions; ++step) {
+    expect_equal((advanced(descriptor, step) & 0x3fff) << 4, uint64_t{address} + 32 * step, "step ", step);
+    expect_equal(advanced(descriptor, step) >> 14, descriptor >> 14, "the other fields at step ", step);
+  }
+}
+
+MOLAE_TEST("hopper: the fragments of a warpgroup are every element once", Logic) {
+  for (const int columns : {8, 16, 32, 64, 128, 256}) {
+    std::vector<int> count(64 * columns);
+    for (int thread = 0; thread < 128; ++thread) {
+      for (int sum = 0; sum < fragment_sums(columns); ++sum) {
+        const int row = fragment_row(thread, sum), column = fragment_column(thread, sum);
+        expect(row < 64 && column < columns, "an element outside");
+        // The formula of the PTX ISA's figure for matrix D.
+        const int group = thread % 32 >> 2, in_group = thread % 4;
+        expect_equal(row, (thread / 32) * 16 + group + (sum & 2 ? 8 : 0), "row");
+        expect_equal(column, sum / 4 * 8 + in_group * 2 + (sum & 1), "column");
+        ++count[row * columns + column];
+      }
+    }
+    expect(std::all_of(count.begin(), count.end(), [](int n) { return n == 1; }), columns, " columns");
+  }
+}
+
+MOLAE_TEST("hopper: the persistent blocks take every tile once", Logic) {
+  for (int round = 0; round < 200; ++round) {
+    const auto problems = static_cast<int32_t>(context.integer(1, 20));
+    std::vector<RowTile> tiles;
+    std::vector<int32_t> columns;
+    for (int32_t p = 0; p < problems; ++p) {
+      columns.push_back(static_cast<int32_t>(context.integer(0, 700)));
+      for (int64_t i = context.integer(0, 3); i > 0; --i) tiles.push_back({p, 0, 1});
+    }
+    const size_t used = tiles.size();
+    tiles.resize(used + context.integer(0, 5), RowTile{-1, 0, 0});
+    const TileSchedule schedule{tiles.data(), static_cast<int64_t>(tiles.size()), ceil_div(700, 128), 128};
+    std::vector<int> count(tiles.size() * schedule.column_tiles);
+    const int64_t blocks = context.integer(1, 150);
+    for (int64_t b = 0; b < blocks; ++b) {
+      schedule.each_tile(
+          b, blocks, [&](int32_t p) { return columns[p]; },
+          [&](const OutputTile& tile) {
+            // The map has equal entries: count how many of each problem and column there are.
+            const auto first = std::find_if(tiles.begin(), tiles.end(),
+                                            [&](const RowTile& t) { return t.problem == tile.rows.problem; });
+            ++count[(first - tiles.begin()) * schedule.column_tiles + tile.column / 128];
+          });
+    }
+    for (size_t i = 0; i < tiles.size(); ++i) {
+      const int32_t p = tiles[i].problem;
+      if (i > 0 && tiles[i - 1].problem == p) continue;
+      const auto same = std::count_if(tiles.begin(), tiles.end(), [&](const RowTile& t) { return t.problem == p; });
+      for (int64_t c = 0; c < schedule.column_tiles; ++c) {
+        const bool exists = p >= 0 && c * 128 < columns[p];
+        expect_equal(count[i * schedule.column_tiles + c], exists ? same : 0, "problem ", p, ", column tile ", c);
+      }
+    }
+  }
+}
+
+MOLAE_TEST("hopper: weights that the copy engine cannot read have no map", Logic) {
+  alignas(16) static const char data[64] = {};
+  expect(has_weight_map(DType::BF16, data, 3, 8), "8 columns");
+  expect(has_weight_map(DType::F16, data, 1, 4096), "4096 columns");
+  for (const int64_t inner : {1, 4, 7, 9, 100}) expect(!has_weight_map(DType::BF16, data, 3, inner), inner, " columns");
+  expect(!has_weight_map(DType::BF16, data + 8, 3, 8), "an address that is not a multiple of 16");
+  expect(!has_weight_map(DType::F32, data, 3, 8), "f32");
+  expect(!has_weight_map(DType::BF16, data, 0, 8) && !has_weight_map(DType::BF16, data, 3, 0), "an empty matrix");
+}
+
+MOLAE_TEST("hopper: the tiles that are asked for", Logic) {
+  const auto parse = [](const char* text, bool hopper = true) { return parse_tile_request(text, hopper, "a GPU"); };
+  expect(parse("").family == kDefaultHalfTiles && !parse("").exact, "the default");
+  expect(parse("", false).family == TileFamily::Mma, "the default of another GPU");
+  expect(parse("mma").family == TileFamily::Mma && parse("hopper").family == TileFamily::Hopper, "a family");
+  for (const GemmTile tile : kGemmTiles) {
+    if (tile == GemmTile::Simt) continue;
+    expect(parse(tile_name(tile)).exact == tile, tile_name(tile));
+    expect(choose_tile(DType::BF16, 1000, 7, parse(tile_name(tile))) == tile, tile_name(tile));
+    expect(choose_tile(DType::F32, 1000, 7, parse(tile_name(tile))) == GemmTile::Simt, "f32");
+  }
+  for (const char* text : {"simt", "Hopper", "hopper256", "1"}) {
+    expect_error(ErrorCode::InvalidArgument, text, [&] { parse(text); });
+  }
+  for (const char* text : {"hopper", "hopper8", "hopper128"}) {
+    expect_error(ErrorCode::InvalidArgument, text, [&] { parse(text, false); });
+  }
+  int32_t rows = 0;
+  for (const int64_t average : {1, 5, 6, 10, 12, 20, 30, 60, 80, 1000}) {
+    const GemmTile tile = choose_tile(DType::F16, average * 8, 8, {TileFamily::Hopper, {}});
+    expect(tile_family(tile) == TileFamily::Hopper && tile_rows(tile) >= rows, average, " rows");
+    rows = tile_rows(tile);
+  }
+}
+
+// --- Products
+// ----------------------------------------------------------------------------------------------------------
+
+template <class In>
+In narrow(double value) {
+  return FromFloat<In>::of(static_cast<float>(value));
+}
+
+// Random problems in the form that the kernel takes them, and the result that it must have.
+template <class In>
+class RandomProduct {
+ public:
+  RandomProduct(Context& context, GemmTile tile, bool dual, bool shared_tokens)
+      : context_(context), dual_(dual), wide_(context.chance(0.5)) {
+    make_rows(tile_rows(tile));
+    first_ = make_factor();
+    args_.product.first = described(first_, first_.weights);
+    if (shared_tokens) {
+      second_ = first_;
+      second_.weights = make_weights();
+      args_.product.second = described(first_, second_.weights);
+    } else if (dual) {
+      second_ = make_factor();
+      args_.product.second = described(second_, second_.weights);
+    }
+    args_.product.tiles = tiles_.data();
+    args_.product.activation = static_cast<Activation>(context.integer(0, 3));
+    args_.product.wide = wide_;
+    args_.product.out_stride = rounded_up(max_columns_) + 8 * context.integer(0, 2);
+    const size_t bytes = (rows_ + 1) * args_.product.out_stride * (wide_ ? sizeof(float) : sizeof(In));
+    out_ = HostMemory(bytes);
+    args_.product.out = out_.as();
+    args_.row_tiles = static_cast<int64_t>(tiles_.size());
+    args_.max_columns = max_columns_;
+    args_.dual = dual;
+  }
+
+  const HopperGemm<In>& args() const { return args_; }
+
+  void check(const std::string& what) const {
+    Values actual, wanted;
+    for (size_t p = 0; p < columns_.size(); ++p) {
+      for (int32_t row = begin_[p]; row < begin_[p + 1]; ++row) {
+        for (int32_t column = 0; column < columns_[p]; ++column) {
+          actual.push_back(result(row, column));
+          const double value = sum(first_, p, row, column);
+          wanted.push_back(dual_ ? activated(args_.product.activation, value) * sum(second_, p, row, column) : value);
+        }
+        for (int64_t column = columns_[p]; column < args_.product.out_stride; ++column) {
+          expect(std::isnan(result(row, column)), what, ": wrote beyond the columns of row ", row);
+        }
+      }
+    }
+    for (int64_t column = 0; column < args_.product.out_stride; ++column) {
+      expect(std::isnan(result(rows_, column)), what, ": wrote beyond the last row");
+    }
+    // Element by element: one that is in the wrong place would not show in a norm.
+    const double relative = wide_ ? 2e-5 : DTypeOf<In>::value == DType::BF16 ? 0x1p-8 : 0x1p-10;
+    for (size_t i = 0; i < wanted.size(); ++i) {
+      const double error = std::abs(actual[i] - wanted[i]);
+      expect(error <= relative * std::abs(wanted[i]) + 2e-5, what, ": element ", i, " is ", actual[i], ", wanted ",
+             wanted[i]);
+    }
+  }
+
+ private:
+  struct Weights {
+    std::vector<std::vector<In>> data;  // by problem [columns, inner]
+    std::vector<Weight> table;
+    std::vector<WeightMap> maps;
+  };
+  struct RandomFactor {
+    std::vector<int32_t> inner;  // by problem
+    int64_t stride;
+    std::vector<In> input;  // [.., stride], NaN beyond the inner size
+    std::vector<int32_t> gather;
+    Weights weights;
+  };
+
+  void make_rows(int32_t tile_rows) {
+    const int64_t problems = context_.integer(1, 4);
+    begin_.push_back(0);
+    for (int64_t p = 0; p < problems; ++p) {
+      const int64_t few = context_.integer(0, 5), more = context_.integer(0, tile_rows + tile_rows / 2);
+      const auto rows = static_cast<int32_t>(context_.chance(0.3) ? few : context_.chance(0.1) ? tile_rows : more);
+      columns_.push_back(static_cast<int32_t>(context_.integer(1, context_.chance(0.3) ? 20 : 300)));
+      max_columns_ = std::max<int64_t>(max_columns_, columns_.back());
+      for (int32_t at = 0; at < rows; at += tile_rows) {
+        tiles_.push_back({static_cast<int32_t>(p), rows_ + at, rows_ + std::min(rows, at + tile_rows)});
+      }
+      rows_ += rows;
+      begin_.push_back(rows_);
+    }
+    for (int64_t i = context_.integer(0, 2); i > 0; --i) tiles_.push_back({-1, 0, 0});
+    inner_.resize(problems);
+  }
+
+  Weights make_weights() {
+    Weights weights;
+    for (size_t p = 0; p < columns_.size(); ++p) {
+      std::vector<In> data(static_cast<size_t>(columns_[p]) * inner_[p]);
+      const double scale = 1 / std::sqrt(static_cast<double>(inner_[p]));
+      for (In& value : data) value = narrow<In>(context_.normal() * scale);
+      weights.data.push_back(std::move(data));
+      const void* at = weights.data.back().data();
+      weights.table.push_back({at, columns_[p], inner_[p], DTypeOf<In>::value});
+      expect(has_weight_map(DTypeOf<In>::value, at, columns_[p], inner_[p]), "a map");
+      weights.maps.push_back(encode_on_host(weight_map_arguments(DTypeOf<In>::value, at, columns_[p], inner_[p])));
+    }
+    return weights;
+  }
+
+  RandomFactor make_factor() {
+    RandomFactor factor;
+    for (int32_t& inner : inner_) inner = static_cast<int32_t>(8 * context_.integer(1, context_.chance(0.3) ? 2 : 50));
+    factor.inner = inner_;
+    factor.stride = *std::max_element(inner_.begin(), inner_.end()) + 8 * context_.integer(0, 2);
+    const bool gathered = context_.chance(0.6);
+    const int64_t input_rows = gathered ? context_.integer(1, 40) : std::max(1, rows_);
+    factor.input.assign(input_rows * factor.stride, In{0xffff});
+    const int32_t most = *std::max_element(inner_.begin(), inner_.end());
+    for (int64_t row = 0; row < input_rows; ++row) {
+      for (int32_t k = 0; k < most; ++k) factor.input[row * factor.stride + k] = narrow<In>(context_.normal());
+    }
+    for (int32_t row = 0; gathered && row < rows_; ++row) {
+      factor.gather.push_back(static_cast<int32_t>(context_.integer(0, input_rows - 1)));
+    }
+    factor.weights = make_weights();
+    return factor;
+  }
+
+  Factor<In> described(const RandomFactor& factor, const Weights& weights) const {
+    return {factor.input.data(), factor.stride, factor.gather.empty() ? nullptr : factor.gather.data(),
+            weights.table.data(), weights.maps.data()};
+  }
+
+  double result(int64_t row, int64_t column) const {
+    const int64_t at = row * args_.product.out_stride + column;
+    return wide_ ? out_.as<const float>()[at] : to_float(out_.as<const In>()[at]);
+  }
+
+  double sum(const RandomFactor& factor, size_t p, int32_t row, int32_t column) const {
+    const int64_t input = factor.gather.empty() ? row : factor.gather[row];
+    double sum = 0;
+    for (int32_t k = 0; k < factor.inner[p]; ++k) {
+      sum += static_cast<double>(to_float(factor.input[input * factor.stride + k])) *
+             to_float(factor.weights.data[p][static_cast<int64_t>(column) * factor.inner[p] + k]);
+    }
+    return sum;
+  }
+
+  Context& context_;
+  bool dual_, wide_;
+  int32_t rows_ = 0;
+  int64_t max_columns_ = 0;
+  std::vector<int32_t> begin_, columns_, inner_;
+  std::vector<RowTile> tiles_;
+  RandomFactor first_, second_;
+  HostMemory out_;
+  HopperGemm<In> args_{};
+};
+
+template <class In>
+void check_products(Context& context, GemmTile tile, int rounds) {
+  for (int round = 0; round < rounds; ++round) {
+    const bool dual = context.chance(0.6), shared = dual && context.chance(0.5);
+    const RandomProduct<In> product(context, tile, dual, shared);
+    const int64_t blocks = context.integer(1, 5);
+    hopper_gemm_on_host<In>(tile, product.args(), blocks, context.random());
+    product.check(std::string(tile_name(tile)) + (dual ? shared ? " dual, one input" : " dual" : " single"));
+  }
+}
+
+MOLAE_TEST("hopper: random products of every tile on the model", Logic) {
+  for (const GemmTile tile : kHopperTiles) {
+    check_products<BF16>(context, tile, 8);
+    check_products<F16>(context, tile, 4);
+  }
+}
+
+}  // namespace
+}  // namespace molae::test
