@@ -122,7 +122,7 @@ describe('code blocks', () => {
         }
       }
     },
-    180_000,
+    deadline(180),
   );
 });
 
