@@ -1,5 +1,9 @@
 #include "cpu/panel_product.h"
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -92,6 +96,26 @@ struct WeightBlock {
   int64_t bytes() const { return static_cast<int64_t>(row_bytes(dtype, inner)); }  // of a column
 };
 
+#if defined(__SANITIZE_ADDRESS__)
+// The kernel may be without AddressSanitizer (CMakeLists.txt): all that it will read and write is checked before.
+void check_reach(const PanelProduct& product, int64_t width) {
+  const auto check = [](const float* data, int64_t count) {
+    const void* bad = __asan_region_is_poisoned(const_cast<float*>(data), count * sizeof(float));
+    if (bad) *static_cast<const volatile char*>(bad);  // an access that the sanitizer reports
+  };
+  check(product.inputs, product.inner * width);
+  for (int64_t j = 0; j < product.cols; ++j) check(product.weights + j * product.weight_stride, product.inner);
+  check(product.sums, product.cols * width);
+}
+#else
+void check_reach(const PanelProduct&, int64_t) {}
+#endif
+
+void multiply(const PanelProduct& product, int64_t width) {
+  check_reach(product, width);
+  panel_kernel().of(width).multiply(product);
+}
+
 // The first panel copies the weights, a few columns at a time, for itself and for the panels that follow, and brings in
 // the columns that come next.
 void multiply_first(const WeightBlock& block, PanelProduct product, int64_t width, float* copy) {
@@ -108,7 +132,7 @@ void multiply_first(const WeightBlock& block, PanelProduct product, int64_t widt
     product.weights = copy + col * kBlockStride;
     product.next = block.data + std::min(col + kernel.cols, block.cols - 1) * block.stride;
     product.sums = sums + col * width;
-    kernel.multiply(product);
+    multiply(product, width);
   }
 }
 
@@ -136,7 +160,7 @@ void multiply_block(const WeightBlock& block, const WeightBlock* next, PanelProd
       product.next_stride = next->stride;
       begun += share;
     }
-    panel_kernel().of(width).multiply(product);
+    multiply(product, width);
   });
 }
 
