@@ -9,8 +9,10 @@
 #include <vector>
 
 #include "cpu/blas.h"
+#include "cpu/blas_kernels.h"
 #include "cpu/compute_pool.h"
 #include "cpu/memory.h"
+#include "cpu/processor.h"
 
 namespace molae::cpu {
 namespace {
@@ -90,9 +92,8 @@ struct Bursts {
 
 Bursts choose_bursts() {
 #if defined(__x86_64__)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f")) return {16, fma_avx512, read_avx512};
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return {8, fma_avx2, read_avx2};
+  if (instructions() == Instructions::Avx512) return {16, fma_avx512, read_avx512};
+  if (instructions() == Instructions::Avx2) return {8, fma_avx2, read_avx2};
 #endif
   return {4, fma_plain, read_plain};
 }
@@ -191,6 +192,7 @@ double read_gbps(int threads, const Bursts& bursts) {
 }  // namespace
 
 Ceilings measure_ceilings(int threads) {
+  choose_blas_kernels();
   const Bursts bursts = choose_bursts();
   return {fma_gflops(threads, bursts), sgemm_gflops(threads), read_gbps(threads, bursts)};
 }

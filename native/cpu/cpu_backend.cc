@@ -7,6 +7,7 @@
 
 #include "core/blocks.h"
 #include "cpu/blas.h"
+#include "cpu/blas_kernels.h"
 #include "cpu/calibration.h"
 #include "cpu/compute_pool.h"
 #include "cpu/convert.h"
@@ -31,6 +32,7 @@ void copy_bytes(void* to, const void* from, size_t bytes) {
 class CpuBackend final : public Backend {
  public:
   explicit CpuBackend(int threads) : threads_(threads), memory_(std::make_shared<HostMemory>()), workspace_(memory_) {
+    cpu::choose_blas_kernels();
     openblas_set_num_threads(1);
   }
 

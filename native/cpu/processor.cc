@@ -5,7 +5,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <fstream>
+#include <iterator>
+#include <string_view>
 #include <thread>
 
 #include "core/error.h"
@@ -57,15 +60,50 @@ std::string processor_name() {
   return "unknown processor";
 }
 
-std::vector<std::string> processor_features() {
-  std::vector<std::string> features;
+namespace {
+
+Instructions processor_instructions() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2")) features.emplace_back("avx2");
-  if (__builtin_cpu_supports("fma")) features.emplace_back("fma");
-  if (__builtin_cpu_supports("avx512f")) features.emplace_back("avx512f");
-  if (__builtin_cpu_supports("avx512bf16")) features.emplace_back("avx512bf16");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")) {
+    return Instructions::Avx512;
+  }
+  if (avx2) return Instructions::Avx2;
 #endif
+  return Instructions::Plain;
+}
+
+constexpr std::string_view kNames[] = {"plain", "avx2", "avx512"};  // by Instructions
+
+Instructions allowed_instructions() {
+  const Instructions most = processor_instructions();
+  const char* wanted = std::getenv("MOLAE_INSTRUCTIONS");
+  if (!wanted || *wanted == 0) return most;
+  const auto* name = std::find(std::begin(kNames), std::end(kNames), wanted);
+  if (name == std::end(kNames)) {
+    fail(ErrorCode::InvalidArgument, "Expected plain, avx2 or avx512 for MOLAE_INSTRUCTIONS but received ", wanted);
+  }
+  const auto asked = static_cast<Instructions>(name - std::begin(kNames));
+  if (asked > most) {
+    fail(ErrorCode::InvalidArgument, "Expected instructions that this processor has for MOLAE_INSTRUCTIONS, ",
+         kNames[static_cast<size_t>(most)], " at most, but received ", wanted);
+  }
+  return asked;
+}
+
+}  // namespace
+
+Instructions instructions() {
+  static const Instructions allowed = allowed_instructions();
+  return allowed;
+}
+
+std::vector<std::string> processor_features() {
+  std::vector<std::string> features;
+  if (instructions() >= Instructions::Avx2) features.insert(features.end(), {"avx2", "fma"});
+  if (instructions() >= Instructions::Avx512) features.emplace_back("avx512");
   return features;
 }
 
@@ -79,7 +117,7 @@ bool has_f16c() {
 #if defined(__x86_64__)
   static const bool found = [] {
     __builtin_cpu_init();
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    return instructions() >= Instructions::Avx2 && __builtin_cpu_supports("f16c");
   }();
   return found;
 #else

@@ -7,8 +7,20 @@
 // What this machine is.
 namespace molae::cpu {
 
+// Families of vector instructions that our kernels are written for, each a part of the next.
+enum class Instructions {
+  Plain,
+  Avx2,    // with FMA
+  Avx512,  // F, VL, BW and DQ
+};
+
+// The most that this processor has, or less where MOLAE_INSTRUCTIONS (plain, avx2, avx512) asks for it: to test and to
+// measure what other processors get. Throws InvalidArgument for what is not there. Kernels, BLAS (but for plain) and
+// the ceilings follow it; small loops that the compiler cloned (multiversion.h) take the processor's best anyway.
+Instructions instructions();
+
 std::string processor_name();
-std::vector<std::string> processor_features();  // of the instruction sets that our kernels care about
+std::vector<std::string> processor_features();  // of the instruction sets that our kernels care about, those in use
 size_t memory_bytes();
 bool has_f16c();  // with AVX2 and FMA: vectors of halves become floats in one instruction
 
