@@ -45,8 +45,8 @@ class CpuDecoder final : public Decoder {
     ComputePool::instance().parallel_for(threads, tiles_.size(), [&](int64_t index, int participant) {
       const Tile& tile = tiles_[index];
       float* to = out.as<float>() + tile.row * cols + tile.col;
-      linear_tile<float>({x.as<const float>() + tile.row * inner, inner}, tile.rows, weight, tile.col, tile.cols, to,
-                         cols, scratch + scratch_stride * participant);
+      linear_tile<float>(Rows<float>{x.as<const float>() + tile.row * inner, inner}, tile.rows, weight, tile.col,
+                         tile.cols, to, cols, scratch + scratch_stride * participant);
       if (!wide_bias) return;
       for (int64_t i = 0; i < tile.rows; ++i) {
         for (int64_t j = 0; j < tile.cols; ++j) to[i * cols + j] += wide_bias[tile.col + j];

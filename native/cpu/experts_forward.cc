@@ -138,7 +138,7 @@ class CpuLayerForward final : public LayerForward {
       const Tensor& b = latent.op->shared[g];
       const int64_t rank = b.rows();
       const int32_t* tokens = sorted_.latent_token.data() + sorted_.group_begin[g] + tile.row;
-      linear_tile<Real>({x_, layer_.hidden_size, tokens}, tile.rows, b, tile.col, tile.cols,
+      linear_tile<Real>(Rows<Real>{x_, layer_.hidden_size, tokens}, tile.rows, b, tile.col, tile.cols,
                         latent.data + latent.begin[g] + tile.row * rank + tile.col, rank, scratch);
     });
   }
@@ -155,10 +155,14 @@ class CpuLayerForward final : public LayerForward {
   // Stage 2. The problem after those of the experts is the shared expert.
   void hidden() {
     const int64_t m = layer_.intermediate_size;
-    hidden_ = get(kHidden, tokens_ * top_k_ * m);
     tiles_.clear();
     const auto experts = static_cast<int32_t>(layer_.num_experts());
-    for (int32_t i = 0; i < experts; ++i) tiles_.add(i, expert_rows(i), m, layer_.gate.per_expert[i].cols());
+    hidden_begin_.assign(experts + 1, 0);
+    for (int32_t i = 0; i < experts; ++i) {
+      hidden_begin_[i + 1] = hidden_begin_[i] + hidden_elements<Real>(expert_rows(i), m);
+      tiles_.add(i, expert_rows(i), m, layer_.gate.per_expert[i].cols());
+    }
+    hidden_ = get(kHidden, hidden_begin_.back());
     if (layer_.shared_expert) add_shared_hidden(*layer_.shared_expert, experts);
     const Latent& latent_up = shares_basis_ ? latent_gate_ : latent_up_;
     for_tiles([&](const Tile& tile, Real* scratch) {
@@ -166,8 +170,14 @@ class CpuLayerForward final : public LayerForward {
       const int64_t row = sorted_.expert_begin[tile.problem] + tile.row;
       gated_tile<Real>(expert_input(layer_.gate, latent_gate_, tile.problem, row),
                        expert_input(layer_.up, latent_up, tile.problem, row), layer_.activation, tile.rows, tile.col,
-                       tile.cols, hidden_ + row * m + tile.col, m, scratch);
+                       tile.cols, hidden_of(tile), scratch);
     });
+  }
+
+  // Those of the rows of a tile of an expert.
+  Hidden<Real> hidden_of(const Tile& tile) const {
+    const int64_t m = layer_.intermediate_size;
+    return {hidden_ + hidden_begin_[tile.problem] + tile.row * m, m};
   }
 
   // What one expert's gate or up matrix multiplies, from a row of the sorted routing on.
@@ -191,8 +201,7 @@ class CpuLayerForward final : public LayerForward {
     for_tiles([&](const Tile& tile, Real* scratch) {
       const Tensor& weight = layer_.down.per_expert[tile.problem];
       const int64_t width = weight.rows();
-      const int64_t row = sorted_.expert_begin[tile.problem] + tile.row;
-      linear_tile<Real>({hidden_ + row * m, m}, tile.rows, weight, tile.col, tile.cols,
+      linear_tile<Real>(hidden_of(tile), tile.rows, weight, tile.col, tile.cols,
                         expert_out_ + out_begin_[tile.problem] + tile.row * width + tile.col, width, scratch);
     });
   }
@@ -262,8 +271,8 @@ class CpuLayerForward final : public LayerForward {
     const auto last = std::lower_bound(first, end, tile.row + tile.rows);
     const Tensor& b = layer_.down.shared[g];
     Real* product = scratch + tile_scratch<Real>(largest_inner_);
-    linear_tile<Real>({latent_out_ + latent_out_begin_[g] + (first - begin) * b.cols(), b.cols()}, last - first, b,
-                      tile.col, tile.cols, product, tile.cols, scratch);
+    linear_tile<Real>(Rows<Real>{latent_out_ + latent_out_begin_[g] + (first - begin) * b.cols(), b.cols()},
+                      last - first, b, tile.col, tile.cols, product, tile.cols, scratch);
     for (auto token = first; token != last; ++token) {
       add_scaled(y_ + *token * layer_.hidden_size + tile.col, product + (token - first) * tile.cols, tile.cols,
                  Real(1));
@@ -282,7 +291,7 @@ class CpuLayerForward final : public LayerForward {
   // The shared expert's hidden values and, where it has a gate, how much it counts for each token.
   void add_shared_hidden(const SharedExpert& shared, int32_t problem) {
     const int64_t width = shared.gate.rows();
-    shared_hidden_ = get(kSharedHidden, tokens_ * width);
+    shared_hidden_ = get(kSharedHidden, hidden_elements<Real>(tokens_, width));
     shared_scale_ = get(kSharedScale, tokens_);
     tiles_.add(problem, tokens_, width, layer_.hidden_size);
   }
@@ -291,7 +300,7 @@ class CpuLayerForward final : public LayerForward {
     const int64_t width = shared.gate.rows();
     const Rows<Real> rows{x_ + tile.row * layer_.hidden_size, layer_.hidden_size};
     gated_tile<Real>({rows, shared.gate}, {rows, shared.up}, layer_.activation, tile.rows, tile.col, tile.cols,
-                     shared_hidden_ + tile.row * width + tile.col, width, scratch);
+                     {shared_hidden_ + tile.row * width, width}, scratch);
     if (tile.col != 0) return;
     Real* scale = shared_scale_ + tile.row;
     if (!shared.gate_logit) {
@@ -305,8 +314,8 @@ class CpuLayerForward final : public LayerForward {
   void add_shared_output(const SharedExpert& shared, const Tile& tile, Real* scratch) {
     const int64_t width = shared.gate.rows();
     Real* product = scratch + tile_scratch<Real>(largest_inner_);
-    linear_tile<Real>({shared_hidden_ + tile.row * width, width}, tile.rows, shared.down, tile.col, tile.cols, product,
-                      tile.cols, scratch);
+    linear_tile<Real>(Hidden<Real>{shared_hidden_ + tile.row * width, width}, tile.rows, shared.down, tile.col,
+                      tile.cols, product, tile.cols, scratch);
     for (int64_t i = 0; i < tile.rows; ++i) {
       add_scaled(y_ + (tile.row + i) * layer_.hidden_size + tile.col, product + i * tile.cols, tile.cols,
                  shared_scale_[tile.row + i]);
@@ -355,6 +364,7 @@ class CpuLayerForward final : public LayerForward {
   Latent latent_gate_;
   Latent latent_up_;
   Real* hidden_ = nullptr;
+  std::vector<int64_t> hidden_begin_;
   Real* expert_out_ = nullptr;
   std::vector<int64_t> out_begin_;
   Real* latent_out_ = nullptr;

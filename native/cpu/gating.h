@@ -6,8 +6,8 @@
 
 namespace molae::cpu {
 
-// gate[i] = act(gate[i]) * up[i]
-void gate_times_up(Activation activation, float* gate, const float* up, int64_t count);
-void gate_times_up(Activation activation, double* gate, const double* up, int64_t count);
+// out[i] = act(gate[i]) * up[i]; out may be gate.
+void gate_times_up(Activation activation, const float* gate, const float* up, float* out, int64_t count);
+void gate_times_up(Activation activation, const double* gate, const double* up, double* out, int64_t count);
 
 }  // namespace molae::cpu

@@ -61,14 +61,27 @@ void linear_tile<double>(const Rows<double>& x, int64_t rows, const Tensor& weig
 }
 
 template <>
+int64_t hidden_elements<float>(int64_t rows, int64_t size) {
+  return panel_elements(rows, size);
+}
+
+template <>
+int64_t hidden_elements<double>(int64_t rows, int64_t size) {
+  return rows * size;
+}
+
+template <>
 void gated_tile<float>(const GatedSide<float>& gate, const GatedSide<float>& up, Activation activation, int64_t rows,
-                       int64_t col, int64_t cols, float* out, int64_t out_stride, float* scratch) {
+                       int64_t col, int64_t cols, const Hidden<float>& out, float* scratch) {
   if (rows == 0 || cols == 0) return;
   if (rows <= kStreamRows) {
     float* up_out = scratch + stream_scratch(std::max(gate.weight.cols(), up.weight.cols()));
-    stream_rows(gate.x, rows, gate.weight, col, cols, out, out_stride, scratch);
+    stream_rows(gate.x, rows, gate.weight, col, cols, out.data + col, out.size, scratch);
     stream_rows(up.x, rows, up.weight, col, cols, up_out, cols, scratch);
-    for (int64_t i = 0; i < rows; ++i) gate_times_up(activation, out + i * out_stride, up_out + i * cols, cols);
+    for (int64_t i = 0; i < rows; ++i) {
+      float* row = out.data + i * out.size + col;
+      gate_times_up(activation, row, up_out + i * cols, row, cols);
+    }
     return;
   }
   const PanelTarget targets[] = {{gate.weight, scratch}, {up.weight, scratch + kSums}};
@@ -79,18 +92,41 @@ void gated_tile<float>(const GatedSide<float>& gate, const GatedSide<float>& up,
     multiply_panels(gate.x, rows, {&targets[0], 1}, col, cols, rest);
     multiply_panels(up.x, rows, {&targets[1], 1}, col, cols, rest);
   }
-  gate_times_up(activation, targets[0].sums, targets[1].sums, panel_elements(rows, cols));
-  store_panels(targets[0].sums, rows, cols, out, out_stride);
+  for_panels(rows, [&](int64_t row, int64_t, int64_t width) {
+    gate_times_up(activation, targets[0].sums + row * cols, targets[1].sums + row * cols,
+                  out.data + row * out.size + col * width, cols * width);
+  });
 }
 
 template <>
 void gated_tile<double>(const GatedSide<double>& gate, const GatedSide<double>& up, Activation activation, int64_t rows,
-                        int64_t col, int64_t cols, double* out, int64_t out_stride, double* scratch) {
+                        int64_t col, int64_t cols, const Hidden<double>& out, double* scratch) {
   if (rows == 0 || cols == 0) return;
   double* up_out = scratch + kTileRows * std::max(gate.weight.cols(), up.weight.cols());
-  blas_tile(gate.x, rows, gate.weight, col, cols, out, out_stride, scratch);
+  blas_tile(gate.x, rows, gate.weight, col, cols, out.data + col, out.size, scratch);
   blas_tile(up.x, rows, up.weight, col, cols, up_out, cols, scratch);
-  for (int64_t i = 0; i < rows; ++i) gate_times_up(activation, out + i * out_stride, up_out + i * cols, cols);
+  for (int64_t i = 0; i < rows; ++i) {
+    double* row = out.data + i * out.size + col;
+    gate_times_up(activation, row, up_out + i * cols, row, cols);
+  }
+}
+
+template <>
+void linear_tile<float>(const Hidden<float>& x, int64_t rows, const Tensor& weight, int64_t col, int64_t cols,
+                        float* out, int64_t out_stride, float* scratch) {
+  if (rows <= kStreamRows) {
+    return linear_tile<float>(Rows<float>{x.data, x.size}, rows, weight, col, cols, out, out_stride, scratch);
+  }
+  if (cols == 0) return;
+  const PanelTarget target{weight, scratch};
+  multiply_panels(x.data, rows, {&target, 1}, col, cols, scratch + kSums);
+  store_panels(scratch, rows, cols, out, out_stride);
+}
+
+template <>
+void linear_tile<double>(const Hidden<double>& x, int64_t rows, const Tensor& weight, int64_t col, int64_t cols,
+                         double* out, int64_t out_stride, double* scratch) {
+  linear_tile<double>(Rows<double>{x.data, x.size}, rows, weight, col, cols, out, out_stride, scratch);
 }
 
 }  // namespace molae::cpu

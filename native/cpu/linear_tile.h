@@ -30,9 +30,27 @@ struct GatedSide {
   const Tensor& weight;
 };
 
-// out[i][j] = act(gate.x.row(i) . gate.weight[col + j]) * (up.x.row(i) . up.weight[col + j]).
+// The hidden values of the rows of a tile, in the order that suits who multiplies them: for f32 panels, but rows where
+// weights are streamed. The tile that writes them and the one that reads them have the same rows.
+template <class Real>
+struct Hidden {
+  Real* data;
+  int64_t size;  // of a row
+};
+
+// What those of all tiles of a problem take; those of the tile from `row` on begin at element row * size.
+template <class Real>
+int64_t hidden_elements(int64_t rows, int64_t size);
+
+// Columns [col, col + cols) of the hidden values of `rows` rows:
+// act(gate.x.row(i) . gate.weight[j]) * (up.x.row(i) . up.weight[j]).
 template <class Real>
 void gated_tile(const GatedSide<Real>& gate, const GatedSide<Real>& up, Activation activation, int64_t rows,
-                int64_t col, int64_t cols, Real* out, int64_t out_stride, Real* scratch);
+                int64_t col, int64_t cols, const Hidden<Real>& out, Real* scratch);
+
+// out[i][j] = row i of the hidden values . weight[col + j].
+template <class Real>
+void linear_tile(const Hidden<Real>& x, int64_t rows, const Tensor& weight, int64_t col, int64_t cols, Real* out,
+                 int64_t out_stride, Real* scratch);
 
 }  // namespace molae::cpu

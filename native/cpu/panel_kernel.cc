@@ -1,5 +1,8 @@
 #include "cpu/panel_kernel.h"
 
+#include <algorithm>
+
+#include "cpu/processor.h"
 #include "cpu/vectors.h"
 
 namespace molae::cpu {
@@ -42,11 +45,14 @@ MOLAE_INLINE void multiply(const PanelProduct& p, int64_t col) {
   };
   int64_t k = 0;
   if (p.next) {
-    for (int64_t fetched = 0; fetched < p.next_bytes && k + kSteps <= p.inner; fetched += kLineBytes) {
-      for (int j = 0; j < Cols; ++j) {
-        __builtin_prefetch(p.next + (col + j) * p.next_stride + fetched, 0, 3);
+    const int64_t lines = Cols * ((p.next_bytes + kLineBytes - 1) / kLineBytes);
+    const int64_t steps = std::max<int64_t>(1, p.inner / lines);
+    const std::byte* row = p.next + col * p.next_stride;
+    for (int j = 0; j < Cols; ++j, row += p.next_stride) {
+      for (int64_t fetched = 0; fetched < p.next_bytes && k + steps <= p.inner; fetched += kLineBytes) {
+        __builtin_prefetch(row + fetched, 0, 3);
+        for (const int64_t end = k + steps; k < end; ++k) step(k);
       }
-      for (const int64_t end = k + kSteps; k < end; ++k) step(k);
     }
   }
   for (; k < p.inner; ++k) step(k);
@@ -75,28 +81,25 @@ MOLAE_INLINE void multiply_from(const PanelProduct& p, int64_t col) {
 }
 
 // One function for each instruction set: the width of the vectors is part of the source, so clones of one function
-// would not do. `cols` of the three widths: sums take up to 12 of AVX2's 16 registers and 24 of AVX-512's 32.
-#define MOLAE_PANEL_KERNEL(name, lanes, cols1, cols2, cols3, attributes)                    \
+// would not do. `cols` of the three widths: sums take up to 12 of AVX2's 16 registers and 24 of AVX-512's 32. Of more
+// than 10 columns the compiler keeps the pointers in memory, which took an eighth of AVX-512's speed.
+#define MOLAE_PANEL_KERNEL(name, lanes, unit, cols1, cols2, cols3, attributes)              \
   attributes void name##_1(const PanelProduct& p) { multiply_from<lanes, 1, cols1>(p, 0); } \
   attributes void name##_2(const PanelProduct& p) { multiply_from<lanes, 2, cols2>(p, 0); } \
   attributes void name##_3(const PanelProduct& p) { multiply_from<lanes, 3, cols3>(p, 0); } \
-  constexpr PanelKernel name = {lanes, {{cols1, name##_1}, {cols2, name##_2}, {cols3, name##_3}}};
+  constexpr PanelKernel name = {lanes, unit, {{cols1, name##_1}, {cols2, name##_2}, {cols3, name##_3}}};
 
 #define MOLAE_PLAIN
-MOLAE_PANEL_KERNEL(kPlain, 8, 4, 2, 1, MOLAE_PLAIN)
+MOLAE_PANEL_KERNEL(kPlain, 8, 4, 4, 2, 1, MOLAE_PLAIN)
 #if defined(__x86_64__)
-MOLAE_PANEL_KERNEL(kAvx2, 8, 12, 6, 4, __attribute__((target("avx2,fma"))))
-MOLAE_PANEL_KERNEL(kAvx512, 16, 24, 12, 8, __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,fma"))))
+MOLAE_PANEL_KERNEL(kAvx2, 8, 12, 12, 6, 4, __attribute__((target("avx2,fma"))))
+MOLAE_PANEL_KERNEL(kAvx512, 16, 8, 8, 8, 8, __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,fma"))))
 #endif
 
 const PanelKernel& choose() {
 #if defined(__x86_64__)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq")) {
-    return kAvx512;
-  }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return kAvx2;
+  if (instructions() == Instructions::Avx512) return kAvx512;
+  if (instructions() == Instructions::Avx2) return kAvx2;
 #endif
   return kPlain;
 }

@@ -34,6 +34,7 @@ struct PanelKernel {
   };
 
   int64_t lanes;
+  int64_t unit;                // a multiple of all cols: as many columns leave no rest
   Width widths[kMostVectors];  // by vectors - 1
 
   const Width& of(int64_t width) const { return widths[width / lanes - 1]; }

@@ -4,9 +4,12 @@
 #include <sanitizer/asan_interface.h>
 #endif
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <numeric>
 
 #include "cpu/convert.h"
 #include "cpu/multiversion.h"
@@ -19,7 +22,7 @@ namespace {
 // The inner size is cut so that a panel of inputs stays in the first cache while all weights of the block pass, and
 // columns so that all inputs of a block stay in the second, with its weights and those of the block that comes next.
 constexpr int64_t kMostInner = 256;
-constexpr int64_t kBlockCols = 84;  // a multiple of the columns that any kernel computes together
+constexpr int64_t kBlockCols = 96;  // a multiple of the columns that any kernel computes together
 
 // Blocks of weights are copied, and narrow ones widened, a few rows at a time just before the first panel needs them:
 // memory is read in the weights' own size, and the odd stride keeps rows out of each other's cache sets, where the
@@ -30,25 +33,31 @@ constexpr int64_t kLineBytes = 64;
 
 constexpr int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
-// Rows as columns, `width` lanes; missing rows are 0.
+// Rows as columns, `width` lanes; missing rows are 0. Sixteen elements of sixteen rows at a time: whole cache lines are
+// read and written.
 MOLAE_MULTIVERSION void pack_panel(const Rows<float>& x, int64_t row, int64_t rows, int64_t begin, int64_t inner,
                                    int64_t width, float* to) {
-  for (int64_t lane = 0; lane < width; lane += 8) {
-    const float* from[8];
-    for (int64_t i = 0; i < 8; ++i) from[i] = x.row(row + std::min(lane + i, rows - 1)) + begin;
-    const int64_t present = std::clamp<int64_t>(rows - lane, 0, 8);
+  for (int64_t lane = 0; lane < width; lane += 16) {
+    const int64_t lanes = std::min<int64_t>(16, width - lane);
+    const float* from[16];
+    for (int64_t i = 0; i < lanes; ++i) from[i] = x.row(row + std::min(lane + i, rows - 1)) + begin;
+    const int64_t present = std::clamp<int64_t>(rows - lane, 0, lanes);
     int64_t k = 0;
-    for (; k + 8 <= inner; k += 8) {
-      Floats8 block[8];
+    for (; k + 16 <= inner; k += 16) {
+      for (int64_t first = 0; first < lanes; first += 8) {
+        for (int64_t half = k; half < k + 16; half += 8) {
+          Floats8 block[8];
 #pragma GCC unroll 8
-      for (int i = 0; i < 8; ++i) load(block[i], from[i] + k);
-      for (int64_t i = present; i < 8; ++i) block[i] = Floats8{};
-      transpose(block);
+          for (int i = 0; i < 8; ++i) load(block[i], from[first + i] + half);
+          for (int64_t i = std::max<int64_t>(present - first, 0); i < 8; ++i) block[i] = Floats8{};
+          transpose(block);
 #pragma GCC unroll 8
-      for (int i = 0; i < 8; ++i) store(to + (k + i) * width + lane, block[i]);
+          for (int i = 0; i < 8; ++i) store(to + (half + i) * width + lane + first, block[i]);
+        }
+      }
     }
     for (; k < inner; ++k) {
-      for (int64_t i = 0; i < 8; ++i) to[k * width + lane + i] = i < present ? from[i][k] : 0.0f;
+      for (int64_t i = 0; i < lanes; ++i) to[k * width + lane + i] = i < present ? from[i][k] : 0.0f;
     }
   }
 }
@@ -69,19 +78,6 @@ MOLAE_MULTIVERSION void unpack_panel(const float* sums, int64_t width, int64_t r
   }
   for (; col < cols; ++col) {
     for (int64_t lane = 0; lane < rows; ++lane) out[lane * out_stride + col] = sums[col * width + lane];
-  }
-}
-
-// Calls body(first row, rows, width) for every panel. Three vectors are best: a weight that was loaded meets most rows.
-// Two of them, or twice two, leave no rest; one alone would be slow.
-template <class Body>
-void for_panels(int64_t rows, Body body) {
-  const int64_t lanes = panel_kernel().lanes;
-  for (int64_t row = 0; row < rows;) {
-    const int64_t left = (rows - row + lanes - 1) / lanes;
-    const int64_t vectors = left == 2 || left == 4 ? 2 : std::min(left, PanelKernel::kMostVectors);
-    body(row, std::min(rows - row, vectors * lanes), vectors * lanes);
-    row += vectors * lanes;
   }
 }
 
@@ -116,43 +112,109 @@ void multiply(const PanelProduct& product, int64_t width) {
   panel_kernel().of(width).multiply(product);
 }
 
-// The first panel copies the weights, a few columns at a time, for itself and for the panels that follow, and brings in
-// the columns that come next.
-void multiply_first(const WeightBlock& block, PanelProduct product, int64_t width, float* copy) {
+// How many of a kernel's columns may have their weights in one set of the first cache, beside those of the inputs.
+int64_t columns_in_a_set() {
+#if defined(_SC_LEVEL1_DCACHE_ASSOC)
+  static const int64_t ways = sysconf(_SC_LEVEL1_DCACHE_ASSOC);
+  if (ways > 0) return ways - 4;
+#endif
+  return 4;
+}
+
+// F32 weights are read where they are for a few panels, of whose time copying takes up to a sixth. Not where the power
+// of two between the rows of a layer puts more of them into a set of the first cache than it holds. Copies have an odd
+// stride, which pays for itself with more panels.
+bool reads_in_place(const WeightBlock& block, int64_t rows) {
+  constexpr int64_t kWayBytes = 4096;  // of the first cache of every processor that has one
+  constexpr int64_t kMostPanels = 3;
+  if (block.dtype != DType::F32) return false;
+  int64_t panels = 0, together = 0;
+  for_panels(rows, [&](int64_t, int64_t, int64_t width) {
+    ++panels;
+    together = std::max(together, panel_kernel().of(width).cols);
+  });
+  return panels <= kMostPanels && together * std::gcd(block.stride, kWayBytes) <= columns_in_a_set() * kWayBytes;
+}
+
+// The weights of a block in f32, for all panels.
+struct WideBlock {
+  const float* data;
+  int64_t stride;  // elements from column to column
+};
+
+// The first panel has the weights copied, a few columns at a time, for itself and for the panels that follow, and
+// brings in the columns that come next. In place there is nothing to copy.
+void multiply_first(const WeightBlock& block, PanelProduct product, int64_t width, const WideBlock& wide, float* copy) {
   const PanelKernel::Width& kernel = panel_kernel().of(width);
   float* sums = product.sums;
   product.next_bytes = block.bytes();
   product.next_stride = block.stride;
-  product.weight_stride = kBlockStride;
   for (int64_t col = 0; col < block.cols; col += kernel.cols) {
     product.cols = std::min(kernel.cols, block.cols - col);
-    for (int64_t j = col; j < col + product.cols; ++j) {
+    for (int64_t j = col; wide.data == copy && j < col + product.cols; ++j) {
       widen_elements(block.dtype, block.data + j * block.stride, copy + j * kBlockStride, block.inner);
     }
-    product.weights = copy + col * kBlockStride;
+    product.weights = wide.data + col * wide.stride;
     product.next = block.data + std::min(col + kernel.cols, block.cols - 1) * block.stride;
     product.sums = sums + col * width;
     multiply(product, width);
   }
 }
 
-// The panels of a tile, `cols` columns of sums each, times a block of columns from `col` on; inputs: panels of the same
-// piece of the rows. While they compute, all but the first bring in the weights of the next block, each its share of
-// every column.
+// The rows of a tile, packed piece by piece.
+class PackedRows {
+ public:
+  PackedRows(const Rows<float>& x, int64_t rows, float* scratch) : x_(x), rows_(rows), scratch_(scratch) {}
+
+  void take_piece(int64_t begin, int64_t inner) {
+    inner_ = inner;
+    for_panels(rows_, [&](int64_t row, int64_t count, int64_t width) {
+      pack_panel(x_, row, count, begin, inner, width, scratch_ + row * inner);
+    });
+  }
+  const float* panel(int64_t row, int64_t) const { return scratch_ + row * inner_; }
+
+ private:
+  const Rows<float>& x_;
+  int64_t rows_;
+  float* scratch_;
+  int64_t inner_ = 0;
+};
+
+// Rows of `size` elements that are in panels already.
+class WholePanels {
+ public:
+  WholePanels(const float* data, int64_t size) : data_(data), size_(size) {}
+
+  void take_piece(int64_t begin, int64_t) { begin_ = begin; }
+  const float* panel(int64_t row, int64_t width) const { return data_ + row * size_ + begin_ * width; }
+
+ private:
+  const float* data_;
+  int64_t size_;
+  int64_t begin_ = 0;
+};
+
+// The panels of a tile, `cols` columns of sums each, times a block of columns from `col` on. While they compute, all
+// but the first bring in the weights of the next block, each its share of every column.
+template <class Inputs>
 void multiply_block(const WeightBlock& block, const WeightBlock* next, PanelProduct product, int64_t rows, int64_t cols,
-                    int64_t col, const float* inputs, float* sums, float* copy) {
+                    int64_t col, const Inputs& inputs, float* sums, float* copy) {
   int64_t panels = 0;
   for_panels(rows, [&](int64_t, int64_t, int64_t) { ++panels; });
   const int64_t share = next && panels > 1 ? round_up(next->bytes() / (panels - 1) + 1, kLineBytes) : 0;
+  const WideBlock wide = reads_in_place(block, rows)
+                             ? WideBlock{reinterpret_cast<const float*>(block.data), block.stride / 4}
+                             : WideBlock{copy, kBlockStride};
   product.inner = block.inner;
+  product.weight_stride = wide.stride;
   int64_t begun = 0;
   for_panels(rows, [&](int64_t row, int64_t, int64_t width) {
-    product.inputs = inputs + row * block.inner;
+    product.inputs = inputs.panel(row, width);
     product.sums = sums + row * cols + col * width;
-    if (row == 0) return multiply_first(block, product, width, copy);
+    if (row == 0) return multiply_first(block, product, width, wide, copy);
     product.cols = block.cols;
-    product.weights = copy;
-    product.weight_stride = kBlockStride;
+    product.weights = wide.data;
     product.next = nullptr;
     if (next && begun < next->bytes()) {
       product.next = next->data + begun;
@@ -164,16 +226,9 @@ void multiply_block(const WeightBlock& block, const WeightBlock* next, PanelProd
   });
 }
 
-}  // namespace
-
-int64_t panel_elements(int64_t rows, int64_t cols) { return round_up(rows, panel_kernel().lanes) * cols; }
-
-int64_t panel_scratch() { return kPanelRows * kMostInner + kBlockCols * kBlockStride; }
-
-void multiply_panels(const Rows<float>& x, int64_t rows, std::span<const PanelTarget> targets, int64_t col,
-                     int64_t cols, float* scratch) {
-  float* inputs = scratch;
-  float* copy = scratch + kPanelRows * kMostInner;
+template <class Inputs>
+void multiply_blocks(Inputs inputs, int64_t rows, std::span<const PanelTarget> targets, int64_t col, int64_t cols,
+                     float* copy) {
   const int64_t size = targets[0].weight.cols();
   const int64_t pieces = (size + kMostInner - 1) / kMostInner;
   const int64_t piece = round_up((size + pieces - 1) / pieces, kBlock);
@@ -192,11 +247,7 @@ void multiply_panels(const Rows<float>& x, int64_t rows, std::span<const PanelTa
   for (int64_t index = 0; index < blocks; ++index) {
     const WeightBlock block = block_at(index);
     const int64_t begin = index / blocks_of_piece * piece;
-    if (index % blocks_of_piece == 0) {
-      for_panels(rows, [&](int64_t row, int64_t count, int64_t width) {
-        pack_panel(x, row, count, begin, block.inner, width, inputs + row * block.inner);
-      });
-    }
+    if (index % blocks_of_piece == 0) inputs.take_piece(begin, block.inner);
     PanelProduct product{};
     product.first = begin == 0;
     const WeightBlock next = block_at(std::min(index + 1, blocks - 1));
@@ -204,6 +255,24 @@ void multiply_panels(const Rows<float>& x, int64_t rows, std::span<const PanelTa
     multiply_block(block, index + 1 < blocks ? &next : nullptr, product, rows, cols, index % parts * kBlockCols, inputs,
                    sums, copy);
   }
+}
+
+}  // namespace
+
+int64_t panel_unit() { return panel_kernel().unit; }
+
+int64_t panel_elements(int64_t rows, int64_t cols) { return round_up(rows, panel_kernel().lanes) * cols; }
+
+int64_t panel_scratch() { return kPanelRows * kMostInner + kBlockCols * kBlockStride; }
+
+void multiply_panels(const Rows<float>& x, int64_t rows, std::span<const PanelTarget> targets, int64_t col,
+                     int64_t cols, float* scratch) {
+  multiply_blocks(PackedRows(x, rows, scratch), rows, targets, col, cols, scratch + kPanelRows * kMostInner);
+}
+
+void multiply_panels(const float* panels, int64_t rows, std::span<const PanelTarget> targets, int64_t col, int64_t cols,
+                     float* scratch) {
+  multiply_blocks(WholePanels(panels, targets[0].weight.cols()), rows, targets, col, cols, scratch);
 }
 
 void store_panels(const float* sums, int64_t rows, int64_t cols, float* out, int64_t out_stride) {

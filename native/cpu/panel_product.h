@@ -1,24 +1,43 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 
 #include "core/tensor.h"
+#include "cpu/panel_kernel.h"
 #include "cpu/rows.h"
 
-// Products of many rows, blocked for the caches. Their sums are left as the kernels make them: in panels of rows, each
-// [cols][lanes], so that what follows element by element needs no other order.
+// Products of many rows, blocked for the caches. Rows are read and sums are left as the kernels have them, in panels:
+// of the rows of a tile some vectors each, [cols][lanes], the panel of row i (the first of a panel) from element i *
+// cols on. So what follows element by element needs no other order, and sums can be the rows of another product.
 namespace molae::cpu {
 
 // The largest product that one call computes.
 constexpr int64_t kPanelRows = 256;
-constexpr int64_t kPanelCols = 504;  // a multiple of the columns that any kernel computes together
+constexpr int64_t kPanelCols = 512;
+// Columns in multiples of it leave no rest.
+int64_t panel_unit();
 
 // One of several products with the same rows.
 struct PanelTarget {
   const Tensor& weight;  // [out, inner] of any dtype but f64
   float* sums;           // panel_elements(rows, cols)
 };
+
+// The panels of a tile of so many rows. Calls body(first row, rows, lanes) for each; the last one's lanes may be more
+// than its rows. Three vectors are best: a weight that was loaded meets most rows. Two of them, or twice two, leave no
+// rest; one alone would be slow.
+template <class Body>
+void for_panels(int64_t rows, Body body) {
+  const int64_t lanes = panel_kernel().lanes;
+  for (int64_t row = 0; row < rows;) {
+    const int64_t left = (rows - row + lanes - 1) / lanes;
+    const int64_t vectors = left == 2 || left == 4 ? 2 : std::min(left, PanelKernel::kMostVectors);
+    body(row, std::min(rows - row, vectors * lanes), vectors * lanes);
+    row += vectors * lanes;
+  }
+}
 
 int64_t panel_elements(int64_t rows, int64_t cols);
 // Scratch elements of one call; the sums are not among them.
@@ -27,6 +46,9 @@ int64_t panel_scratch();
 // Column j of a target is x.row(i) . weight[col + j].
 void multiply_panels(const Rows<float>& x, int64_t rows, std::span<const PanelTarget> targets, int64_t col,
                      int64_t cols, float* scratch);
+// The same for rows that are in panels.
+void multiply_panels(const float* panels, int64_t rows, std::span<const PanelTarget> targets, int64_t col, int64_t cols,
+                     float* scratch);
 
 // Panels to rows of `out`.
 void store_panels(const float* sums, int64_t rows, int64_t cols, float* out, int64_t out_stride);

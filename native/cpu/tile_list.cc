@@ -10,7 +10,6 @@ namespace {
 
 // Multiples of what kernels take at a time: parts of these units leave no rest but the last.
 constexpr int64_t kRowUnit = 32;
-constexpr int64_t kColUnit = 12;
 constexpr int64_t kStreamUnit = 24;
 
 // Tiles that stream weights are large, so that memory is read in long runs, and many enough that threads end together.
@@ -25,6 +24,7 @@ int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit
 
 // `count` cut into parts of about the same size: multiples of `unit`, none above `most`.
 int64_t part_size(int64_t count, int64_t most, int64_t unit) {
+  most = most / unit * unit;
   const int64_t parts = (count + most - 1) / most;
   return std::min(most, round_up((count + parts - 1) / parts, unit));
 }
@@ -50,9 +50,10 @@ int TileList::cut(int threads) {
   const int64_t stream_cols =
       std::clamp(round_up(streamed_cols_ / (threads * kStreamTiles), kStreamUnit), kLeastStreamCols, kMostStreamCols);
   for (const Problem& problem : problems_) {
-    const int64_t most = problem.rows <= kStreamRows ? stream_cols : kTileCols;
+    const bool streams = problem.rows <= kStreamRows;
     const int64_t height = part_size(problem.rows, kTileRows, kRowUnit);
-    const int64_t width = part_size(problem.cols, most, problem.rows <= kStreamRows ? kStreamUnit : kColUnit);
+    const int64_t width =
+        streams ? part_size(problem.cols, stream_cols, kStreamUnit) : part_size(problem.cols, kTileCols, panel_unit());
     for (int64_t row = 0; row < problem.rows; row += height) {
       for (int64_t col = 0; col < problem.cols; col += width) {
         tiles_.push_back(

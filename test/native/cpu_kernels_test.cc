@@ -93,7 +93,7 @@ struct Sizes {
 std::vector<Sizes> tile_sizes(Context& context) {
   std::vector<Sizes> sizes = {{1, 1, 1},      {1, 31, 5},     {1, 37, 9},     {1, 704, 64},    {4, 33, 5},
                               {16, 256, 24},  {17, 256, 12},  {24, 1, 13},    {32, 512, 36},   {33, 513, 37},
-                              {40, 257, 504}, {55, 1030, 85}, {73, 700, 253}, {100, 260, 170}, {256, 300, 31},
+                              {40, 257, 512}, {55, 1030, 85}, {73, 700, 253}, {100, 260, 170}, {256, 300, 31},
                               {3, 95, 9},     {7, 31, 4},     {12, 160, 11}};
   for (int i = 0; i < 12; ++i) {
     sizes.push_back({context.integer(1, 80), context.integer(1, 600), context.integer(1, 100)});
@@ -133,6 +133,12 @@ void expect_gated(const Values& actual, const Product& gate, const Product& up, 
   }
 }
 
+Tensor identity_matrix(Context& context, int64_t size) {
+  Values values(size * size, 0);
+  for (int64_t i = 0; i < size; ++i) values[i * size + i] = 1;
+  return make_tensor(context, DType::F32, {size, size}, values);
+}
+
 MOLAE_TEST("cpu kernels: gated tiles, of the same and of other rows", Logic) {
   const auto backend = make_cpu_backend(1);
   Context cpu{*backend, context.random};
@@ -149,10 +155,18 @@ MOLAE_TEST("cpu kernels: gated tiles, of the same and of other rows", Logic) {
     up.col = 0;
     Product gate_at_0 = gate;
     gate_at_0.col = 0;
-    std::vector<float> scratch = poisoned_scratch(std::max(inner, up.inner));
+    std::vector<float> scratch = poisoned_scratch(std::max({inner, up.inner, cols}));
+    // In whatever order they are, written in two parts; the identity makes rows of them.
+    std::vector<float> values(hidden_elements<float>(rows, cols), kPoison);
+    const Hidden<float> hidden{values.data(), cols};
+    const int64_t first_cols = cpu.integer(0, cols);
+    for (const auto& [col, count] : {std::pair(int64_t{0}, first_cols), std::pair(first_cols, cols - first_cols)}) {
+      gated_tile<float>({gate.input(), gate.weight}, {same ? gate.input() : up.input(), up.weight}, activation, rows,
+                        col, count, hidden, scratch.data());
+    }
+    const Tensor identity = identity_matrix(cpu, cols);
     const Values actual = result_of(rows, cols, [&](float* out, int64_t stride) {
-      gated_tile<float>({gate.input(), gate.weight}, {same ? gate.input() : up.input(), up.weight}, activation, rows, 0,
-                        cols, out, stride, scratch.data());
+      linear_tile<float>(hidden, rows, identity, 0, cols, out, stride, scratch.data());
     });
     expect_gated(actual, gate_at_0, up, activation);
   }
@@ -171,7 +185,7 @@ MOLAE_TEST("cpu kernels: activations over the whole range of f32", Logic) {
   for (const Activation activation : {Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu2}) {
     std::vector<float> gate = values;
     const std::vector<float> up(values.size(), 0.75f);
-    gate_times_up(activation, gate.data(), up.data(), static_cast<int64_t>(gate.size()));
+    gate_times_up(activation, gate.data(), up.data(), gate.data(), static_cast<int64_t>(gate.size()));
     for (size_t i = 0; i < values.size(); ++i) {
       const double wanted = activate(activation, static_cast<double>(values[i])) * 0.75;
       const double bound = bound_of(activation, values[i]) * std::abs(wanted) + 1e-30;
@@ -180,8 +194,25 @@ MOLAE_TEST("cpu kernels: activations over the whole range of f32", Logic) {
   }
   float nan = kPoison;
   const float one = 1;
-  gate_times_up(Activation::Silu, &nan, &one, 1);
+  gate_times_up(Activation::Silu, &nan, &one, &nan, 1);
   expect(std::isnan(nan), "NaN went in, ", nan, " came out");
+}
+
+// Weights a power of two apart are copied, others are read where they are.
+MOLAE_TEST("cpu kernels: f32 weights whose rows share a cache set", Logic) {
+  const auto backend = make_cpu_backend(1);
+  Context cpu{*backend, context.random};
+  for (const int64_t inner : {1024, 1040, 2048}) {
+    for (const int64_t rows : {13, 40, 60}) {
+      const Product product(cpu, rows, inner, 29, DType::F32);
+      std::vector<float> scratch = poisoned_scratch(inner);
+      const Values actual = result_of(rows, 29, [&](float* out, int64_t stride) {
+        linear_tile<float>(product.input(), product.rows, product.weight, product.col, product.cols, out, stride,
+                           scratch.data());
+      });
+      expect_close(actual, product.reference(), 2e-6, "tile");
+    }
+  }
 }
 
 MOLAE_TEST("cpu kernels: tiles cover every product once", Logic) {
