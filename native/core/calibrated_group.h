@@ -120,7 +120,6 @@ class CalibratedGroup {
   void observe_unused(Member& member, const Expert& expert);
   Tensor row_weights(const std::vector<double>& slopes, const std::vector<double>& norms, double squared_weights) const;
   bool fits_own_inputs(const Member& member) const;
-  void add_moment(Member& member, const Tensor& x);
   void add_rows(Member& member, const Expert& expert, double mass);
   void factor_moment();
   std::vector<double> decompose(ExpertMatrix matrix, const Tensor& basis);
