@@ -25,6 +25,7 @@ import { type Device, openDevice } from '../device.ts';
 import { expected, throwIfAborted } from '../errors.ts';
 import { DenseExperts, LatentExperts, type LatentOperator, type Operator } from '../experts.ts';
 import type { OperatorFactors } from '../factorize.ts';
+import { madeAhead } from '../made-ahead.ts';
 import { type CalibrationLayer, calibrateParts, expertCounts, type TextParts } from '../model/calibration.ts';
 import { fewestAndMedian, layerCoverage } from '../model/coverage.ts';
 import { KeptInputs, keptInputBytes } from '../model/kept-inputs.ts';
@@ -284,12 +285,36 @@ class CalibratedMethod implements LayerMethod {
     }
   }
 
-  /** `keep` takes the factors over; otherwise they are let go of once they are written. */
-  async *#factorize(
-    { layer, block, x, routing }: CalibrationLayer,
+  /**
+   * `keep` takes the factors over; otherwise they are let go of once they are written. While those of a group are, the next one is
+   * factorized.
+   */
+  #factorize(
+    layer: CalibrationLayer,
     step: StepListener,
     keep: LayerFactors | undefined,
-  ): AsyncGenerator<GroupFactors> {
+  ): AsyncIterable<GroupFactors> {
+    const groups = this.shapes.groups(layer.layer);
+    return madeAhead(
+      groups.length,
+      async (group) => {
+        const made = await this.#factorizeGroup(layer, group, groups[group] as readonly number[], step);
+        keep?.add(made.factors);
+        return made;
+      },
+      ({ factors }) => {
+        if (keep) return;
+        for (const [, { a, b }] of factors) for (const tensor of [a, b]) tensor.dispose();
+      },
+    );
+  }
+
+  async #factorizeGroup(
+    { layer, block, x, routing }: CalibrationLayer,
+    group: number,
+    members: readonly number[],
+    step: StepListener,
+  ): Promise<GroupFactors> {
     const experts = block.experts;
     if (!(experts instanceof DenseExperts)) throw new Error('the experts of a source are dense');
     const inputs: LayerInputs = { x, routing };
@@ -298,27 +323,16 @@ class CalibratedMethod implements LayerMethod {
       sharedGateUp: this.#sharedGateUp,
       dtype: this.shapes.quantization,
     };
-    for (const [group, members] of this.shapes.groups(layer).entries()) {
-      const source: CalibratedGroupSource = {
-        experts,
-        inputs,
-        group,
-        members,
-        sizes: (operator) =>
-          this.shapes.operators.includes(operator)
-            ? this.shapes.latentSize(layer, operator, group)
-            : undefined,
-      };
-      const factors = await factorizeCalibratedGroup(source, options, () =>
-        step({ layer, operator: 'gate', group }),
-      );
-      keep?.add(factors);
-      try {
-        yield { group, factors };
-      } finally {
-        if (!keep) for (const [, { a, b }] of factors) for (const tensor of [a, b]) tensor.dispose();
-      }
-    }
+    const source: CalibratedGroupSource = {
+      experts,
+      inputs,
+      group,
+      members,
+      sizes: (operator) =>
+        this.shapes.operators.includes(operator) ? this.shapes.latentSize(layer, operator, group) : undefined,
+    };
+    const at = { layer, operator: 'gate', group } as const;
+    return { group, factors: await factorizeCalibratedGroup(source, options, () => step(at)) };
   }
 }
 
