@@ -108,10 +108,12 @@ export interface CalibratedConversionReport extends ConversionReport {
 
 /**
  * Converts a checkpoint folder so that what its experts put out on calibration text suffers least; see
- * `factorizeCalibrated`. Otherwise like `convertCheckpoint`, but it must run the model: one layer is in memory at a time,
- * with three matrices [tokens, n], and for a group six of [n, n] in f64 and one in f32 for each expert that sees more than n
- * tokens; where latent sizes or groups are chosen first, the inputs of all layers on a quarter of the text, as far as `keptBytes`
- * allows. A stopped run goes on with the first layer that is missing, with the latent sizes that it had chosen.
+ * `factorizeCalibrated`. Otherwise like `convertCheckpoint`, but it must run the model. A stopped run goes on with the first layer that
+ * is missing, with the latent sizes that it had chosen.
+ *
+ * Memory: one layer at a time (with `search` the model); three matrices [tokens, n] in f32; for the group that is factorized six of
+ * [n, n] in f64, and in f32 one [n, n] for each expert that sees more than n tokens and one [tokens, n] where several experts share; its
+ * factors and those of the group before, which are being written; and what `keptBytes` allows.
  *
  * @throws MolaeError as `convertCheckpoint` and `Model.open`; `DEVICE_UNAVAILABLE` on devices that cannot do this.
  */
