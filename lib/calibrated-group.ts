@@ -93,20 +93,28 @@ export async function groupSpectra(
   options: CalibratedGroupOptions,
   progress: () => void,
 ): Promise<OperatorSpectrum[]> {
-  const spectra: OperatorSpectrum[] = [];
-  const native = openGroup(source.experts, source.inputs, source.members, options);
-  try {
-    await observe(native, source, options.signal, progress);
+  return withObserved(source, options, progress, async (native) => {
+    const spectra: OperatorSpectrum[] = [];
     for (const operator of operators) {
       if (options.sharedGateUp && operator === 'up') continue;
       throwIfAborted(options.signal);
       const values = await awaitNative(() => native.spectrum(operator));
       spectra.push({ operator, group: source.group, values });
     }
-  } finally {
-    native.dispose();
-  }
-  return spectra;
+    return spectra;
+  });
+}
+
+/** @internal The bases B of one group without the factors, which belong to the caller. */
+export async function groupBases(
+  source: CalibratedGroupSource,
+  options: CalibratedGroupOptions & FactorStorage,
+  progress: () => void,
+): Promise<Partial<Record<Operator, Tensor>>> {
+  return withObserved(source, options, progress, async (native, made) => {
+    const { gate, up, down } = await solveBases(native, source, options, made);
+    return { ...(gate && { gate: gate.b }), ...(up && { up: up.b }), ...(down && { down: down.b }) };
+  });
 }
 
 /** @internal The factors of one group, which belong to the caller. */
@@ -115,11 +123,8 @@ export async function factorizeCalibratedGroup(
   options: CalibratedGroupOptions & FactorStorage,
   progress: () => void,
 ): Promise<(readonly [Operator, OperatorFactors])[]> {
-  const { experts, inputs, members } = source;
-  const made: Tensor[] = [];
-  const native = openGroup(experts, inputs, members, options);
-  try {
-    await observe(native, source, options.signal, progress);
+  const { experts, members } = source;
+  return withObserved(source, options, progress, async (native, made) => {
     const solved = await solveBases(native, source, options, made);
     for (let i = 0; i < (options.alternations ?? 0); i++) {
       await alternate(native, source, solved, options.signal, progress);
@@ -146,6 +151,21 @@ export async function factorizeCalibratedGroup(
       const report = reportOf(operator, source.group, basis, loss);
       return [[operator, { a: own, b: basis.b, report }] as const];
     });
+  });
+}
+
+/** Uses a group that has seen all its experts; what `use` has made goes where it fails. */
+async function withObserved<Result>(
+  source: CalibratedGroupInputs,
+  options: CalibratedGroupOptions,
+  progress: () => void,
+  use: (native: NativeCalibratedGroup, made: Tensor[]) => Promise<Result>,
+): Promise<Result> {
+  const made: Tensor[] = [];
+  const native = openGroup(source.experts, source.inputs, source.members, options);
+  try {
+    await observe(native, source, options.signal, progress);
+    return await use(native, made);
   } catch (error) {
     for (const tensor of made) tensor.dispose();
     throw error;

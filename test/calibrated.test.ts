@@ -1,8 +1,8 @@
 import fc from 'fast-check';
 import { afterAll, describe, expect, test } from 'vitest';
 import { calibratedSpectra, factorizeCalibrated } from '../lib/calibrated.ts';
-import type { LayerInputs } from '../lib/calibrated-group.ts';
-import { DenseExperts } from '../lib/experts.ts';
+import { groupBases, type LayerInputs } from '../lib/calibrated-group.ts';
+import { DenseExperts, type LatentOperator, type Operator } from '../lib/experts.ts';
 import { factorizeExperts } from '../lib/factorize.ts';
 import type { Tensor } from '../lib/tensor.ts';
 import { openOwnDevice, openTestDevice } from './support/device.ts';
@@ -205,6 +205,31 @@ onCpu('factorizeCalibrated', () => {
       for (let i = 1; i < values.length; i++) expect(values[i]).toBeLessThanOrEqual(values[i - 1] as number);
     }
   });
+
+  test.each([false, true])(
+    'a basis alone has the bits of that with factors (sharedGateUp %s)',
+    async (sharedGateUp) => {
+      using dense = layer(3, SIZES);
+      const seen = inputs(3, SIZES);
+      const sizes = { gate: 6, up: sharedGateUp ? 6 : 4 };
+      using latent = await factorizeCalibrated(dense, seen, {
+        groupSize: 2,
+        latentSize: sizes,
+        sharedGateUp,
+      });
+      const source = {
+        ...{ experts: dense, inputs: seen, group: 1, members: [2, 3] },
+        sizes: (operator: Operator) => (operator === 'down' ? undefined : sizes[operator]),
+      };
+      const bases = await groupBases(source, { sharedGateUp }, () => {});
+      expect(Object.keys(bases)).toEqual(['gate', 'up']);
+      for (const operator of ['gate', 'up'] as const) {
+        const { b } = latent[operator] as LatentOperator;
+        expect(await bases[operator]?.read()).toEqual(await b[1]?.read());
+      }
+      for (const basis of Object.values(bases)) basis.dispose();
+    },
+  );
 
   test('names the expert and the place of a NaN', async () => {
     const random = new Random(1);

@@ -5,11 +5,11 @@ import { expected } from '../errors.ts';
 import { type DenseExperts, OPERATORS, type Operator } from '../experts.ts';
 import type { FactorStorage } from '../factorize.ts';
 import { allocateLatentSizes, type Spending } from '../latent-sizes.ts';
-import { type CalibrationLayer, calibrate, sampleWindows } from '../model/calibration.ts';
-import { defaultWindow } from '../model/perplexity.ts';
+import type { CalibrationLayer } from '../model/calibration.ts';
 import type { Partition } from './grouping/partition.ts';
 import { type Compressor, type Method, type MethodRequest, withExperts } from './method.ts';
 import { costsOf, planSizes } from './sizes.ts';
+import { type SurveyRequest, survey } from './survey.ts';
 
 /** Latent sizes of the groups of a layer. */
 export type LayerLatentSizes = Record<Operator, number[]>;
@@ -114,12 +114,6 @@ export function calibratedCompressor(
   };
 }
 
-/** What is looked at before anything is converted. */
-export interface SurveyRequest extends Pick<MethodRequest, 'model' | 'calibration' | 'window' | 'signal'> {
-  /** Called after each layer of the pass. */
-  readonly onLayer?: ((progress: { readonly done: number; readonly total: number }) => void) | undefined;
-}
-
 /** What is to be factorized how. */
 export interface AllocationRequest extends CalibratedForm, SurveyRequest, Pick<MethodRequest, 'targetRatio'> {
   /** Other groups than consecutive ones, of `groupSize` too. */
@@ -171,28 +165,6 @@ export async function allocateOverLayers(request: AllocationRequest): Promise<Al
     if (request.sharedGateUp && operator === 'gate') own.up[group] = sizes[index] as number;
   }
   return { latentSizes: byLayer, groups };
-}
-
-/** Spectra settle long before factors do: this share of the text is enough to compare them. */
-const SURVEYED = 1 / 4;
-
-/** Looks at every MoE layer with a part of the calibration text, before any of them is converted. */
-export async function survey(
-  { model, calibration, window, signal, onLayer }: SurveyRequest,
-  look: (layer: CalibrationLayer) => Promise<void>,
-): Promise<void> {
-  let done = 0;
-  await calibrate(
-    model,
-    sampleWindows(calibration, calibration.length * SURVEYED, window ?? defaultWindow(model)),
-    async (layer) => {
-      await look(layer);
-      done++;
-      onLayer?.({ done, total: model.checkpoint.spec.layers.length });
-      return undefined;
-    },
-    { window, signal },
-  );
 }
 
 function spendingOf(

@@ -8,13 +8,15 @@ import { MolaeError } from '../errors.ts';
 import { OPERATORS, type Operator } from '../experts.ts';
 import { resolveGroups } from '../factorize.ts';
 import type { CalibrationLayer } from '../model/calibration.ts';
+import type { KeptInputs } from '../model/kept-inputs.ts';
 import type { Model } from '../model/model.ts';
 import { planConversion } from '../plan/plan-conversion.ts';
-import { allocateOverLayers, CALIBRATED_GROUP_SIZE, type LayerLatentSizes, survey } from './calibrated.ts';
+import { allocateOverLayers, CALIBRATED_GROUP_SIZE, type LayerLatentSizes } from './calibrated.ts';
 import type { CalibratedConversionOptions } from './convert-calibrated.ts';
 import { AffinityGrouping, checkGrouping, type Grouping, groupsByAffinity } from './grouping/grouping.ts';
 import type { Partition } from './grouping/partition.ts';
 import { type SearchReport, searchCalibrated, stepsOf } from './search.ts';
+import { survey } from './survey.ts';
 
 /** What a calibrated conversion makes: groups, operators, and the latent sizes of all layers. */
 export interface SizeChoice {
@@ -33,11 +35,22 @@ export interface SizeChoice {
 
 type Options = CalibratedConversionOptions;
 
+/** Whether the text is surveyed before the conversion, unless an earlier run did. */
+export function needsSurvey({ targetRatio, grouping }: Options): boolean {
+  return targetRatio !== undefined || grouping === 'affinity';
+}
+
 /**
  * @param remembered what a stopped run to the same output had chosen, if anything; used where it would be chosen again.
+ * @param kept gets the inputs of the layers where they are surveyed.
  */
-export async function chooseSizes(model: Model, options: Options, remembered: unknown): Promise<SizeChoice> {
-  const { latentSize, targetRatio, search = false, grouping } = options;
+export async function chooseSizes(
+  model: Model,
+  options: Options,
+  remembered: unknown,
+  kept: KeptInputs | undefined,
+): Promise<SizeChoice> {
+  const { latentSize, targetRatio, search = false } = options;
   if ((latentSize === undefined) === (targetRatio === undefined)) {
     throw new MolaeError('INVALID_ARGUMENT', 'Give either latentSize or targetRatio');
   }
@@ -45,8 +58,8 @@ export async function chooseSizes(model: Model, options: Options, remembered: un
     throw new MolaeError('INVALID_ARGUMENT', 'search needs a targetRatio: it compares forms of one size');
   }
   checkGrouping(options, search ? options.groupSize : undefined, model.checkpoint.spec.numExperts);
-  if (targetRatio === undefined && grouping !== 'affinity') {
-    return { ...(await uniformSizes(model, options)), memory: undefined };
+  if (!needsSurvey(options)) {
+    return { ...(await uniformSizes(model, options, undefined)), memory: undefined };
   }
   const key = await keyOf(model, options);
   const earlier = remembered as { readonly key?: unknown; readonly choice?: SizeChoice } | undefined;
@@ -54,14 +67,14 @@ export async function chooseSizes(model: Model, options: Options, remembered: un
     earlier?.key === key && earlier.choice
       ? earlier.choice
       : targetRatio === undefined
-        ? await uniformSizes(model, options)
-        : await allocatedSizes(model, options, targetRatio);
+        ? await uniformSizes(model, options, kept)
+        : await allocatedSizes(model, options, targetRatio, kept);
   return { ...choice, memory: { key, choice } };
 }
 
 type Choice = Omit<SizeChoice, 'memory'>;
 
-async function uniformSizes(model: Model, options: Options): Promise<Choice> {
+async function uniformSizes(model: Model, options: Options, kept: KeptInputs | undefined): Promise<Choice> {
   const { groupSize: _, ...form } = givenForm(options);
   const { spec } = model.checkpoint;
   const { groupSize, latentSize, reason } = planConversion(spec, {
@@ -74,7 +87,7 @@ async function uniformSizes(model: Model, options: Options): Promise<Choice> {
   const groupsOf = affinityGroupsOf(options, groupSize, spec.numExperts);
   if (!groupsOf) return { ...choice, reason };
   const groups: [number, Partition][] = [];
-  await survey({ ...options, model, onLayer: options.onSurvey }, async (layer) => {
+  await survey({ ...options, model, onLayer: options.onSurvey, kept }, async (layer) => {
     groups.push([layer.layer, await groupsOf(layer)]);
   });
   return { ...choice, groups, reason: `${reason} ${groupingReason(options)}` };
@@ -93,7 +106,12 @@ function groupingReason({ coActivation = 0 }: Grouping): string {
   return `Experts share with those that look at the same of the inputs and fire together (co-activation ${coActivation}).`;
 }
 
-async function allocatedSizes(model: Model, options: Options, targetRatio: number): Promise<Choice> {
+async function allocatedSizes(
+  model: Model,
+  options: Options,
+  targetRatio: number,
+  kept: KeptInputs | undefined,
+): Promise<Choice> {
   const { calibration, window, signal, onSurvey } = options;
   const search = options.search ? await searchCalibrated(model, { ...options, targetRatio }) : undefined;
   const { groupSize, operators, sharedGateUp } = search ? search.chosen : givenForm(options);
@@ -113,6 +131,7 @@ async function allocatedSizes(model: Model, options: Options, targetRatio: numbe
     quantized: options.quantize !== undefined,
     signal,
     onLayer: onSurvey,
+    kept,
   });
   const share = `${Number((100 * targetRatio).toFixed(2))}%`;
   const own = `Latent sizes differ between layers, operators and groups: the calibration text says where they are worth most, so that ${share} of the experts' parameters go.`;

@@ -25,14 +25,24 @@ import { type Device, openDevice } from '../device.ts';
 import { expected, throwIfAborted } from '../errors.ts';
 import { DenseExperts, LatentExperts, type LatentOperator, type Operator } from '../experts.ts';
 import type { OperatorFactors } from '../factorize.ts';
-import { type CalibrationLayer, calibrate, routingStatistics } from '../model/calibration.ts';
+import { madeAhead } from '../made-ahead.ts';
+import { type CalibrationLayer, calibrateParts, expertCounts, type TextParts } from '../model/calibration.ts';
 import { fewestAndMedian, layerCoverage } from '../model/coverage.ts';
+import { KeptInputs, keptInputBytes } from '../model/kept-inputs.ts';
 import { Model } from '../model/model.ts';
-import { chooseSizes, fingerprintOf, provenanceOf, type SizeChoice, shapesOf } from './choose-sizes.ts';
+import {
+  chooseSizes,
+  fingerprintOf,
+  needsSurvey,
+  provenanceOf,
+  type SizeChoice,
+  shapesOf,
+} from './choose-sizes.ts';
 import { GroupUseCounter, type GroupUseReport } from './group-use.ts';
 import type { Grouping } from './grouping/grouping.ts';
 import type { Partition } from './grouping/partition.ts';
 import { type SearchOptions, type SearchReport, stepsOf } from './search.ts';
+import { surveyedPart } from './survey.ts';
 
 export interface CalibratedConversionOptions extends OutputOptions, CalibratedSteps, Grouping {
   /** Token ids of text like that which the model will see: ten thousands of them, better a hundred thousand. */
@@ -41,7 +51,7 @@ export interface CalibratedConversionOptions extends OutputOptions, CalibratedSt
   readonly window?: number | undefined;
   /**
    * Remove at least this share of the routed experts' parameters; latent sizes go where they are worth most, which takes
-   * another pass over the text. Exactly one of `targetRatio` and `latentSize` is needed.
+   * a look at a quarter of the text first. Exactly one of `targetRatio` and `latentSize` is needed.
    */
   readonly targetRatio?: number | undefined;
   /** The same r everywhere. */
@@ -63,6 +73,12 @@ export interface CalibratedConversionOptions extends OutputOptions, CalibratedSt
    * default false: it gained nothing where it was measured.
    */
   readonly sequential?: boolean | undefined;
+  /**
+   * How many bytes the inputs of the layers may take that are kept from the pass that chooses latent sizes, so that the conversion
+   * need not take that quarter of the text through the model again: 4n + 8K for each of its tokens and MoE layers. What is more is
+   * not kept, and neither is anything with `sequential`. By default 2 GiB; makes no difference to the result.
+   */
+  readonly keptBytes?: number | undefined;
   /** Called after each layer of the pass that chooses latent sizes, before `onProgress` is. */
   readonly onSurvey?: ((progress: { readonly done: number; readonly total: number }) => void) | undefined;
   /** Called before each candidate of the search. */
@@ -92,9 +108,12 @@ export interface CalibratedConversionReport extends ConversionReport {
 
 /**
  * Converts a checkpoint folder so that what its experts put out on calibration text suffers least; see
- * `factorizeCalibrated`. Otherwise like `convertCheckpoint`, but it must run the model: one layer is in memory at a time,
- * with three matrices [tokens, n], and for a group six of [n, n] in f64 and one in f32 for each expert that sees more than n
- * tokens. A stopped run goes on with the first layer that is missing, with the latent sizes that it had chosen.
+ * `factorizeCalibrated`. Otherwise like `convertCheckpoint`, but it must run the model. A stopped run goes on with the first layer that
+ * is missing, with the latent sizes that it had chosen.
+ *
+ * Memory: one layer at a time (with `search` the model); three matrices [tokens, n] in f32; for the group that is factorized six of
+ * [n, n] in f64, and in f32 one [n, n] for each expert that sees more than n tokens and one [tokens, n] where several experts share; its
+ * factors and those of the group before, which are being written; and what `keptBytes` allows.
  *
  * @throws MolaeError as `convertCheckpoint` and `Model.open`; `DEVICE_UNAVAILABLE` on devices that cannot do this.
  */
@@ -105,6 +124,7 @@ export async function convertCalibrated(
 ): Promise<CalibratedConversionReport> {
   if (typeof output !== 'string' || output === '') throw expected('the path of a folder', 'output', output);
   checkCalibration(options.calibration);
+  checkKeptBytes(options);
   calibratedPasses(options);
   throwIfAborted(options.signal);
   await using checkpoint = await openCheckpoint(input);
@@ -113,8 +133,9 @@ export async function convertCalibrated(
   try {
     const { search = false, signal } = options;
     await using model = await Model.open(input, { device, stream: !search, signal });
-    const choice = await chooseSizes(model, options, await OutputFolder.remembered(output));
-    const method = new CalibratedMethod(model, options, choice);
+    const kept = keptInputs(model, options);
+    const choice = await chooseSizes(model, options, await OutputFolder.remembered(output), kept);
+    const method = new CalibratedMethod(model, options, choice, conversionText(model, options, kept));
     const report = await runConversion(checkpoint, output, options, method);
     const { coverage: calibration, groupUse } = method;
     return {
@@ -138,6 +159,37 @@ function checkCalibration(ids: ArrayLike<number>): void {
   }
 }
 
+const KEPT_BYTES = 2 * 1024 ** 3;
+
+function checkKeptBytes({ keptBytes = KEPT_BYTES }: CalibratedConversionOptions): void {
+  if (typeof keptBytes === 'number' && keptBytes >= 0) return;
+  throw expected('a number of bytes, at least 0', 'keptBytes', keptBytes);
+}
+
+/** Nothing where there is no use for them, or they would be too many. */
+function keptInputs(model: Model, options: CalibratedConversionOptions): KeptInputs | undefined {
+  const { sequential = false, keptBytes = KEPT_BYTES } = options;
+  // Converted layers let other things through than a survey sees.
+  if (!needsSurvey(options) || sequential) return undefined;
+  const { length } = surveyedPart(model, options).surveyed;
+  return keptInputBytes(model.checkpoint.spec, length) <= keptBytes ? new KeptInputs() : undefined;
+}
+
+/**
+ * The text with what is surveyed as a part of its own, whether or not it is kept (a run that goes on does not survey), so that the
+ * result is the same in all bits.
+ */
+function conversionText(
+  model: Model,
+  options: CalibratedConversionOptions,
+  kept: KeptInputs | undefined,
+): TextParts {
+  if (!needsSurvey(options)) return [options.calibration];
+  const { surveyed, rest } = surveyedPart(model, options);
+  const parts = [kept && kept.tokens > 0 ? kept : surveyed];
+  return rest.length > 0 ? [...parts, rest] : parts;
+}
+
 class CalibratedMethod implements LayerMethod {
   readonly name = 'calibrated';
   readonly shapes: FactorShapes;
@@ -149,13 +201,15 @@ class CalibratedMethod implements LayerMethod {
   readonly #sharedGateUp: boolean;
   readonly #model: Model;
   readonly #options: CalibratedConversionOptions;
+  readonly #text: TextParts;
   readonly #counts = new Map<number, Float64Array>();
   readonly #use: GroupUseCounter;
 
-  constructor(model: Model, options: CalibratedConversionOptions, choice: SizeChoice) {
+  constructor(model: Model, options: CalibratedConversionOptions, choice: SizeChoice, text: TextParts) {
     const { calibration, window } = options;
     this.#model = model;
     this.#options = options;
+    this.#text = text;
     this.reason = choice.reason;
     this.memory = choice.memory;
     this.provenance = provenanceOf(options, choice);
@@ -168,6 +222,7 @@ class CalibratedMethod implements LayerMethod {
     this.#sharedGateUp = choice.sharedGateUp;
     this.fingerprint = {
       ids: fingerprintOf(calibration),
+      parts: text.length,
       window,
       steps: stepsOf(options),
       sequential: options.sequential,
@@ -194,21 +249,18 @@ class CalibratedMethod implements LayerMethod {
   }
 
   async run(wanted: readonly number[], write: LayerWriter, step: StepListener): Promise<void> {
-    const { calibration, window, signal, sequential = false } = this.#options;
+    const { window, signal, sequential = false } = this.#options;
     const left = new Set(wanted);
     const substitutes: LatentExperts[] = [];
     try {
-      await calibrate(
+      await calibrateParts(
         this.#model,
-        calibration,
+        this.#text,
         async (layer) => {
           await this.#use.count(layer);
           if (!left.has(layer.layer) && !sequential) return undefined;
-          const { expertCounts } = await routingStatistics(
-            layer.routing,
-            this.#model.checkpoint.spec.numExperts,
-          );
-          this.#counts.set(layer.layer, expertCounts);
+          const { numExperts } = this.#model.checkpoint.spec;
+          this.#counts.set(layer.layer, await expertCounts(layer.routing, numExperts));
           const made = new LayerFactors();
           try {
             const groups = this.#factorize(layer, step, sequential ? made : undefined);
@@ -235,12 +287,36 @@ class CalibratedMethod implements LayerMethod {
     }
   }
 
-  /** `keep` takes the factors over; otherwise they are let go of once they are written. */
-  async *#factorize(
-    { layer, block, x, routing }: CalibrationLayer,
+  /**
+   * `keep` takes the factors over; otherwise they are let go of once they are written. While those of a group are, the next one is
+   * factorized.
+   */
+  #factorize(
+    layer: CalibrationLayer,
     step: StepListener,
     keep: LayerFactors | undefined,
-  ): AsyncGenerator<GroupFactors> {
+  ): AsyncIterable<GroupFactors> {
+    const groups = this.shapes.groups(layer.layer);
+    return madeAhead(
+      groups.length,
+      async (group) => {
+        const made = await this.#factorizeGroup(layer, group, groups[group] as readonly number[], step);
+        keep?.add(made.factors);
+        return made;
+      },
+      ({ factors }) => {
+        if (keep) return;
+        for (const [, { a, b }] of factors) for (const tensor of [a, b]) tensor.dispose();
+      },
+    );
+  }
+
+  async #factorizeGroup(
+    { layer, block, x, routing }: CalibrationLayer,
+    group: number,
+    members: readonly number[],
+    step: StepListener,
+  ): Promise<GroupFactors> {
     const experts = block.experts;
     if (!(experts instanceof DenseExperts)) throw new Error('the experts of a source are dense');
     const inputs: LayerInputs = { x, routing };
@@ -249,27 +325,16 @@ class CalibratedMethod implements LayerMethod {
       sharedGateUp: this.#sharedGateUp,
       dtype: this.shapes.quantization,
     };
-    for (const [group, members] of this.shapes.groups(layer).entries()) {
-      const source: CalibratedGroupSource = {
-        experts,
-        inputs,
-        group,
-        members,
-        sizes: (operator) =>
-          this.shapes.operators.includes(operator)
-            ? this.shapes.latentSize(layer, operator, group)
-            : undefined,
-      };
-      const factors = await factorizeCalibratedGroup(source, options, () =>
-        step({ layer, operator: 'gate', group }),
-      );
-      keep?.add(factors);
-      try {
-        yield { group, factors };
-      } finally {
-        if (!keep) for (const [, { a, b }] of factors) for (const tensor of [a, b]) tensor.dispose();
-      }
-    }
+    const source: CalibratedGroupSource = {
+      experts,
+      inputs,
+      group,
+      members,
+      sizes: (operator) =>
+        this.shapes.operators.includes(operator) ? this.shapes.latentSize(layer, operator, group) : undefined,
+    };
+    const at = { layer, operator: 'gate', group } as const;
+    return { group, factors: await factorizeCalibratedGroup(source, options, () => step(at)) };
   }
 }
 

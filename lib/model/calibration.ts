@@ -1,13 +1,15 @@
 import type { MoeSpec } from '../checkpoint/family.ts';
+import type { Device } from '../device.ts';
 import { throwIfAborted } from '../errors.ts';
 import type { Experts } from '../experts.ts';
 import type { MoeBlock } from '../moe-block.ts';
 import type { Routing } from '../routing.ts';
 import type { Tensor } from '../tensor.ts';
-import { batchOfSequences } from './batch.ts';
+import { KeptInputs } from './kept-inputs.ts';
 import type { DecoderLayer } from './layer.ts';
 import type { Model } from './model.ts';
-import { checkWindow, cutWindows, defaultWindow } from './perplexity.ts';
+import { checkWindow, defaultWindow } from './perplexity.ts';
+import { KeptPart, RunningPart, type TextPart } from './text-part.ts';
 
 /** A MoE layer with everything that reaches it on the calibration text. */
 export interface CalibrationLayer {
@@ -35,47 +37,148 @@ export interface CalibrationOptions {
 export async function calibrate(
   model: Model,
   ids: ArrayLike<number>,
-  visit: (layer: CalibrationLayer) => Promise<Experts | undefined>,
+  visit: LayerVisitor,
+  options: CalibrationOptions = {},
+): Promise<void> {
+  await calibrateParts(model, [ids], visit, options);
+}
+
+/** @internal A text in parts, each of token ids or what an earlier pass kept of it. */
+export type TextParts = readonly (ArrayLike<number> | KeptInputs)[];
+
+/** Looks at a MoE layer; experts that it returns are used in place of the layer's own. */
+export type LayerVisitor = (layer: CalibrationLayer) => Promise<Experts | undefined>;
+
+/**
+ * @internal Like `calibrate`, on a text in parts. Each goes by itself (see `TextPart`), so that `visit` gets the same bits whether
+ * a part was kept or not. Experts in place of a layer's own do not change what was kept of later layers.
+ */
+export async function calibrateParts(
+  model: Model,
+  text: TextParts,
+  visit: LayerVisitor,
   options: CalibrationOptions = {},
 ): Promise<void> {
   const { window = defaultWindow(model), signal, onProgress } = options;
   checkWindow(model, window);
-  const windows = cutWindows(ids, window);
-  const spans = tokenSpans(windows);
-  using hidden = await model.turn(signal, (context) => model.embed(context, windows.flat()));
-  using inputs = model.device.empty('f32', hidden.shape);
-  // Nobody sees what the last MoE layer puts out.
-  const last = Math.max(...model.checkpoint.spec.layers);
-  for (let index = 0; index <= last; index++) {
-    throwIfAborted(signal);
-    await model.withLayer(index, async (layer) => {
-      for (const { begin, end, lengths } of spans) {
-        const batch = batchOfSequences(model.device, lengths);
-        using _ = batch.positions;
-        using x = hidden.rows(begin, end);
-        using h = inputs.rows(begin, end);
-        await model.turn(signal, async (context) => {
-          layer.attend(context, x, batch);
-          layer.normalize(context, x, h);
-          await context.operations.settle();
-        });
-      }
-      const output = index < last ? hidden : undefined;
-      await applyLayer(model, layer, output, inputs, spans, visit, signal);
-    });
-    onProgress?.({ done: index + 1, total: last + 1 });
+  const { hiddenSize, layers } = model.checkpoint.spec;
+  const parts: TextPart[] = [];
+  try {
+    for (const part of text) {
+      parts.push(
+        part instanceof KeptInputs
+          ? new KeptPart(part)
+          : await RunningPart.embed(model, part, window, signal),
+      );
+    }
+    const tokens = parts.reduce((sum, part) => sum + part.tokens, 0);
+    using inputs = model.device.empty('f32', [tokens, hiddenSize]);
+    // Nobody sees what the last MoE layer puts out.
+    const last = Math.max(...layers);
+    for (let index = 0; index <= last; index++) {
+      throwIfAborted(signal);
+      await model.withLayer(index, (layer) => throughLayer(layer, parts, inputs, visit, index < last));
+      onProgress?.({ done: index + 1, total: last + 1 });
+    }
+  } finally {
+    for (const part of parts) part.dispose();
   }
+}
+
+/** `goOn`: the parts leave the layer, too. */
+async function throughLayer(
+  layer: DecoderLayer,
+  parts: readonly TextPart[],
+  inputs: Tensor<'f32'>,
+  visit: LayerVisitor,
+  goOn: boolean,
+): Promise<void> {
+  const reached: { readonly part: TextPart; readonly x: Tensor<'f32'>; readonly routing: Routing }[] = [];
+  const views: Tensor[] = [];
+  try {
+    let begin = 0;
+    for (const part of parts) {
+      const x = inputs.rows(begin, begin + part.tokens);
+      views.push(x);
+      begin += part.tokens;
+      const routing = await part.reach(layer, x);
+      if (routing) reached.push({ part, x, routing });
+    }
+    const replacement = layer.isMoe
+      ? await visitLayer(
+          layer,
+          inputs,
+          reached.map(({ routing }) => routing),
+          visit,
+        )
+      : undefined;
+    if (!goOn) return;
+    for (const { part, x, routing } of reached) await part.pass(layer, x, routing, replacement);
+  } finally {
+    for (const view of views) view.dispose();
+    for (const { routing } of reached) disposeRouting(routing);
+  }
+}
+
+async function visitLayer(
+  layer: DecoderLayer,
+  x: Tensor<'f32'>,
+  routings: readonly Routing[],
+  visit: LayerVisitor,
+): Promise<Experts | undefined> {
+  const look = (routing: Routing) =>
+    visit({ layer: layer.index, block: layer.feedForward as MoeBlock, x, routing });
+  const [only] = routings;
+  if (only && routings.length === 1) return look(only);
+  const routing = await joinRoutings(x.device, routings);
+  try {
+    return await look(routing);
+  } finally {
+    disposeRouting(routing);
+  }
+}
+
+/** Of parts of a text, one after the other. */
+async function joinRoutings(device: Device, routings: readonly Routing[]): Promise<Routing> {
+  const topK = routings[0]?.ids.shape[1] as number;
+  const slots = routings.reduce((sum, { ids }) => sum + ids.length, 0);
+  const [ids, weights] = [new Int32Array(slots), new Float32Array(slots)];
+  let begin = 0;
+  for (const part of routings) {
+    const end = begin + part.ids.length;
+    await part.ids.read(ids.subarray(begin, end));
+    await part.weights.read(weights.subarray(begin, end));
+    begin = end;
+  }
+  const shape = [slots / topK, topK];
+  return { ids: device.tensor('i32', ids, shape), weights: device.tensor('f32', weights, shape) };
+}
+
+function disposeRouting({ ids, weights }: Routing): void {
+  ids.dispose();
+  weights.dispose();
 }
 
 /** Evenly spaced windows of a text, `tokens` of it at most (one window at least); all of it where it is no longer. */
 export function sampleWindows(ids: ArrayLike<number>, tokens: number, window: number): number[] {
+  return splitWindows(ids, tokens, window).sample;
+}
+
+/** @internal What `sampleWindows` takes of a text, and what it leaves, in order. */
+export function splitWindows(
+  ids: ArrayLike<number>,
+  tokens: number,
+  window: number,
+): { readonly sample: number[]; readonly rest: number[] } {
   const all = Array.from(ids);
   const wanted = Math.max(1, Math.floor(tokens / window));
   const count = Math.floor(all.length / window);
-  if (count <= wanted) return all;
-  return Array.from({ length: wanted }, (_, i) => Math.floor((i * count) / wanted) * window).flatMap(
-    (begin) => all.slice(begin, begin + window),
-  );
+  if (count <= wanted) return { sample: all, rest: [] };
+  const begins = Array.from({ length: wanted }, (_, i) => Math.floor((i * count) / wanted) * window);
+  return {
+    sample: begins.flatMap((begin) => all.slice(begin, begin + window)),
+    rest: [-window, ...begins].flatMap((begin, i) => all.slice(begin + window, begins[i])),
+  };
 }
 
 /**
@@ -84,61 +187,6 @@ export function sampleWindows(ids: ArrayLike<number>, tokens: number, window: nu
  */
 export function calibrationTokens({ numExperts, topK }: Pick<MoeSpec, 'numExperts' | 'topK'>): number {
   return Math.min(131_072, Math.max(16_384, Math.ceil(numExperts / topK) * 4096));
-}
-
-interface Span {
-  readonly begin: number;
-  readonly end: number;
-  /** Of the windows in it. */
-  readonly lengths: readonly number[];
-}
-
-/** Tokens that go through a layer together. */
-const SPAN_TOKENS = 4096;
-
-function tokenSpans(windows: readonly number[][]): Span[] {
-  const perSpan = Math.max(1, Math.floor(SPAN_TOKENS / (windows[0]?.length ?? 1)));
-  const spans: Span[] = [];
-  let begin = 0;
-  for (let first = 0; first < windows.length; first += perSpan) {
-    const lengths = windows.slice(first, first + perSpan).map((ids) => ids.length);
-    const end = begin + lengths.reduce((sum, length) => sum + length, 0);
-    spans.push({ begin, end, lengths });
-    begin = end;
-  }
-  return spans;
-}
-
-/** Adds the output of a layer's experts to `hidden`, where that is wanted. */
-async function applyLayer(
-  model: Model,
-  layer: DecoderLayer,
-  hidden: Tensor | undefined,
-  inputs: Tensor<'f32'>,
-  spans: readonly Span[],
-  visit: (layer: CalibrationLayer) => Promise<Experts | undefined>,
-  signal: AbortSignal | undefined,
-): Promise<void> {
-  const routing = await layer.route(inputs);
-  try {
-    const replacement = layer.isMoe
-      ? await visit({ layer: layer.index, block: layer.feedForward as MoeBlock, x: inputs, routing })
-      : undefined;
-    if (!hidden) return;
-    for (const { begin, end } of spans) {
-      using x = hidden.rows(begin, end);
-      using h = inputs.rows(begin, end);
-      using ids = routing.ids.rows(begin, end);
-      using weights = routing.weights.rows(begin, end);
-      await model.turn(signal, async (context) => {
-        layer.applyExperts(context, h, { ids, weights }, x, replacement);
-        await context.operations.settle();
-      });
-    }
-  } finally {
-    routing.ids.dispose();
-    routing.weights.dispose();
-  }
 }
 
 /** What calibration text says of the routing of a layer. */
@@ -151,19 +199,25 @@ export interface RoutingStatistics {
 }
 
 /** Counts choices and pairs of choices. */
-export async function routingStatistics({ ids }: Routing, numExperts: number): Promise<RoutingStatistics> {
+export async function routingStatistics(routing: Routing, numExperts: number): Promise<RoutingStatistics> {
+  const { ids } = routing;
   const [tokens, topK] = ids.shape as [number, number];
   const chosen = await ids.read();
-  const expertCounts = new Float64Array(numExperts);
   const coActivation = new Float64Array(numExperts * numExperts);
   for (let t = 0; t < tokens; t++) {
     const experts = chosen.subarray(t * topK, (t + 1) * topK);
     for (const a of experts) {
-      (expertCounts[a] as number) += 1;
       for (const b of experts) if (a !== b) (coActivation[a * numExperts + b] as number) += 1;
     }
   }
-  return { tokens, expertCounts, coActivation };
+  return { tokens, expertCounts: await expertCounts(routing, numExperts), coActivation };
+}
+
+/** @internal How often each expert was chosen. */
+export async function expertCounts({ ids }: Routing, numExperts: number): Promise<Float64Array> {
+  const counts = new Float64Array(numExperts);
+  for (const expert of await ids.read()) (counts[expert] as number) += 1;
+  return counts;
 }
 
 /** How often tokens use the groups and experts of a layer: the measured probabilities of its costs. */
@@ -178,9 +232,10 @@ export async function groupRouting(
   routing: Routing,
   groups: readonly (readonly number[])[],
 ): Promise<GroupRouting> {
+  const tokens = routing.ids.shape[0] as number;
   const numExperts = groups.reduce((sum, group) => sum + group.length, 0);
-  const { tokens, expertCounts } = await routingStatistics(routing, numExperts);
-  const share = (expert: number) => (tokens > 0 ? (expertCounts[expert] as number) / tokens : 0);
+  const counts = await expertCounts(routing, numExperts);
+  const share = (expert: number) => (tokens > 0 ? (counts[expert] as number) / tokens : 0);
   return {
     groupProbabilities: await groupProbabilities(routing, groups),
     expertProbabilities: groups.map((group) => group.map(share)),
@@ -194,13 +249,17 @@ export async function groupProbabilities(
 ): Promise<number[]> {
   const [tokens, topK] = ids.shape as [number, number];
   const chosen = await ids.read();
-  const groupOf = new Map(groups.flatMap((group, g) => group.map((expert) => [expert, g] as const)));
+  const groupOf: (number | undefined)[] = [];
+  for (const [g, group] of groups.entries()) for (const expert of group) groupOf[expert] = g;
   const uses = new Float64Array(groups.length);
-  for (let t = 0; t < tokens; t++) {
-    const used = new Set(
-      Array.from(chosen.subarray(t * topK, (t + 1) * topK), (expert) => groupOf.get(expert)),
-    );
-    for (const g of used) if (g !== undefined) (uses[g] as number) += 1;
+  /** The last token that used a group. */
+  const lastOf = new Int32Array(groups.length).fill(-1);
+  for (let slot = 0; slot < tokens * topK; slot++) {
+    const group = groupOf[chosen[slot] as number];
+    const token = Math.floor(slot / topK);
+    if (group === undefined || lastOf[group] === token) continue;
+    lastOf[group] = token;
+    (uses[group] as number) += 1;
   }
   return Array.from(uses, (count) => (tokens > 0 ? count / tokens : 0));
 }

@@ -1,4 +1,4 @@
-import { type CalibrationOptions, calibrate, routingStatistics } from './calibration.ts';
+import { type CalibrationOptions, calibrate, expertCounts } from './calibration.ts';
 import type { Model } from './model.ts';
 
 /** How many tokens of a text reached the experts of a layer. */
@@ -24,8 +24,7 @@ export async function expertCoverage(
     model,
     ids,
     async ({ layer, routing }) => {
-      const { expertCounts } = await routingStatistics(routing, model.checkpoint.spec.numExperts);
-      layers.push(layerCoverage(layer, expertCounts));
+      layers.push(layerCoverage(layer, await expertCounts(routing, model.checkpoint.spec.numExperts)));
       return undefined;
     },
     options,

@@ -15,6 +15,9 @@ namespace {
 constexpr double kRidge = 1e-4;
 // Tokens of an expert that project() measures what is lost on.
 constexpr int64_t kMeasuredTokens = 256;
+// Tokens of an expert that observe() takes together: enough for matrix products, and few enough for what is computed
+// of them to stay in a cache and in the same memory. Whole chunks of 512, which moments are summed in.
+constexpr int64_t kPieceTokens = 1024;
 
 CalibrationSteps& steps_of(Backend& backend) {
   CalibrationSteps* steps = backend.calibration_steps();
@@ -160,19 +163,31 @@ void CalibratedGroup::observe(int64_t index, const Expert& expert) {
   Member& member = members_[index];
   if (member.count == 0) return observe_unused(member, expert);
 
-  const int64_t m = options_.intermediate_size;
-  const Tensor x = gathered(member.tokens, false);
-  add_moment(member, x);
-
-  Tensor hidden = empty(backend_, DType::F32, {member.count, m});
+  const int64_t n = options_.hidden_size, m = options_.intermediate_size;
+  const bool keeps_moment = fits_own_inputs(member) && member.count > n;
+  const Tensor moment = keeps_moment ? zeros(backend_, DType::F64, {n, n}) : moment_;
+  const double before = steps_.trace(moment);
   const Tensor gate_slopes = zeros(backend_, DType::F64, {m});
   const Tensor up_slopes = zeros(backend_, DType::F64, {m});
-  {
-    const Tensor gate = product(backend_, x, false, converted(backend_, expert.gate, DType::F32), true);
-    const Tensor up = product(backend_, x, false, converted(backend_, expert.up, DType::F32), true);
-    steps_.expert_hidden(gate, up, member.tokens.weights, options_.activation, hidden, gate_slopes, up_slopes);
+  const Expert wide{converted(backend_, expert.gate, DType::F32), converted(backend_, expert.up, DType::F32), {}};
+  output_->begin_expert(expert.down);
+  for (int64_t begin = 0; begin < member.count; begin += kPieceTokens) {
+    const int64_t end = std::min(member.count, begin + kPieceTokens);
+    const Tokens tokens{member.tokens.rows.row_range(begin, end), member.tokens.weights.row_range(begin, end)};
+    const Tensor x = gathered(tokens, false);
+    steps_.accumulate_moment(x, tokens.weights, moment);
+    const PreActivations pre = original_pre_activations(x, wide);
+    const Tensor hidden = empty(backend_, DType::F32, pre.gate.shape());
+    steps_.expert_hidden(pre.gate, pre.up, tokens.weights, options_.activation, hidden, gate_slopes, up_slopes);
+    output_->add(member.group_rows.row_range(begin, end), hidden);
   }
-  output_->add(member.group_rows, hidden, expert.down);
+  member.mass = steps_.trace(moment) - before;
+  mass_ += member.mass;
+  if (keeps_moment) {
+    steps_.add_scaled(moment, 1, moment_);
+    steps_.mirror_triangle(moment);
+    member.moment = converted(backend_, moment, DType::F32);
+  }
 
   Tensor norms = empty(backend_, DType::F64, {m});
   steps_.column_norms(expert.down, norms);
@@ -189,23 +204,6 @@ void CalibratedGroup::observe(int64_t index, const Expert& expert) {
 // Factors of an expert that is alone, or that has seen nothing, are fitted to the inputs of its group.
 bool CalibratedGroup::fits_own_inputs(const Member& member) const {
   return options_.refit && members_.size() > 1 && member.count > 0;
-}
-
-// x: the expert's inputs
-void CalibratedGroup::add_moment(Member& member, const Tensor& x) {
-  if (fits_own_inputs(member) && member.count > x.cols()) {
-    const Tensor own = zeros(backend_, DType::F64, moment_.shape());
-    steps_.accumulate_moment(x, member.tokens.weights, own);
-    steps_.add_scaled(own, 1, moment_);
-    member.mass = steps_.trace(own);
-    steps_.mirror_triangle(own);
-    member.moment = converted(backend_, own, DType::F32);
-  } else {
-    const double before = steps_.trace(moment_);
-    steps_.accumulate_moment(x, member.tokens.weights, moment_);
-    member.mass = steps_.trace(moment_) - before;
-  }
-  mass_ += member.mass;
 }
 
 void CalibratedGroup::add_rows(Member& member, const Expert& expert, double mass) {

@@ -31,8 +31,9 @@ enum class ExpertMatrix : uint8_t { Gate, Up, Down };
 // Two passes over the experts: observe() all, solve() every operator, project() all. Between the two, any number of
 // alternations may give gate or up a B for factors that are fitted to each expert's own inputs, see Alternation. The
 // eigenvalues of an operator say what dropping each direction costs in squared output over the calibration tokens:
-// comparable between operators, groups and (after weighing) layers. Memory: 5 matrices of n^2 doubles, a float [t, n]
-// for the t tokens of the group, and n^2 floats for each expert that more than n tokens reach.
+// comparable between operators, groups and (after weighing) layers. Memory: 5 matrices of n^2 doubles, n^2 floats for
+// each expert that more than n tokens reach, and where several experts share, a float [t, n] for the t tokens of the
+// group. What is computed of an expert's tokens exists for 1024 of them at a time.
 class CalibratedGroup {
  public:
   struct Options {
@@ -120,7 +121,6 @@ class CalibratedGroup {
   void observe_unused(Member& member, const Expert& expert);
   Tensor row_weights(const std::vector<double>& slopes, const std::vector<double>& norms, double squared_weights) const;
   bool fits_own_inputs(const Member& member) const;
-  void add_moment(Member& member, const Tensor& x);
   void add_rows(Member& member, const Expert& expert, double mass);
   void factor_moment();
   std::vector<double> decompose(ExpertMatrix matrix, const Tensor& basis);

@@ -26,14 +26,13 @@ RoutedOutput::RoutedOutput(Backend& backend, int64_t tokens, int64_t n, int64_t 
   }
 }
 
-void RoutedOutput::add(const Tensor& rows, const Tensor& hidden, const Tensor& down) {
-  if (hidden_moment_) {
-    steps_.accumulate_moment(hidden, Tensor(), hidden_moment_);
-    down_ = converted(backend_, down, DType::F64);
-    return;
-  }
-  const Tensor output = product(backend_, hidden, false, converted(backend_, down, DType::F32), true);
-  steps_.scatter_add_rows(output, rows, sums_);
+void RoutedOutput::begin_expert(const Tensor& down) {
+  down_ = converted(backend_, down, hidden_moment_ ? DType::F64 : DType::F32);
+}
+
+void RoutedOutput::add(const Tensor& rows, const Tensor& hidden) {
+  if (hidden_moment_) return steps_.accumulate_moment(hidden, Tensor(), hidden_moment_);
+  steps_.scatter_add_rows(product(backend_, hidden, false, down_, true), rows, sums_);
 }
 
 void RoutedOutput::add_white(const Tensor& down) {
@@ -48,7 +47,7 @@ void RoutedOutput::add_white(const Tensor& down) {
 std::vector<double> RoutedOutput::decompose(const Tensor& vectors) {
   if (!hidden_moment_) {
     steps_.accumulate_moment(sums_, Tensor(), moment_);
-    sums_ = Tensor();
+    sums_ = down_ = Tensor();
     return decompose_moment(vectors);
   }
   steps_.mirror_triangle(hidden_moment_);

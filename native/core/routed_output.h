@@ -17,8 +17,10 @@ class RoutedOutput {
   // tokens: how many reach the group. experts: of the group. m: width of one.
   RoutedOutput(Backend& backend, int64_t tokens, int64_t n, int64_t m, size_t experts);
 
-  // rows i32 [t]: which of the group's tokens these are. hidden f32 [t, m]: w h. down [n, m].
-  void add(const Tensor& rows, const Tensor& hidden, const Tensor& down);
+  // Of the expert whose tokens are added next, down [n, m].
+  void begin_expert(const Tensor& down);
+  // rows i32 [t]: which of the group's tokens these are. hidden f32 [t, m]: w h.
+  void add(const Tensor& rows, const Tensor& hidden);
   // In place of tokens, where none reaches the group: as if h were white.
   void add_white(const Tensor& down);
 
@@ -34,7 +36,7 @@ class RoutedOutput {
   Tensor sums_;           // f32 [tokens, n]: y, of several experts
   Tensor moment_;         // f64 [n, n], lower triangle: sum of y yᵀ
   Tensor hidden_moment_;  // f64 [m, m], lower triangle, of an expert alone
-  Tensor down_;           // f64 [n, m], of an expert alone
+  Tensor down_;           // [n, m], of an expert alone f64, of the present one of several f32
 };
 
 }  // namespace molae

@@ -14,14 +14,27 @@ namespace {
 
 // Products of halves are exact in f32; at most this many of them are summed in f32.
 constexpr int64_t kGramChunk = 512;
-// A Gram block's f64 sums stay in the cache while the chunks go by; there are blocks enough for all threads, and few
-// elements above the diagonal are summed in vain.
-constexpr int64_t kLargestGramBlock = 256, kSmallestGramBlock = 64;
+// A tile of a Gram matrix's lower triangle. Its f64 sums stay in the cache while the chunks go by; there are tiles
+// enough for all threads, as wide as may be (a product of more columns packs its rows less often), and few elements
+// above the diagonal are summed in vain.
+constexpr int64_t kLargestGramTile = 256, kSmallestGramTile = 64;
 
-int64_t gram_block(int64_t n) {
-  int64_t block = kLargestGramBlock;
-  while (block > kSmallestGramBlock && n < 4 * block) block /= 2;
-  return block;
+struct GramTile {
+  int64_t row, rows, col, cols;
+};
+
+// The largest come first: what is left for the end is short.
+std::vector<GramTile> gram_tiles(int64_t n) {
+  int64_t size = kLargestGramTile;
+  while (size > kSmallestGramTile && n < 4 * size) size /= 2;
+  std::vector<GramTile> tiles;
+  for (int64_t row = (n - 1) / size * size; row >= 0; row -= size) {
+    const int64_t rows = std::min(size, n - row);
+    for (int64_t col = 0; col < row + rows; col += kLargestGramTile) {
+      tiles.push_back({row, rows, col, std::min(kLargestGramTile, row + rows - col)});
+    }
+  }
+  return tiles;
 }
 
 // Rows of a residual that one task computes.
@@ -46,35 +59,30 @@ template <class Real>
 void add_gram(Context context, const Real* data, int64_t ld, int64_t inner, SharedSide side, const Tensor& gram) {
   const int64_t n = gram.rows();
   const int64_t chunk = sizeof(Real) == 4 ? kGramChunk : inner;
-  const int64_t size = gram_block(n);
-  const int64_t blocks = (n + size - 1) / size;
-  const int64_t block_elements = size * size;
-  Real* scratch = context.workspace.get<Real>(kScratch, block_elements * context.threads);
+  const std::vector<GramTile> tiles = gram_tiles(n);
+  constexpr int64_t kElements = kLargestGramTile * kLargestGramTile;
+  Real* scratch = context.workspace.get<Real>(kScratch, kElements * context.threads);
 
-  ComputePool::instance().parallel_for(context.threads, blocks * (blocks + 1) / 2, [&](int64_t index, int participant) {
-    int64_t block_row = 0;
-    while ((block_row + 1) * (block_row + 2) / 2 <= index) ++block_row;
-    const int64_t row = block_row * size;
-    const int64_t col = (index - block_row * (block_row + 1) / 2) * size;
-    const int64_t rows = std::min(size, n - row);
-    const int64_t cols = std::min(size, n - col);
-    Real* block = scratch + block_elements * participant;
-    for (int64_t begin = 0; begin < inner; begin += chunk) {
-      const int64_t length = std::min(chunk, inner - begin);
-      if (side == SharedSide::Input) {
-        const Real* part = data + begin * ld;
-        blas::gemm(true, false, rows, cols, length, Real(1), part + row, ld, part + col, ld, Real(0), block, cols);
-      } else {
-        const Real* part = data + begin;
-        blas::gemm(false, true, rows, cols, length, Real(1), part + row * ld, ld, part + col * ld, ld, Real(0), block,
-                   cols);
-      }
-      for (int64_t i = 0; i < rows; ++i) {
-        double* sums = gram.as<double>() + (row + i) * n + col;
-        for (int64_t j = 0; j < cols; ++j) sums[j] += static_cast<double>(block[i * cols + j]);
-      }
-    }
-  });
+  ComputePool::instance().parallel_for(
+      context.threads, static_cast<int64_t>(tiles.size()), [&](int64_t index, int participant) {
+        const auto& [row, rows, col, cols] = tiles[index];
+        Real* block = scratch + kElements * participant;
+        for (int64_t begin = 0; begin < inner; begin += chunk) {
+          const int64_t length = std::min(chunk, inner - begin);
+          if (side == SharedSide::Input) {
+            const Real* part = data + begin * ld;
+            blas::gemm(true, false, rows, cols, length, Real(1), part + row, ld, part + col, ld, Real(0), block, cols);
+          } else {
+            const Real* part = data + begin;
+            blas::gemm(false, true, rows, cols, length, Real(1), part + row * ld, ld, part + col * ld, ld, Real(0),
+                       block, cols);
+          }
+          for (int64_t i = 0; i < rows; ++i) {
+            double* sums = gram.as<double>() + (row + i) * n + col;
+            for (int64_t j = 0; j < cols; ++j) sums[j] += static_cast<double>(block[i * cols + j]);
+          }
+        }
+      });
 }
 
 template void add_gram(Context, const float*, int64_t, int64_t, SharedSide, const Tensor&);

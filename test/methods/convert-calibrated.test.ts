@@ -1,18 +1,19 @@
-import { createHash } from 'node:crypto';
-import { readdir, readFile } from 'node:fs/promises';
+import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { afterAll, beforeEach, describe, expect, test } from 'vitest';
+import { afterAll, afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { openCheckpoint } from '../../lib/checkpoint/checkpoint.ts';
 import { convertCheckpoint } from '../../lib/checkpoint/conversion/convert.ts';
 import { openDevice } from '../../lib/device.ts';
 import { type CalibratedConversionOptions, convertCalibrated } from '../../lib/methods/convert-calibrated.ts';
-import { calibrationTokens, sampleWindows } from '../../lib/model/calibration.ts';
+import { calibrationTokens, sampleWindows, splitWindows } from '../../lib/model/calibration.ts';
+import { KeptInputs, keptInputBytes } from '../../lib/model/kept-inputs.ts';
 import { Model } from '../../lib/model/model.ts';
 import { perplexity } from '../../lib/model/perplexity.ts';
 import { Tokenizer } from '../../lib/model/tokenizer.ts';
 import { openOwnDevice } from '../support/device.ts';
 import { freshPaths, outputFolder } from '../support/temporary.ts';
+import { contents, stopAndGoOn } from './support.ts';
 
 const fixtures = new URL('../fixtures/', import.meta.url);
 const source = fileURLToPath(new URL('tiny-qwen2-moe', fixtures));
@@ -37,17 +38,6 @@ const convert = (options: Partial<CalibratedConversionOptions> = {}) =>
 async function perplexityOf(path: string): Promise<number> {
   await using model = await Model.open(path, { device });
   return (await perplexity(model, heldOut)).perplexity;
-}
-
-/** The fingerprints of all files in a folder. */
-async function contents(folder: string): Promise<string[]> {
-  const names = (await readdir(folder)).sort();
-  return Promise.all(
-    names.map(async (name) => {
-      const bytes = await readFile(join(folder, name));
-      return `${name} ${createHash('sha256').update(bytes).digest('hex')}`;
-    }),
-  );
 }
 
 describe('calibrated conversion', () => {
@@ -88,14 +78,7 @@ describe('calibrated conversion', () => {
     await convert(options);
     const wanted = await contents(output);
     output = join(root, 'stopped');
-    const controller = new AbortController();
-    const onProgress = ({ layer }: { layer: number }) => {
-      if (layer === 2) controller.abort();
-    };
-    await expect(convert({ ...options, signal: controller.signal, onProgress })).rejects.toMatchObject({
-      code: 'ABORTED',
-    });
-    const report = await convert(options);
+    const { report } = await stopAndGoOn((own) => convert({ ...options, ...own }));
     expect(report.resumedFiles).toBeGreaterThanOrEqual(3);
     expect(await contents(output)).toEqual(wanted);
   });
@@ -103,27 +86,14 @@ describe('calibrated conversion', () => {
   test('a stopped run does not choose its latent sizes again, unless they would be others', async () => {
     await convert();
     const wanted = await contents(output);
-    let surveyed = 0;
-    const onSurvey = () => surveyed++;
-    const stop = async () => {
-      const controller = new AbortController();
-      const onProgress = ({ layer }: { layer: number }) => {
-        if (layer === 2) controller.abort();
-      };
-      const stopped = convert({ onSurvey, onProgress, signal: controller.signal });
-      await expect(stopped).rejects.toMatchObject({ code: 'ABORTED' });
-    };
     output = join(root, 'remembering');
-    await stop();
-    expect(surveyed).toBe(4);
-    const report = await convert({ onSurvey });
-    expect(surveyed).toBe(4);
-    expect(report.resumedFiles).toBeGreaterThanOrEqual(3);
+    const same = await stopAndGoOn(convert);
+    expect(same.surveyed).toEqual([4, 0]);
+    expect(same.report.resumedFiles).toBeGreaterThanOrEqual(3);
     expect(await contents(output)).toEqual(wanted);
     output = join(root, 'changing');
-    await stop();
-    await convert({ onSurvey, targetRatio: 0.4 });
-    expect(surveyed).toBe(12);
+    const other = await stopAndGoOn(convert, (own) => convert({ ...own, targetRatio: 0.4 }));
+    expect(other.surveyed).toEqual([4, 4]);
   });
 
   test('without a group size, each expert is a group, and the reason says what was done', async () => {
@@ -140,14 +110,7 @@ describe('calibrated conversion', () => {
     await convert(options);
     const wanted = await contents(output);
     output = join(root, 'stopped-sequential');
-    const controller = new AbortController();
-    const onProgress = ({ layer }: { layer: number }) => {
-      if (layer === 2) controller.abort();
-    };
-    await expect(convert({ ...options, signal: controller.signal, onProgress })).rejects.toMatchObject({
-      code: 'ABORTED',
-    });
-    await convert(options);
+    await stopAndGoOn((own) => convert({ ...options, ...own }));
     expect(await contents(output)).toEqual(wanted);
   });
 
@@ -184,6 +147,7 @@ describe('calibrated conversion', () => {
     );
     await expect(convert({ latentSize: 64 })).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' });
     await expect(convert({ targetRatio: 0.999 })).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' });
+    await expect(convert({ keptBytes: -1 })).rejects.toThrow(/number of bytes, at least 0 for keptBytes/);
     await expect(convert({ window: 100_000 })).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' });
     await convertCheckpoint(source, output, { groupSize: 4, latentSize: 32, device });
     await expect(
@@ -196,6 +160,37 @@ describe('calibrated conversion', () => {
   });
 });
 
+describe('layer inputs kept from the survey', () => {
+  afterEach(() => void vi.restoreAllMocks());
+  const spec = { hiddenSize: 256, topK: 4, layers: [0, 1, 2, 3] };
+  /** A quarter of 2560 tokens, in whole windows of 256. */
+  const bytes = keptInputBytes(spec, 512);
+
+  test('take 4n + 8K bytes for each token and layer', () => {
+    expect(bytes).toBe(4 * 512 * (4 * 256 + 8 * 4));
+  });
+
+  test.each([
+    ['latent sizes by worth', {}],
+    ['groups by affinity', { grouping: 'affinity', latentSize: 48, targetRatio: undefined }],
+  ] as const)('change no bit of the result beside a second pass (%s)', async (_, options) => {
+    const putBack = vi.spyOn(KeptInputs.prototype, 'putBack');
+    await convert({ ...options, keptBytes: bytes });
+    expect(putBack).toHaveBeenCalledTimes(4);
+    const wanted = await contents(output);
+    output = freshPath();
+    await convert({ ...options, keptBytes: bytes - 1 });
+    expect(putBack).toHaveBeenCalledTimes(4);
+    expect(await contents(output)).toEqual(wanted);
+  });
+
+  test('are not what the layers of a sequential conversion see', async () => {
+    const putBack = vi.spyOn(KeptInputs.prototype, 'putBack');
+    await convert({ sequential: true });
+    expect(putBack).not.toHaveBeenCalled();
+  });
+});
+
 describe('calibration text', () => {
   test('is sampled as whole windows from all over', () => {
     const all = Array.from({ length: 1000 }, (_, i) => i);
@@ -204,6 +199,16 @@ describe('calibration text', () => {
     expect(some.filter((_, i) => i % 100 === 0)).toEqual([0, 300, 600]);
     expect(sampleWindows(all, 5000, 100)).toEqual(all);
     expect(sampleWindows(all, 10, 100)).toHaveLength(100);
+  });
+
+  test('is all in a sample and what that leaves', () => {
+    const all = Array.from({ length: 1030 }, (_, i) => i);
+    for (const tokens of [10, 300, 999, 1000, 5000]) {
+      const { sample, rest } = splitWindows(all, tokens, 100);
+      expect(sample).toEqual(sampleWindows(all, tokens, 100));
+      expect([...sample, ...rest].sort((a, b) => a - b)).toEqual(all);
+      expect(rest).toEqual([...rest].sort((a, b) => a - b));
+    }
   });
 
   test('serves each expert with 4096 tokens on average, within limits', () => {

@@ -1,4 +1,3 @@
-import { createHash } from 'node:crypto';
 import { cp, mkdir, readdir, readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -18,6 +17,7 @@ import { Tokenizer } from '../../lib/model/tokenizer.ts';
 import { Random } from '../support/random.ts';
 import { multiply, relativeError } from '../support/reference.ts';
 import { freshPaths, outputFolder } from '../support/temporary.ts';
+import { contents, stopAndGoOn } from './support.ts';
 
 const fixtures = new URL('../fixtures/', import.meta.url);
 const source = fileURLToPath(new URL('tiny-qwen2-moe', fixtures));
@@ -42,17 +42,6 @@ const TOGETHER = { grouping: 'affinity', coActivation: 1 } as const;
 
 const convert = (options: Partial<CalibratedConversionOptions> = {}, input = source) =>
   convertCalibrated(input, output, { calibration, groupSize: 4, targetRatio: 0.5, device, ...options });
-
-/** The fingerprints of all files in a folder. */
-async function contents(folder: string): Promise<string[]> {
-  const names = (await readdir(folder)).sort();
-  return Promise.all(
-    names.map(async (name) => {
-      const bytes = await readFile(join(folder, name));
-      return `${name} ${createHash('sha256').update(bytes).digest('hex')}`;
-    }),
-  );
-}
 
 async function partitionsOf(path: string): Promise<number[][][]> {
   await using checkpoint = await openCheckpoint(path);
@@ -266,31 +255,19 @@ describe('groups by affinity', () => {
     ['allocated latent sizes', {}],
     ['one latent size', { latentSize: 64, targetRatio: undefined }],
   ])('a stopped run keeps its groups (%s), unless they would be others', async (_, sizes) => {
-    await convert({ ...AFFINITY, ...sizes });
+    const grouped = (own: Partial<CalibratedConversionOptions>) => convert({ ...AFFINITY, ...sizes, ...own });
+    await grouped({});
     const wanted = await contents(output);
-    let surveyed = 0;
-    const onSurvey = () => surveyed++;
-    const stop = async () => {
-      const controller = new AbortController();
-      const onProgress = ({ layer }: { layer: number }) => {
-        if (layer === 2) controller.abort();
-      };
-      const stopped = convert({ ...AFFINITY, ...sizes, onSurvey, onProgress, signal: controller.signal });
-      await expect(stopped).rejects.toMatchObject({ code: 'ABORTED' });
-    };
     output = freshPath();
-    await stop();
-    expect(surveyed).toBe(4);
-    const report = await convert({ ...AFFINITY, ...sizes, onSurvey });
-    expect(surveyed).toBe(4);
-    expect(report.resumedFiles).toBeGreaterThanOrEqual(3);
-    expect(report.groupUse?.tokens).toBe(1280);
+    const same = await stopAndGoOn(grouped);
+    expect(same.surveyed).toEqual([4, 0]);
+    expect(same.report.resumedFiles).toBeGreaterThanOrEqual(3);
+    expect(same.report.groupUse?.tokens).toBe(1280);
     expect(await contents(output)).toEqual(wanted);
     output = freshPath();
-    await stop();
-    const other = await convert({ ...TOGETHER, ...sizes, onSurvey });
-    expect(surveyed).toBe(12);
-    expect(other.resumedFiles).toBeLessThan(3);
+    const other = await stopAndGoOn(grouped, (own) => grouped({ ...TOGETHER, ...own }));
+    expect(other.surveyed).toEqual([4, 4]);
+    expect(other.report.resumedFiles).toBeLessThan(3);
     expect(await contents(output)).not.toEqual(wanted);
   });
 

@@ -1,5 +1,13 @@
+import { createHash } from 'node:crypto';
+import { readdir, readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { expect } from 'vitest';
 import type { Device } from '../../lib/device.ts';
 import { DenseExperts, OPERATORS, type Operator } from '../../lib/experts.ts';
+import type {
+  CalibratedConversionOptions,
+  CalibratedConversionReport,
+} from '../../lib/methods/convert-calibrated.ts';
 import type { Compressor, Method, MethodRequest } from '../../lib/methods/method.ts';
 import type { CalibrationLayer } from '../../lib/model/calibration.ts';
 import type { Model } from '../../lib/model/model.ts';
@@ -147,4 +155,42 @@ export async function elementsOf(experts: DenseExperts): Promise<Float64Array> {
 
 export async function toMatrix(tensor: Tensor): Promise<Matrix> {
   return matrix(tensor.shape[0] as number, tensor.shape[1] as number, await tensor.toFloat32());
+}
+
+/** The fingerprints of all files in a folder. */
+export async function contents(folder: string): Promise<string[]> {
+  const names = (await readdir(folder)).sort();
+  return Promise.all(
+    names.map(async (name) => {
+      const bytes = await readFile(join(folder, name));
+      return `${name} ${createHash('sha256').update(bytes).digest('hex')}`;
+    }),
+  );
+}
+
+type Conversion = (
+  options: Pick<CalibratedConversionOptions, 'signal' | 'onProgress' | 'onSurvey'>,
+) => Promise<CalibratedConversionReport>;
+
+/** Stops a conversion in the layer 2 of the test model, and goes on with another one, by default the same. */
+export async function stopAndGoOn(
+  convert: Conversion,
+  goOn: Conversion = convert,
+): Promise<{
+  readonly report: CalibratedConversionReport;
+  /** How many layers each of the two surveyed. */
+  readonly surveyed: readonly [number, number];
+}> {
+  const surveyed: [number, number] = [0, 0];
+  const controller = new AbortController();
+  const stopped = convert({
+    signal: controller.signal,
+    onProgress({ layer }) {
+      if (layer === 2) controller.abort();
+    },
+    onSurvey: () => surveyed[0]++,
+  });
+  await expect(stopped).rejects.toMatchObject({ code: 'ABORTED' });
+  const report = await goOn({ onSurvey: () => surveyed[1]++ });
+  return { report, surveyed };
 }

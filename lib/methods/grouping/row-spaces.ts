@@ -1,6 +1,6 @@
-import { factorizeCalibrated } from '../../calibrated.ts';
+import { groupBases } from '../../calibrated-group.ts';
 import { throwIfAborted } from '../../errors.ts';
-import type { DenseExperts, LatentExperts, LatentOperator } from '../../experts.ts';
+import type { DenseExperts, Operator } from '../../experts.ts';
 import { gemm, svd } from '../../linalg.ts';
 import type { CalibrationLayer } from '../../model/calibration.ts';
 import type { Tensor } from '../../tensor.ts';
@@ -28,30 +28,54 @@ export async function rowSpaceOverlaps(
   const tokens = layer.x.shape[0] as number;
   const leading = LEADING * Math.min(intermediateSize, hiddenSize);
   const size = Math.max(1, Math.floor(Math.min(leading, tokens / LEAST_TOKENS_PER_DIRECTION)));
-  const latentSize = { gate: size, up: size };
-  using alone = await factorizeCalibrated(experts, layer, { groupSize: 1, latentSize, dtype: 'f32', signal });
   const wanted = Math.min(tokens, TOKENS_PER_DIRECTION * size);
   using x = await gatherRows(
     layer.x,
     Int32Array.from({ length: wanted }, (_, i) => Math.floor((i * tokens) / wanted)),
   );
-  const overlaps = Array.from({ length: numExperts }, () => new Float64Array(numExperts));
-  for (const operator of ['gate', 'up'] as const) await addOverlaps(alone, operator, x, overlaps, signal);
-  return overlaps;
+  const bases: Record<'gate' | 'up', Tensor[]> = { gate: [], up: [] };
+  try {
+    for (let expert = 0; expert < numExperts; expert++) {
+      const { gate, up } = await leadingDirections(layer, expert, size, signal);
+      bases.gate.push(gate);
+      bases.up.push(up);
+    }
+    const overlaps = Array.from({ length: numExperts }, () => new Float64Array(numExperts));
+    for (const operator of ['gate', 'up'] as const) await addOverlaps(bases[operator], x, overlaps, signal);
+    return overlaps;
+  } finally {
+    for (const basis of [...bases.gate, ...bases.up]) basis.dispose();
+  }
+}
+
+/** B of an expert by itself, [size, n] in f32. */
+async function leadingDirections(
+  layer: CalibrationLayer,
+  expert: number,
+  size: number,
+  signal: AbortSignal | undefined,
+): Promise<Record<'gate' | 'up', Tensor>> {
+  const source = {
+    experts: layer.block.experts as DenseExperts,
+    inputs: layer,
+    group: expert,
+    members: [expert],
+    sizes: (operator: Operator) => (operator === 'down' ? undefined : size),
+  };
+  const { gate, up } = await groupBases(source, { dtype: 'f32', signal }, () => {});
+  return { gate: gate as Tensor, up: up as Tensor };
 }
 
 /** Half of the mean squared cosine between the spaces of two experts is one operator's part. */
 async function addOverlaps(
-  experts: LatentExperts,
-  operator: 'gate' | 'up',
+  bases: readonly Tensor[],
   x: Tensor<'f32'>,
   overlaps: readonly Float64Array[],
   signal: AbortSignal | undefined,
 ): Promise<void> {
-  const { b } = experts[operator] as LatentOperator;
   const spaces: Tensor[] = [];
   try {
-    for (const basis of b) {
+    for (const basis of bases) {
       throwIfAborted(signal);
       spaces.push(await columnSpace(x, basis));
     }
