@@ -129,7 +129,7 @@ MOLAE_INLINE void stream_columns(const float* const* x, int64_t rows, const type
   }
 }
 
-// x . w for one row of each, in four running sums: f32 weights come in one long run, as memory gives them fastest.
+// x . w for one row of each, in four running sums: f32 weights come in one long run.
 MOLAE_INLINE float stream_row(const float* x, const float* w, int64_t inner) {
   constexpr int kSums = 4;
   Floats8 sums[kSums] = {};
@@ -162,9 +162,11 @@ MOLAE_INLINE void stream(const float* const* x, int64_t rows, const typename Wei
   for (; j < cols; ++j) stream_columns<Weights, 1>(x, rows, w + j * inner, inner, out + j, out_stride);
 }
 
+// One row reads its weights in one run or in eight at a time, as memory gives them fastest: on an AMD EPYC with AVX2
+// that is one run, on a Xeon with AVX-512 eight (88% of what it reads at best against 80%).
 MOLAE_MULTIVERSION void stream_f32(const float* const* x, int64_t rows, const float* w, int64_t inner, int64_t cols,
-                                   float* out, int64_t out_stride) {
-  if (rows != 1) return stream<F32Weights>(x, rows, w, inner, cols, out, out_stride);
+                                   float* out, int64_t out_stride, bool one_run) {
+  if (rows != 1 || !one_run) return stream<F32Weights>(x, rows, w, inner, cols, out, out_stride);
   for (int64_t j = 0; j < cols; ++j) out[j] = stream_row(x[0], w + j * inner, inner);
 }
 
@@ -216,7 +218,8 @@ void stream_rows(const Rows<float>& x, int64_t rows, const Tensor& weight, int64
   }
   switch (dtype) {
     case DType::F32:
-      return stream_f32(row_pointers, rows, weight.as<const float>() + col * inner, inner, cols, out, out_stride);
+      return stream_f32(row_pointers, rows, weight.as<const float>() + col * inner, inner, cols, out, out_stride,
+                        instructions() < Instructions::Avx512);
     case DType::BF16:
       return stream_bf16(row_pointers, rows, weight.as<const uint16_t>() + col * inner, inner, cols, out, out_stride);
     case DType::F16:
