@@ -10,8 +10,9 @@
 #   export CUDACXX=$(scripts/cuda-toolkit.sh ~/.cache/molae-cuda)
 #   cmake -S . -B build -DMOLAE_CUDA=ON -DMOLAE_NATIVE_TESTS=ON && cmake --build build -j2
 #
-# On a Hopper GPU one call says whether every tile of the grouped product is right (the tests "tiles: ..."), and times the
-# mma tiles and Hopper's side by side, against cuBLAS. Where the former pass and the latter are faster there, the default
+# One call says whether every tile of the grouped product is right (the tests "tiles: ..."), times layers of 1 and 4 tokens by
+# the streaming kernel and by the smallest mma tile, against the card's copy bandwidth, and on a Hopper GPU the mma tiles and
+# Hopper's side by side, against cuBLAS. Where the former pass and the latter are faster there, the default
 # in native/cuda/config/tile_choice.h is to become Hopper's; MOLAE_CUDA_TILES=mma and =hopper choose until then, and after.
 #
 # STATUS: as of this writing this script has packed and has run up to the point where a GPU is needed. No GPU has been at
@@ -97,6 +98,10 @@ if [ -n "$sanitizer" ]; then
     step memcheck_hopper 90 "$sanitizer" --tool memcheck --error-exitcode 9 ./molae_native_tests --device cuda --seed 4 \
       --filter "every Hopper tile"
   fi
+  step memcheck_stream 60 "$sanitizer" --tool memcheck --error-exitcode 9 ./molae_native_tests --device cuda --seed 5 \
+    --filter "one to four tokens, streamed"
+  step racecheck_stream 60 "$sanitizer" --tool racecheck --error-exitcode 9 ./molae_native_tests --device cuda --seed 5 \
+    --filter "one to four tokens, streamed"
   step racecheck 60 "$sanitizer" --tool racecheck --error-exitcode 9 ./molae_native_tests --device cuda --seed 1 \
     --filter "experts: route"
   step initcheck 40 "$sanitizer" --tool initcheck --error-exitcode 9 ./molae_native_tests --device cuda --seed 2 \
@@ -108,6 +113,7 @@ if [ -n "$sanitizer" ]; then
 fi
 step smoke 30 ./node smoke.cjs
 step bench 150 ./molae_device_bench --device cuda --tiles mma
+step bench_small 40 ./molae_device_bench --device cuda --tiles small
 if [ $hopper = 1 ]; then step bench_hopper 100 ./molae_device_bench --device cuda --tiles hopper; fi
 
 ./node summarize.cjs "$logs" "$result"

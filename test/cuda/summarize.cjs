@@ -31,6 +31,7 @@ const readBench = (name) => {
 };
 const bench = readBench('bench');
 const benchHopper = readBench('bench_hopper');
+const benchSmall = readBench('bench_small');
 
 // Both families of tiles side by side, and what share of cuBLAS's dense rate the better one has. The tests "tiles: …" say
 // whether each of them is right: only then is the default in native/cuda/config/tile_choice.h to become the faster one.
@@ -55,6 +56,21 @@ const tiles = rows
     };
   });
 
+// Decode by the streaming kernel, which is what 4 tokens and fewer take, and by the tile that they took before it. Bytes are
+// those of the weights that uniform routing touches; a copy reads and writes.
+const copy = rows.find(({ name }) => name === 'device copy')?.gbps;
+const decode = (benchSmall?.results ?? []).map((small) => {
+  const stream = bench?.results.find((row) => row.name === small.name && row.tokens === small.tokens);
+  return {
+    name: small.name,
+    tokens: small.tokens,
+    streamMs: stream?.medianMs ?? null,
+    smallMs: small.medianMs,
+    streamGbps: stream?.gbps ?? null,
+    ofCopy: copy && stream ? Number((stream.gbps / copy).toFixed(3)) : null,
+  };
+});
+
 const report = {
   date: new Date().toISOString(),
   gpu: text('gpu.log').trim(),
@@ -68,8 +84,10 @@ const report = {
     failures: parity.split('\n').filter((line) => line.startsWith('FAILED')),
   },
   tiles: { tests: tileTests, rows: tiles },
+  decode,
   bench,
   benchHopper,
+  benchSmall,
 };
 fs.writeFileSync(result, `${JSON.stringify(report, null, 2)}\n`);
 for (const line of tileTests) console.log(line);
@@ -77,6 +95,12 @@ for (const row of tiles) {
   const hopper = row.hopperMs === null ? 'none' : `${row.hopperMs.toFixed(3)} ms`;
   const share = row.ofCublas === null ? '' : `, ${(100 * row.ofCublas).toFixed(1)}% of cuBLAS dense`;
   console.log(`${row.name}, ${row.tokens} tokens: mma ${row.mmaMs.toFixed(3)} ms, hopper ${hopper}${share}`);
+}
+for (const row of decode) {
+  const share = row.ofCopy === null ? '' : `, ${(100 * row.ofCopy).toFixed(1)}% of copy bandwidth`;
+  console.log(
+    `${row.name}, ${row.tokens} tokens: stream ${row.streamMs} ms, small ${row.smallMs} ms${share}`,
+  );
 }
 console.log(`gpu-check: ${report.ok ? 'passed' : 'FAILED'}, see ${result}`);
 process.exitCode = report.ok ? 0 : 1;

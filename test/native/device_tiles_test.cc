@@ -129,6 +129,26 @@ MOLAE_TEST("tiles: forward with every mma tile", Device) {
   for (const NamedTile& tile : kMmaTiles) check_tile(context, tile);
 }
 
+MOLAE_TEST("tiles: forward of one to four tokens, streamed", Device) {
+  needs_cuda(context);
+  for (const DType dtype : kFloats) {
+    for (int round = 0; round < 4; ++round) {
+      // Few experts of long rows: the inner dimensions are cut. Odd sizes: elements, not vectors.
+      const int64_t unit = round == 3 ? 1 : 8;
+      const RandomRouting routing = random_routing(context, context.integer(1, 4), 5, 2);
+      LayerOptions options = options_of(context, dtype, unit * context.integer(900 / unit, 1300 / unit),
+                                        unit * context.integer(1, 700 / unit));
+      options.rank_unit = unit;
+      options.experts = 5;
+      for (bool& flag : options.latent) flag = context.chance(0.7);
+      options.shared_basis = options.latent[0] && options.latent[1] && context.chance(0.3);
+      options.shared_size = context.chance(0.5) ? unit * context.integer(1, 100 / unit) : 0;
+      options.shared_gate = true;
+      check(context, "stream", options, routing);
+    }
+  }
+}
+
 MOLAE_TEST("tiles: forward with every Hopper tile", Device) {
   needs_cuda(context);
   if (!has_hopper_tiles(context)) throw Skipped{"needs compute capability 9.0"};

@@ -10,6 +10,7 @@
 #include "cuda/logic/layer_chain.h"
 #include "cuda/logic/simt_math.h"
 #include "cuda/logic/sort.h"
+#include "cuda/logic/streamed_gemm.h"
 #include "native/hopper_on_host.h"
 
 // The CUDA backend's kernels on the host: the same bodies, grids and arrays, one thread after the other. Only what
@@ -80,6 +81,42 @@ void gemm_on_host(cuda::GemmTile tile, bool dual, const cuda::GroupedGemm<In>& a
   }
 }
 
+// Calls body(index) for the blocks of a grid, the last splits first: no result may depend on their order.
+template <class Body>
+void each_stream_block(int64_t row_tiles, int64_t column_blocks, int64_t products, int32_t splits, Body body) {
+  for (int64_t z = products * splits - 1; z >= 0; --z) {
+    for (int64_t y = 0; y < column_blocks; ++y) {
+      for (int64_t x = 0; x < row_tiles; ++x) body(cuda::stream_index(x, y, z, splits));
+    }
+  }
+}
+
+template <class In, bool kDual>
+void stream_on_host(const cuda::StreamedGemm<In>& args, cuda::ThreadOrder order) {
+  using namespace cuda;
+  const auto shared = std::make_unique<StreamShared<In, kDual>>();
+  each_stream_block(args.row_tiles, ceil_div(args.max_columns, kStreamColumns), args.count, args.splits,
+                    [&](const StreamIndex& at) {
+                      std::memset(static_cast<void*>(shared.get()), 0xff, sizeof *shared);
+                      streamed_gemm_block<In, kDual>(HostBlock(0, kStreamThreads, order), at, args, *shared);
+                    });
+}
+
+template <class In>
+void stream_on_host(const cuda::StreamedGemm<In>& args, cuda::ThreadOrder order = cuda::ThreadOrder::Forwards) {
+  return args.dual ? stream_on_host<In, true>(args, order) : stream_on_host<In, false>(args, order);
+}
+
+template <class In>
+void join_on_host(const cuda::JoinSplits<In>& args) {
+  using namespace cuda;
+  each_stream_block(
+      args.row_tiles, ceil_div(args.max_columns, kJoinThreads), args.count, 1, [&](const StreamIndex& at) {
+        const HostBlock block(0, kJoinThreads);
+        return args.dual ? join_splits<In, true>(block, at, args) : join_splits<In, false>(block, at, args);
+      });
+}
+
 // What LayerChain runs on.
 class HostRuntime {
  public:
@@ -88,8 +125,8 @@ class HostRuntime {
   static constexpr int kHopperBlocks = 3;
 
   explicit HostRuntime(unsigned long long* error, cuda::TileRequest tiles = {cuda::TileFamily::Mma, {}},
-                       uint64_t seed = 0)
-      : error_(error), tiles_(tiles), seed_(seed) {}
+                       uint64_t seed = 0, int multiprocessors = 8)
+      : error_(error), tiles_(tiles), seed_(seed), multiprocessors_(multiprocessors) {}
 
   void begin() {}
   Memory memory(size_t bytes) { return Memory(bytes); }
@@ -126,6 +163,15 @@ class HostRuntime {
     }
     gemm_on_host(tile, dual, args, row_tiles, max_cols);
   }
+  int multiprocessors() const { return multiprocessors_; }
+  template <class In>
+  void streamed_gemm(const cuda::StreamedGemm<In>& args) {
+    stream_on_host(args);
+  }
+  template <class In>
+  void join_splits(const cuda::JoinSplits<In>& args) {
+    join_on_host(args);
+  }
   template <class In>
   void combine_latent(const cuda::LatentCombine<In>& args, int64_t latent_rows) {
     for (int64_t row = 0; row < latent_rows; ++row) {
@@ -151,6 +197,7 @@ class HostRuntime {
   unsigned long long* error_;
   cuda::TileRequest tiles_;
   uint64_t seed_;
+  int multiprocessors_;
 };
 
 }  // namespace molae::test

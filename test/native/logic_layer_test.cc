@@ -12,9 +12,9 @@ constexpr cuda::TileRequest kMmaTiles{cuda::TileFamily::Mma, {}};
 constexpr cuda::TileRequest kHopperTiles{cuda::TileFamily::Hopper, {}};
 
 std::unique_ptr<LayerForward> chain_of(const ExpertLayer& layer, unsigned long long* error,
-                                       const cuda::TileRequest& tiles = kMmaTiles) {
+                                       const cuda::TileRequest& tiles = kMmaTiles, int multiprocessors = 8) {
   using namespace cuda;
-  const HostRuntime runtime(error, tiles);
+  const HostRuntime runtime(error, tiles, 0, multiprocessors);
   switch (common_dtype(layer)) {
     case DType::F64:
       return std::make_unique<LayerChain<double, HostRuntime>>(runtime, layer);
@@ -28,7 +28,7 @@ std::unique_ptr<LayerForward> chain_of(const ExpertLayer& layer, unsigned long l
 }
 
 void check(Context& context, const LayerOptions& options, const RandomRouting& routing, DType x_dtype,
-           const cuda::TileRequest& tiles = kMmaTiles) {
+           const cuda::TileRequest& tiles = kMmaTiles, int multiprocessors = 8) {
   RandomLayer random = random_layer(context, options, routing.groups);
   check_layer(random.layer, &context.backend);
   Values x = random_values(context, routing.tokens * options.hidden_size);
@@ -38,7 +38,7 @@ void check(Context& context, const LayerOptions& options, const RandomRouting& r
                       make_tensor(context, DType::F32, {routing.tokens, routing.top_k}, weights)};
   const Tensor y = poisoned(context, x_dtype, input.shape());
   unsigned long long error = cuda::kNoError;
-  chain_of(random.layer, &error, tiles)->run(input, given, y, Cancellation());
+  chain_of(random.layer, &error, tiles, multiprocessors)->run(input, given, y, Cancellation());
   expect_equal(error, cuda::kNoError, "error record");
   // Half-precision chains round what goes from stage to stage, up to four times: in a layer of a few elements that adds
   // up.
@@ -95,6 +95,34 @@ MOLAE_TEST("logic: forward with medium and large tiles", Logic) {
     options.hidden_size = 72;
     options.intermediate_size = 40;
     check(context, options, routing, options.dtypes[0]);
+  }
+}
+
+// Sizes at which the inner dimensions of some stages are cut, and of some they are not: a card of few multiprocessors
+// has blocks enough.
+MOLAE_TEST("logic: forward of one to four tokens, streamed in parts", Logic) {
+  for (int round = 0; round < 6; ++round) {
+    const RandomRouting routing = random_routing(context, context.integer(1, 4), context.integer(2, 9), 2);
+    LayerOptions options = random_options(context, routing.experts);
+    options.hidden_size = context.integer(40, 260) * (context.chance(0.7) ? 8 : 7);
+    options.intermediate_size = context.integer(30, 160) * (context.chance(0.7) ? 8 : 7);
+    options.rank_unit = context.chance(0.7) ? 8 : 1;
+    if (round < 2) {  // z of gate and of up side by side
+      options.latent[0] = options.latent[1] = true;
+      options.shared_basis = false;
+      options.hidden_size = 8 * context.integer(130, 260);
+    }
+    const DType x_dtype = options.dtypes[0] == DType::F64 ? DType::F64 : kFloats[context.integer(0, 3)];
+    check(context, options, routing, x_dtype, kMmaTiles, round < 4 ? 2000 : 20);
+  }
+}
+
+MOLAE_TEST("logic: forward with the streaming kernel of more tokens than it is for", Logic) {
+  for (int round = 0; round < 12; ++round) {
+    const RandomRouting routing = random_routing(context, 40, 12);
+    const LayerOptions options = random_options(context, routing.experts);
+    const DType x_dtype = options.dtypes[0] == DType::F64 ? DType::F64 : kFloats[context.integer(0, 3)];
+    check(context, options, routing, x_dtype, {cuda::TileFamily::Stream, cuda::GemmTile::Stream});
   }
 }
 

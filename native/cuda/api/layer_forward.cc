@@ -44,11 +44,19 @@ class CudaRuntime {
     if constexpr (is_half(DTypeOf<In>::value)) {
       if (tile_family(tile) == TileFamily::Hopper) {
         const hopper::HopperGemm<In> product{args, row_tiles, max_cols, dual};
-        const int multiprocessors = gpu_->description().multiprocessors;
-        return check(kernels::hopper_gemm<In>(gpu_->stream(), tile, product, multiprocessors), "a grouped product");
+        return check(kernels::hopper_gemm<In>(gpu_->stream(), tile, product, multiprocessors()), "a grouped product");
       }
     }
     check(kernels::grouped_gemm<In>(gpu_->stream(), tile, dual, args, row_tiles, max_cols), "a grouped product");
+  }
+  int multiprocessors() const { return gpu_->description().multiprocessors; }
+  template <class In>
+  void streamed_gemm(const StreamedGemm<In>& args) {
+    check(kernels::streamed_gemm<In>(gpu_->stream(), args), "a product of few rows");
+  }
+  template <class In>
+  void join_splits(const JoinSplits<In>& args) {
+    check(kernels::join_splits<In>(gpu_->stream(), args), "adding up split sums");
   }
   template <class In>
   void combine_latent(const LatentCombine<In>& args, int64_t latent_rows) {

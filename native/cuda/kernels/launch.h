@@ -11,6 +11,7 @@
 #include "cuda/logic/hopper/passes.h"
 #include "cuda/logic/router.h"
 #include "cuda/logic/routing_plan.h"
+#include "cuda/logic/streamed_gemm.h"
 
 // What the host calls of the device code. Every function queues its kernels on a stream and returns the launch's error;
 // none waits, allocates or copies, so that all may be captured in a graph. Empty work is no launch.
@@ -61,6 +62,11 @@ template <>
 cudaError_t hopper_gemm(cudaStream_t, GemmTile, const hopper::HopperGemm<F16>&, int);
 template <>
 cudaError_t hopper_gemm(cudaStream_t, GemmTile, const hopper::HopperGemm<BF16>&, int);
+// The same for tiles of up to 4 rows.
+template <class In>
+cudaError_t streamed_gemm(cudaStream_t stream, const StreamedGemm<In>& args);
+template <class In>
+cudaError_t join_splits(cudaStream_t stream, const JoinSplits<In>& args);
 template <class In>
 cudaError_t combine_latent(cudaStream_t stream, const LatentCombine<In>& args, int64_t latent_rows);
 template <class In>
