@@ -14,14 +14,15 @@
 #include "core/half.h"
 #include "core/shared_basis.h"
 
-// Times a device against its own ceilings: molae_device_bench [--device cuda|cpu] [--tiles mma|hopper|small] [--smoke].
-// JSON on stdout.
+// Times a device against its own ceilings: molae_device_bench [--device cuda|cpu] [--tiles mma|hopper|small]
+// [--launch stream|graph] [--smoke]. JSON on stdout.
 //
 // Medians of host-clock times over calls that are queued together and waited for once, so that a call's time is the
 // device's where the device is the slower one. Data is random normal; weights of several layers take turns, so that
 // caches do not hold them. With --tiles the layers take that family of tiles (MOLAE_CUDA_TILES), and hopper times
 // nothing but layers: kernels that hang take no other result with them. small: layers of 1 and 4 tokens alone, by the
-// tile that they had before there was a streaming kernel.
+// tile that they had before there was a streaming kernel. With --launch graph (MOLAE_CUDA_LAUNCH), layers of 1 to 16
+// tokens alone.
 namespace {
 
 using namespace molae;
@@ -30,25 +31,27 @@ using Clock = std::chrono::steady_clock;
 struct Options {
   std::string device = "cuda";
   std::string tiles;
+  std::string launch = "stream";
   bool smoke = false;
 };
 
 class Bench {
  public:
-  Bench(Backend& backend, const Options& options) : backend_(backend), tiles_(options.tiles), smoke_(options.smoke) {}
+  Bench(Backend& backend, const Options& options)
+      : backend_(backend), tiles_(options.tiles), launch_(options.launch), smoke_(options.smoke) {}
 
   void run() {
     std::printf("{\"device\": \"%s\", \"library\": \"%s\", \"memoryBytes\": %zu, \"results\": [", name(), library(),
                 backend_.info().memory_bytes);
-    const bool only_decode = tiles_ == "small";
-    const bool only_layers = only_decode || tiles_ == "hopper";
+    const int64_t most_tokens = tiles_ == "small" ? 4 : smoke_ || launch_ == "graph" ? 16 : 16384;
+    const bool only_layers = tiles_ == "small" || tiles_ == "hopper" || launch_ == "graph";
     if (!only_layers) {
       copy_bandwidth();
       for (const DType dtype : {DType::BF16, DType::F32}) dense_product(dtype);
     }
     for (const Cell& cell : kCells) {
       for (const int64_t tokens : {1, 4, 16, 64, 512, 4096, 16384}) {
-        if (tokens > (only_decode ? 4 : smoke_ ? 16 : tokens)) continue;
+        if (tokens > most_tokens) continue;
         layer(cell, tokens, false);
         layer(cell, tokens, true);
       }
@@ -111,10 +114,11 @@ class Bench {
 
   void row(const std::string& what, const char* dtype, int64_t tokens, double ms, double flops, double bytes) {
     std::printf(
-        "%s\n  {\"name\": \"%s\", \"dtype\": \"%s\", \"tiles\": \"%s\", \"tokens\": %lld, \"medianMs\": %.5f, "
+        "%s\n  {\"name\": \"%s\", \"dtype\": \"%s\", \"tiles\": \"%s\", \"launch\": \"%s\", \"tokens\": %lld, "
+        "\"medianMs\": %.5f, "
         "\"gflops\": %.1f, \"gbps\": %.1f}",
-        first_ ? "" : ",", what.c_str(), dtype, tiles_.c_str(), static_cast<long long>(tokens), ms, flops / ms * 1e-6,
-        bytes / ms * 1e-6);
+        first_ ? "" : ",", what.c_str(), dtype, tiles_.c_str(), launch_.c_str(), static_cast<long long>(tokens), ms,
+        flops / ms * 1e-6, bytes / ms * 1e-6);
     std::fflush(stdout);
     first_ = false;
   }
@@ -232,7 +236,7 @@ class Bench {
   }
 
   Backend& backend_;
-  std::string tiles_;
+  std::string tiles_, launch_;
   bool smoke_;
   bool first_ = true;
   std::mt19937 engine_{1};
@@ -252,8 +256,13 @@ int main(int count, char** words) {
     } else if (word == "--tiles" && i + 1 < count) {
       options.tiles = words[++i];
       setenv("MOLAE_CUDA_TILES", options.tiles.c_str(), 1);
+    } else if (word == "--launch" && i + 1 < count) {
+      options.launch = words[++i];
+      setenv("MOLAE_CUDA_LAUNCH", options.launch.c_str(), 1);
     } else {
-      std::fprintf(stderr, "usage: %s [--device cuda|cpu] [--tiles mma|hopper|small] [--smoke]\n", words[0]);
+      std::fprintf(stderr,
+                   "usage: %s [--device cuda|cpu] [--tiles mma|hopper|small] [--launch stream|graph] [--smoke]\n",
+                   words[0]);
       return 2;
     }
   }

@@ -34,6 +34,10 @@ class DeviceBlock {
     return bits_as<T>(__ldcs(static_cast<const uint4*>(from)));
   }
 
+  static __device__ __forceinline__ void prefetch(const void* from) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+  }
+
   // cp.async; the bytes beyond `bytes` become zero.
   static __device__ __forceinline__ void copy16(void* to, const void* from, int bytes) {
     __pipeline_memcpy_async(to, from, 16, 16 - bytes);

@@ -1,3 +1,4 @@
+#include "cuda/kernels/chained_launch.cuh"
 #include "cuda/kernels/device_block.cuh"
 #include "cuda/kernels/launch.h"
 
@@ -13,12 +14,16 @@ template <class In, bool kDual>
 __global__ __launch_bounds__(kStreamThreads, kBlocksAtOnce<In>) void streamed_gemm_kernel(
     const __grid_constant__ StreamedGemm<In> args) {
   __shared__ StreamShared<In, kDual> shared;
-  streamed_gemm_block<In, kDual>(DeviceBlock(), stream_index(blockIdx.x, blockIdx.y, blockIdx.z, args.splits), args,
-                                 shared);
+  const StreamIndex at = stream_index(blockIdx.x, blockIdx.y, blockIdx.z, args.splits);
+  // While the kernel before this one ends. Weights do not change, and the tile map is older than that kernel.
+  prefetch_weights<In, kDual>(DeviceBlock(), at, args);
+  after_previous();
+  streamed_gemm_block<In, kDual>(DeviceBlock(), at, args, shared);
 }
 
 template <class In, bool kDual>
 __global__ __launch_bounds__(kJoinThreads) void join_splits_kernel(const __grid_constant__ JoinSplits<In> args) {
+  after_previous();
   join_splits<In, kDual>(DeviceBlock(), stream_index(blockIdx.x, blockIdx.y, blockIdx.z, 1), args);
 }
 
@@ -29,33 +34,25 @@ dim3 grid_of(int64_t row_tiles, int64_t column_blocks, int64_t products) {
 }  // namespace
 
 template <class In>
-cudaError_t streamed_gemm(cudaStream_t stream, const StreamedGemm<In>& args) {
+cudaError_t streamed_gemm(const Chain& chain, const StreamedGemm<In>& args) {
   if (args.row_tiles == 0 || args.max_columns == 0) return cudaSuccess;
   const dim3 grid =
       grid_of(args.row_tiles, ceil_div(args.max_columns, kStreamColumns), int64_t{args.count} * args.splits);
-  if (args.dual) {
-    streamed_gemm_kernel<In, true><<<grid, kStreamThreads, 0, stream>>>(args);
-  } else {
-    streamed_gemm_kernel<In, false><<<grid, kStreamThreads, 0, stream>>>(args);
-  }
-  return cudaGetLastError();
+  const auto kernel = args.dual ? streamed_gemm_kernel<In, true> : streamed_gemm_kernel<In, false>;
+  return launch_chained(chain, kernel, grid, kStreamThreads, args);
 }
 
 template <class In>
-cudaError_t join_splits(cudaStream_t stream, const JoinSplits<In>& args) {
+cudaError_t join_splits(const Chain& chain, const JoinSplits<In>& args) {
   if (args.row_tiles == 0 || args.max_columns == 0) return cudaSuccess;
   const dim3 grid = grid_of(args.row_tiles, ceil_div(args.max_columns, kJoinThreads), args.count);
-  if (args.dual) {
-    join_splits_kernel<In, true><<<grid, kJoinThreads, 0, stream>>>(args);
-  } else {
-    join_splits_kernel<In, false><<<grid, kJoinThreads, 0, stream>>>(args);
-  }
-  return cudaGetLastError();
+  const auto kernel = args.dual ? join_splits_kernel<In, true> : join_splits_kernel<In, false>;
+  return launch_chained(chain, kernel, grid, kJoinThreads, args);
 }
 
 #define MOLAE_INSTANTIATE(In)                                                    \
-  template cudaError_t streamed_gemm<In>(cudaStream_t, const StreamedGemm<In>&); \
-  template cudaError_t join_splits<In>(cudaStream_t, const JoinSplits<In>&);
+  template cudaError_t streamed_gemm<In>(const Chain&, const StreamedGemm<In>&); \
+  template cudaError_t join_splits<In>(const Chain&, const JoinSplits<In>&);
 MOLAE_INSTANTIATE(float)
 MOLAE_INSTANTIATE(double)
 MOLAE_INSTANTIATE(F16)

@@ -7,7 +7,9 @@
 #include "core/backend.h"
 #include "core/checked.h"
 #include "core/error.h"
+#include "cuda/config/launch_choice.h"
 #include "cuda/config/tile_choice.h"
+#include "cuda/logic/chunk_graphs.h"
 #include "cuda/logic/combine.h"
 #include "cuda/logic/grouped_gemm.h"
 #include "cuda/logic/hopper/weight_map.h"
@@ -25,7 +27,7 @@
 //   6. outputs          y[t] = sum_g p[t, g], or the weighted sum of e itself; + the shared expert
 // No count comes back to the host: arrays and grids have the sizes of the worst routing, and blocks without work return
 // at once. Between two runs of one shape nothing changes but the contents of the arguments, so that a chunk can be
-// captured in a graph.
+// captured in a graph (chunk_graphs.h).
 //
 // Numbers: where all weights are bf16 (or all f16) the tensor cores multiply; x, z, h and d are rounded to that format,
 // sums are f32. Otherwise products and sums are f32 (f64 in f64 layers), and weights are widened as they are read.
@@ -148,8 +150,12 @@ class LayerChain final : public LayerForward {
     for (int64_t begin = 0; begin < tokens; begin += chunk) {
       cancel.check();
       const int64_t end = std::min(tokens, begin + chunk);
-      run_chunk(x.row_range(begin, end), routing.ids.row_range(begin, end), routing.weights.row_range(begin, end),
-                y.row_range(begin, end));
+      const Tensor ids = routing.ids.row_range(begin, end);
+      run_chunk({{end - begin, ids.cols(), x.dtype()},
+                 x.row_range(begin, end).data(),
+                 ids.as<const int32_t>(),
+                 routing.weights.row_range(begin, end).as<const float>(),
+                 y.row_range(begin, end).data()});
     }
   }
 
@@ -185,12 +191,13 @@ class LayerChain final : public LayerForward {
     return arrays.template array<T>(runtime_, count);
   }
 
-  RoutingPlan make_plan(Arrays& arrays, const Tensor& ids, GemmTile tile) {
-    const int64_t tokens = ids.rows(), top_k = ids.cols(), pairs = tokens * top_k;
+  RoutingPlan make_plan(Arrays& arrays, const LayerChunk& chunk, GemmTile tile) {
+    const auto [tokens, top_k, dtype] = chunk.shape;
+    const int64_t pairs = tokens * top_k;
     const int64_t latent_rows = latent_row_bound(tokens, top_k, groups_);
     const int64_t chunks = ceil_div(tokens, kSortTokens);
     RoutingPlan plan{};
-    plan.ids = ids.as<const int32_t>();
+    plan.ids = chunk.ids;
     plan.group_of = group_of_.template as<const int32_t>();
     plan.tokens = static_cast<int32_t>(tokens);
     plan.top_k = static_cast<int32_t>(top_k);
@@ -217,17 +224,25 @@ class LayerChain final : public LayerForward {
     return plan;
   }
 
-  void run_chunk(const Tensor& x, const Tensor& ids, const Tensor& weights, const Tensor& y) {
-    const int64_t tokens = ids.rows(), top_k = ids.cols();
-    const GemmTile tile = choose_tile(DTypeOf<In>::value, tokens, top_k, experts(), tiles_for(x, tokens));
+  void run_chunk(const LayerChunk& chunk) {
+    if (runtime_.launch_mode() == LaunchMode::Graph && chunk.shape.tokens <= kGraphTokens) {
+      return graphs_.run(runtime_, layer_.hidden_size, chunk,
+                         [this](Arrays& arrays, const LayerChunk& fixed) { queue_chunk(arrays, fixed); });
+    }
     Arrays arrays;
-    const RoutingPlan plan = make_plan(arrays, ids, tile);
+    queue_chunk(arrays, chunk);
+  }
+
+  void queue_chunk(Arrays& arrays, const LayerChunk& chunk) {
+    const auto [tokens, top_k, dtype] = chunk.shape;
+    const GemmTile tile = choose_tile(DTypeOf<In>::value, tokens, top_k, experts(), tiles_for(chunk));
+    const RoutingPlan plan = make_plan(arrays, chunk, tile);
     runtime_.sort_rows(plan);
 
     const ProductRows expert_rows{plan.expert_tiles, plan.expert_tile_capacity, tokens * top_k};
     const ProductRows group_rows{plan.group_tiles, plan.group_tile_capacity, latent_row_bound(tokens, top_k, groups_)};
     Products<In, Runtime> products(runtime_, arrays, tile, layer_.activation);
-    const In* input = this->input(arrays, x);
+    const In* input = this->input(arrays, chunk);
     const auto [gate, up] = expert_inputs(products, group_rows, input, plan);
     const Rounded<In> hidden = products.gated(expert_rows, gate, up);
     const SplitSums<In> expert_out =
@@ -235,22 +250,23 @@ class LayerChain final : public LayerForward {
 
     OutputCombine<In> combine{};
     combine.plan = plan;
-    combine.weights = weights.as<const float>();
+    combine.weights = chunk.weights;
     combine.latent = down_.latent;
     combine.parts =
         down_.latent ? group_outputs(arrays, products, group_rows, expert_out, combine.weights, plan) : expert_out;
     combine.hidden_size = static_cast<int32_t>(layer_.hidden_size);
-    combine.dtype = y.dtype();
-    combine.y = y.data();
+    combine.dtype = dtype;
+    combine.y = chunk.y;
     if (layer_.shared_expert) shared_expert(arrays, products, *layer_.shared_expert, input, plan, combine);
     runtime_.combine_output(combine);
   }
 
-  const In* input(Arrays& arrays, const Tensor& x) {
-    if (x.dtype() == DTypeOf<In>::value) return x.as<const In>();
-    const auto count = static_cast<int64_t>(x.elements());
+  const In* input(Arrays& arrays, const LayerChunk& chunk) {
+    const DType dtype = chunk.shape.dtype;
+    if (dtype == DTypeOf<In>::value) return static_cast<const In*>(chunk.x);
+    const int64_t count = chunk.shape.tokens * layer_.hidden_size;
     In* converted = array<In>(arrays, count);
-    runtime_.convert(x.dtype(), x.data(), DTypeOf<In>::value, converted, count);
+    runtime_.convert(dtype, chunk.x, DTypeOf<In>::value, converted, count);
     return converted;
   }
 
@@ -298,10 +314,10 @@ class LayerChain final : public LayerForward {
   }
 
   // Hopper's tiles where they were asked for and can read this layer and x; else the other ones.
-  TileRequest tiles_for(const Tensor& x, int64_t tokens) {
+  TileRequest tiles_for(const LayerChunk& chunk) {
     const TileRequest asked = runtime_.tiles();
-    if (!is_half(DTypeOf<In>::value) || !wants_hopper(asked) || choose_stream(tokens, asked)) return asked;
-    if (mapped_ && (x.dtype() != DTypeOf<In>::value || aligned16(x.data()))) return asked;
+    if (!is_half(DTypeOf<In>::value) || !wants_hopper(asked) || choose_stream(chunk.shape.tokens, asked)) return asked;
+    if (mapped_ && (chunk.shape.dtype != DTypeOf<In>::value || aligned16(chunk.x))) return asked;
     if (!asked.exact) return {TileFamily::Mma, {}};
     fail(ErrorCode::InvalidArgument,
          "The Hopper tile that was asked for needs 16-byte aligned rows, but this layer has ", layer_.hidden_size,
@@ -316,6 +332,7 @@ class LayerChain final : public LayerForward {
   Memory down_ranks_;  // [experts] rows of each down matrix
   int32_t groups_;
   Table<Runtime> shared_gate_, shared_up_, shared_down_;
+  ChunkGraphs<Runtime> graphs_;
 };
 
 }  // namespace molae::cuda
