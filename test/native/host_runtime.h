@@ -48,8 +48,9 @@ class HostMemory {
 inline void sort_on_host(const cuda::RoutingPlan& plan) {
   const auto chunks = static_cast<int>(cuda::ceil_div(plan.tokens, cuda::kSortTokens));
   if (chunks == 0) return;
-  for (int c = 0; c < chunks; ++c) cuda::count_chunk(cuda::HostBlock(c, cuda::kSortThreads), plan);
   const auto shared = std::make_unique<cuda::PlanShared>();
+  if (chunks == 1) return cuda::sort_chunk(cuda::HostBlock(0, cuda::kScanThreads), plan, *shared);
+  for (int c = 0; c < chunks; ++c) cuda::count_chunk(cuda::HostBlock(c, cuda::kSortThreads), plan);
   cuda::plan_rows(cuda::HostBlock(0, cuda::kScanThreads), plan, *shared);
   for (int c = 0; c < chunks; ++c) cuda::scatter_chunk(cuda::HostBlock(c, cuda::kSortThreads), plan);
 }

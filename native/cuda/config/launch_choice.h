@@ -15,11 +15,12 @@ enum class LaunchMode : uint8_t {
   Graph,   // for few tokens as one graph, captured once for each shape
 };
 
-// Graphs are what decode is to have: launching ten kernels takes as long as they do. But none has run on a GPU. This
-// becomes Graph when scripts/gpu-check.sh has passed on one.
+// Graphs are what decode is to have, whose kernels are so short that the host may not launch them as fast as they run.
+// But no graph has run on a GPU. This becomes Graph when scripts/gpu-check.sh has passed on one, and has it faster.
 inline constexpr LaunchMode kDefaultLaunch = LaunchMode::Stream;
 
-// Up to so many tokens: with more, the kernels take longer than their launches, which the host then makes beside them.
+// Up to so many tokens: with more, the kernels should take longer than their launches, which the host makes beside
+// them, and a graph would hold more memory.
 inline constexpr int64_t kGraphTokens = 16;
 // Shapes that a layer keeps a graph of, with the memory that the graph works in. Decode has one, or one for each number
 // of sequences; the one that was used longest ago goes first.

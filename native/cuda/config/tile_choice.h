@@ -123,10 +123,10 @@ inline GemmTile choose_tile(DType compute, int64_t tokens, int64_t top_k, int64_
 }
 
 // Into how many parts a streamed product is cut along its inner dimension, where its tiles and columns alone make
-// `blocks` blocks. A block keeps 16 KiB of weights under way (128 threads, 8 loads of 16 bytes), and a multiprocessor
-// needs about 25 KiB to have its share of 4.8 TB/s at a latency of 0.7 us: two blocks are the least, four leave room
-// for blocks that end early. A part costs a row of partial sums, to be written and read again: under 512 elements,
-// which a warp reads in one go, it is not worth that.
+// `blocks` blocks. A block keeps 16 KiB of weights under way (128 threads, 8 loads of 16 bytes). Its share of the 4.8
+// TB/s that an H200 is said to have takes a multiprocessor about 25 KiB if a load takes 0.7 us (assumed, not measured):
+// two blocks are the least, four leave room for blocks that end early. A part costs a row of partial sums, to be
+// written and read again: under 512 elements, which a warp reads in one go, it is not worth that.
 inline constexpr int kStreamBlocks = 4;
 inline constexpr int64_t kMaxSplits = 64;
 

@@ -27,6 +27,12 @@ __global__ __launch_bounds__(kSortThreads) void scatter_kernel(const __grid_cons
   scatter_chunk(DeviceBlock(), plan);
 }
 
+// The next kernel begins when this one has ended, as it does not say otherwise: the tile map is complete then.
+__global__ __launch_bounds__(kScanThreads) void sort_chunk_kernel(const __grid_constant__ RoutingPlan plan) {
+  __shared__ PlanShared shared;
+  sort_chunk(DeviceBlock(), plan, shared);
+}
+
 template <class In>
 __global__ __launch_bounds__(kCombineThreads) void combine_latent_kernel(
     const __grid_constant__ LatentCombine<In> args) {
@@ -61,6 +67,10 @@ cudaError_t route(cudaStream_t stream, const RouterArgs& args, int64_t tokens) {
 cudaError_t sort_rows(const Chain& chain, const RoutingPlan& plan) {
   const auto chunks = static_cast<unsigned>(ceil_div(plan.tokens, kSortTokens));
   if (chunks == 0) return cudaSuccess;
+  if (chunks == 1) {  // two launches less
+    sort_chunk_kernel<<<1, kScanThreads, 0, chain.stream>>>(plan);
+    return cudaGetLastError();
+  }
   count_kernel<<<chunks, kSortThreads, 0, chain.stream>>>(plan);
   cudaError_t error = cudaGetLastError();
   if (error == cudaSuccess) error = launch_chained(chain, plan_kernel, dim3(1), kScanThreads, plan);

@@ -15,7 +15,8 @@ __global__ __launch_bounds__(kStreamThreads, kBlocksAtOnce<In>) void streamed_ge
     const __grid_constant__ StreamedGemm<In> args) {
   __shared__ StreamShared<In, kDual> shared;
   const StreamIndex at = stream_index(blockIdx.x, blockIdx.y, blockIdx.z, args.splits);
-  // While the kernel before this one ends. Weights do not change, and the tile map is older than that kernel.
+  // While the kernel before this one ends. Weights do not change, and the tile map is complete: what sorts is either
+  // older than that kernel or has ended.
   prefetch_weights<In, kDual>(DeviceBlock(), at, args);
   after_previous();
   streamed_gemm_block<In, kDual>(DeviceBlock(), at, args, shared);
