@@ -1,10 +1,13 @@
 #!/usr/bin/env node
-// The machine code of the Hopper kernels: scripts/check-sass.mjs [libmolae_cuda.so]. Needs cuobjdump (and nvdisasm), from
-// a CUDA toolkit or `scripts/cuda-toolkit.sh --tools`; without it, says so and succeeds, unless MOLAE_REQUIRE_SASS=1.
+// The machine code of the kernels that speed depends on: scripts/check-sass.mjs [libmolae_cuda.so]. Needs cuobjdump (and
+// nvdisasm), from a CUDA toolkit or `scripts/cuda-toolkit.sh --tools`; without it, says so and succeeds, unless
+// MOLAE_REQUIRE_SASS=1.
 //
-// In every kernel: products by wgmma (HGMMA), four of them under way together; weights by the copy engine (UTMALDG); tokens
-// by asynchronous copies (LDGSTS); registers moved from the producer to the consumers (USETMAXREG); and no local memory
-// (LDL, STL), which is where spilled registers and arrays with run-time indices go.
+// In none of them local memory (LDL, STL), which is where spilled registers and arrays with run-time indices go. In every
+// Hopper kernel: products by wgmma (HGMMA), four of them under way together; weights by the copy engine (UTMALDG); tokens
+// by asynchronous copies (LDGSTS); registers moved from the producer to the consumers (USETMAXREG). In every streaming
+// kernel, for either architecture: weights in loads of 16 bytes that leave the caches first (LDG.E.EF.128), eight of them one
+// after the other, before anything waits for the first.
 
 import { execFileSync, spawn } from 'node:child_process';
 import { existsSync } from 'node:fs';
@@ -14,10 +17,8 @@ import { fileURLToPath } from 'node:url';
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)));
 const library = process.argv[2] ?? join(root, 'build/Release/libmolae_cuda.so');
-const architecture = 'sm_90a';
-const kernelName = 'hopper_gemm_kernel';
-const wantedKernels = 12; // 6 tiles, bf16 and f16
 const productsOfStage = 4; // a stage of 64 halves, 16 at a time
+const loadsTogether = 8; // 4 columns, 2 steps
 
 const tool = findTool();
 if (!existsSync(library) || !tool) {
@@ -43,18 +44,37 @@ function findTool() {
     .find(existsSync);
 }
 
-/** TileShape<In, rows, swapped, boxes> of a mangled name, as config/tile_choice.h calls it. */
-function describe(mangled) {
+/** What a kernel is called here, from its mangled name. */
+function describeHopper(mangled) {
+  // TileShape<In, rows, swapped, boxes>, as config/tile_choice.h calls it
   const [, type, rows, swapped, boxes] = /(BF16|F16)ELi(\d+)ELb([01])ELi(\d)E/.exec(mangled) ?? [];
   if (!type) throw new Error(`A kernel with an unknown name: ${mangled}`);
   const kind = swapped === '1' ? '' : boxes === '2' ? ' wide' : ' paired';
   return `hopper${rows}${kind} ${type.toLowerCase()}`;
 }
 
-/** Counts of instructions by kernel. */
-async function readInstructions() {
+function describeStreamed(mangled) {
+  const [, type, dual] = /kernelI(?:NS0_\d(BF16|F16)E|[fd])Lb([01])E/.exec(mangled) ?? [];
+  if (!dual) throw new Error(`A kernel with an unknown name: ${mangled}`);
+  const name = type?.toLowerCase() ?? (mangled.includes('kernelIf') ? 'f32' : 'f64');
+  return `stream ${name}${dual === '1' ? ' dual' : ''}`;
+}
+
+function describeChained(mangled) {
+  const [, name, type, dual] =
+    /\d([a-z_]+)_kernel(?:I(NS0_\d(?:BF16|F16)E|[fd])(?:Lb([01])E)?)?/.exec(mangled) ?? [];
+  const types = { f: ' f32', d: ' f64' };
+  const of = type ? (types[type] ?? ` ${/B?F16/.exec(type)[0].toLowerCase()}`) : '';
+  return `${name}${of}${dual === '1' ? ' dual' : ''}`;
+}
+
+const listings = new Map();
+
+/** The instructions of each kernel that is looked at, [operation with its modifiers, operands], by its mangled name. */
+async function readInstructions(architecture) {
+  if (listings.has(architecture)) return listings.get(architecture);
   const kernels = new Map();
-  let counts;
+  let instructions;
   const child = spawn(tool, ['-sass', '-arch', architecture, library], {
     stdio: ['ignore', 'pipe', 'inherit'],
   });
@@ -62,63 +82,160 @@ async function readInstructions() {
   for await (const line of createInterface({ input: child.stdout })) {
     const name = /Function : (\S+)/.exec(line)?.[1];
     if (name) {
-      counts = name.includes(kernelName) ? { last: 0 } : undefined;
-      if (counts) kernels.set(describe(name), counts);
+      instructions = families.some((family) => family.kernel.test(name)) ? [] : undefined;
+      if (instructions) kernels.set(name, instructions);
       continue;
     }
     const instruction =
-      counts && /^\s+\/\*[0-9a-f]+\*\/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)(.*?);/.exec(line);
-    if (!instruction) continue;
-    const [, operation, operands] = instruction;
-    counts[operation] = (counts[operation] ?? 0) + 1;
-    if (operation === 'HGMMA' && operands.includes('gsb0')) counts.last += 1;
+      instructions && /^\s+\/\*[0-9a-f]+\*\/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)(.*?);/.exec(line);
+    if (instruction) instructions.push([instruction[1], instruction[2]]);
   }
   if ((await ended) !== 0) throw new Error(`${tool} failed`);
+  listings.set(architecture, kernels);
   return kernels;
 }
 
 /** What `cuobjdump --dump-resource-usage` says of each kernel. */
-function readResources() {
+function readResources(architecture) {
   const text = execFileSync(tool, ['--dump-resource-usage', '-arch', architecture, library], {
     encoding: 'utf8',
     maxBuffer: 1 << 26,
   });
   const resources = new Map();
   for (const [, name, usage] of text.matchAll(/Function (\S+?):\s*\n\s*(.*)/g)) {
-    if (name.includes(kernelName)) {
-      resources.set(
-        describe(name),
-        Object.fromEntries([...usage.matchAll(/([A-Z]+):(\d+)/g)].map(([, k, v]) => [k, +v])),
-      );
-    }
+    resources.set(
+      name,
+      Object.fromEntries([...usage.matchAll(/([A-Z]+):(\d+)/g)].map(([, k, v]) => [k, +v])),
+    );
   }
   return resources;
 }
 
-const kernels = await readInstructions();
-const resources = readResources();
-const problems = [];
-const expect = (condition, message) => condition || problems.push(message);
+const count = (instructions, ...names) =>
+  instructions.filter(([operation]) => names.some((name) => `${operation}.`.startsWith(`${name}.`))).length;
 
-console.log('kernel                 registers  stack  local  HGMMA  UTMALDG  LDGSTS  LDL+STL');
-for (const [name, counts] of [...kernels].sort(([a], [b]) => a.localeCompare(b, 'en', { numeric: true }))) {
-  const { REG, STACK, LOCAL } = resources.get(name) ?? {};
-  const of = (operation) => counts[operation] ?? 0;
-  const local = of('LDL') + of('STL');
-  const columns = [REG, STACK, LOCAL, of('HGMMA'), of('UTMALDG'), of('LDGSTS'), local];
-  const widths = [11, 7, 7, 7, 9, 8, 9];
-  console.log(name.padEnd(21) + columns.map((value, i) => String(value).padStart(widths[i])).join(''));
-  expect(of('HGMMA') > 0, `${name}: no wgmma`);
-  expect(
-    of('HGMMA') === productsOfStage * counts.last,
-    `${name}: wgmma one by one, not ${productsOfStage} together`,
+/** How many of these come before the kernel waits for the one before it. */
+const beforeWait = (instructions, ...names) =>
+  count(
+    instructions.slice(
+      0,
+      instructions.findIndex(([operation]) => operation === 'ACQBULK'),
+    ),
+    ...names,
   );
-  expect(of('UTMALDG') > 0, `${name}: no copies by the copy engine`);
-  expect(of('LDGSTS') > 0, `${name}: no asynchronous copies`);
-  expect(of('USETMAXREG') === 2, `${name}: registers are not moved`);
-  expect(local === 0 && STACK === 0 && LOCAL === 0, `${name}: local memory`);
+
+/** The most loads of weights with nothing between them that reads what one of them brings. */
+function mostLoadsTogether(instructions) {
+  let most = 0;
+  let loaded = [];
+  for (const [operation, operands] of instructions) {
+    const registers = [...operands.matchAll(/\bR(\d+)/g)].map(([, number]) => +number);
+    if (operation === 'LDG.E.EF.128') {
+      loaded.push(registers[0]);
+      most = Math.max(most, loaded.length);
+    } else if (/^(BRA|EXIT|RET|CALL)/.test(operation)) {
+      loaded = operation === 'BRA' ? loaded : [];
+    } else if (
+      registers.some((register) => loaded.some((first) => register >= first && register < first + 4))
+    ) {
+      loaded = [];
+    }
+  }
+  return most;
 }
-expect(kernels.size === wantedKernels, `${kernels.size} kernels in ${architecture}, not ${wantedKernels}`);
+
+const families = [
+  {
+    kernel: /hopper_gemm_kernel/,
+    describe: describeHopper,
+    architectures: ['sm_90a'],
+    wanted: 12, // 6 tiles, bf16 and f16
+    columns: (code) => ({
+      HGMMA: count(code, 'HGMMA'),
+      UTMALDG: count(code, 'UTMALDG'),
+      LDGSTS: count(code, 'LDGSTS'),
+    }),
+    check(code, expect) {
+      const products = code.filter(([operation]) => operation.startsWith('HGMMA'));
+      const last = products.filter(([, operands]) => operands.includes('gsb0')).length;
+      expect(products.length > 0, 'no wgmma');
+      expect(products.length === productsOfStage * last, `wgmma one by one, not ${productsOfStage} together`);
+      expect(count(code, 'UTMALDG') > 0, 'no copies by the copy engine');
+      expect(count(code, 'LDGSTS') > 0, 'no asynchronous copies');
+      expect(count(code, 'USETMAXREG') === 2, 'registers are not moved');
+    },
+  },
+  {
+    kernel: /streamed_gemm_kernel/,
+    describe: describeStreamed,
+    architectures: ['sm_80', 'sm_90a'],
+    wanted: 8, // bf16, f16, f32 and f64; single and dual
+    columns: (code) => ({
+      'LDG.E.EF.128': count(code, 'LDG.E.EF.128'),
+      together: mostLoadsTogether(code),
+    }),
+    check(code, expect) {
+      expect(count(code, 'LDG.E.EF.128') > 0, 'no loads of 16 bytes');
+      expect(
+        mostLoadsTogether(code) >= loadsTogether,
+        `fewer than ${loadsTogether} loads under way together`,
+      );
+    },
+  },
+  {
+    kernel: /(plan|scatter|combine_latent|combine_output|shared_scale|join_splits|streamed_gemm)_kernel/,
+    describe: describeChained,
+    architectures: ['sm_90a'],
+    wanted: 30, // 2, 3 of 4 types, and 2 of 4 types single and dual
+    columns: (code) => ({
+      'loads before the wait': beforeWait(code, 'LDG'),
+    }),
+    check(code, expect, name) {
+      expect(count(code, 'ACQBULK') === 1 && count(code, 'PREEXIT') === 1, 'one wait, one leave to begin');
+      expect(
+        beforeWait(code, 'PREEXIT', 'EXIT', 'STG', 'RED', 'ATOMG') === 0,
+        'something goes before the wait',
+      );
+      const allowed = name.startsWith('streamed_gemm') ? 8 : 0; // problem, rows, inner size, address and dtype, twice
+      expect(beforeWait(code, 'LDG') <= allowed, 'loads go before the wait');
+    },
+  },
+];
+
+const problems = [];
+let checked = 0;
+for (const family of families) {
+  for (const architecture of family.architectures) {
+    const resources = readResources(architecture);
+    const kernels = [...(await readInstructions(architecture))]
+      .filter(([mangled]) => family.kernel.test(mangled))
+      .map(([mangled, code]) => ({ name: family.describe(mangled), code, ...resources.get(mangled) }))
+      .sort((a, b) => a.name.localeCompare(b.name, 'en', { numeric: true }));
+    console.log(`${family.kernel.source}, ${architecture}`);
+    for (const { name, code, REG, STACK, LOCAL } of kernels) {
+      const local = count(code, 'LDL', 'STL');
+      const columns = {
+        registers: REG,
+        stack: STACK,
+        local: LOCAL,
+        ...family.columns(code),
+        'LDL+STL': local,
+      };
+      const shown = Object.entries(columns).map(([title, value]) => `${title} ${value}`);
+      console.log(`  ${name.padEnd(24)}${shown.join(', ')}`);
+      const expect = (condition, message) =>
+        condition || problems.push(`${name}, ${architecture}: ${message}`);
+      family.check(code, expect, name);
+      expect(local === 0 && STACK === 0 && LOCAL === 0, 'local memory');
+    }
+    checked += kernels.length;
+    if (kernels.length !== family.wanted) {
+      problems.push(
+        `${kernels.length} kernels of ${family.kernel.source} in ${architecture}, not ${family.wanted}`,
+      );
+    }
+  }
+}
 for (const problem of problems) console.log(`FAILED: ${problem}`);
-if (problems.length === 0) console.log(`ok: ${kernels.size} kernels`);
+if (problems.length === 0) console.log(`ok: ${checked} kernels looked at`);
 process.exitCode = problems.length === 0 ? 0 : 1;

@@ -10,8 +10,11 @@
 #   export CUDACXX=$(scripts/cuda-toolkit.sh ~/.cache/molae-cuda)
 #   cmake -S . -B build -DMOLAE_CUDA=ON -DMOLAE_NATIVE_TESTS=ON && cmake --build build -j2
 #
-# On a Hopper GPU one call says whether every tile of the grouped product is right (the tests "tiles: ..."), and times the
-# mma tiles and Hopper's side by side, against cuBLAS. Where the former pass and the latter are faster there, the default
+# One call says whether every tile of the grouped product is right (the tests "tiles: ..."), times layers of 1 and 4 tokens by
+# the streaming kernel and by the smallest mma tile, against the card's copy bandwidth, and on a Hopper GPU the mma tiles and
+# Hopper's side by side, against cuBLAS. It also says whether layers launched as graphs give the bits of plain launches (the
+# tests "graphs: ..."), and times both for up to 16 tokens: where the former pass and the latter are faster, kDefaultLaunch
+# in native/cuda/config/launch_choice.h is to become Graph; MOLAE_CUDA_LAUNCH=graph asks for them until then. Where the former pass and the latter are faster there, the default
 # in native/cuda/config/tile_choice.h is to become Hopper's; MOLAE_CUDA_TILES=mma and =hopper choose until then, and after.
 #
 # STATUS: as of this writing this script has packed and has run up to the point where a GPU is needed. No GPU has been at
@@ -82,7 +85,8 @@ find_sanitizer() {
 
 step gpu 20 nvidia-smi --query-gpu=name,driver_version,compute_cap,memory.total --format=csv,noheader
 # Apart, each in a process of its own: a kernel that hangs or reads what it must not takes no other result with it.
-step parity 120 ./molae_native_tests --device cuda --exclude "every Hopper tile"
+step parity 120 ./molae_native_tests --device cuda --exclude "every Hopper tile" --exclude "graphs:"
+step parity_graphs 60 ./molae_native_tests --device cuda --filter "graphs:"
 case $(cat "$logs/gpu.log") in
 *', 9.0, '*) hopper=1 ;;
 *) hopper=0 ;;
@@ -97,6 +101,12 @@ if [ -n "$sanitizer" ]; then
     step memcheck_hopper 90 "$sanitizer" --tool memcheck --error-exitcode 9 ./molae_native_tests --device cuda --seed 4 \
       --filter "every Hopper tile"
   fi
+  step memcheck_stream 60 "$sanitizer" --tool memcheck --error-exitcode 9 ./molae_native_tests --device cuda --seed 5 \
+    --filter "one to four tokens, streamed"
+  step memcheck_graphs 60 "$sanitizer" --tool memcheck --error-exitcode 9 ./molae_native_tests --device cuda --seed 6 \
+    --filter "graphs: layers give"
+  step racecheck_stream 60 "$sanitizer" --tool racecheck --error-exitcode 9 ./molae_native_tests --device cuda --seed 5 \
+    --filter "one to four tokens, streamed"
   step racecheck 60 "$sanitizer" --tool racecheck --error-exitcode 9 ./molae_native_tests --device cuda --seed 1 \
     --filter "experts: route"
   step initcheck 40 "$sanitizer" --tool initcheck --error-exitcode 9 ./molae_native_tests --device cuda --seed 2 \
@@ -108,6 +118,8 @@ if [ -n "$sanitizer" ]; then
 fi
 step smoke 30 ./node smoke.cjs
 step bench 150 ./molae_device_bench --device cuda --tiles mma
+step bench_small 40 ./molae_device_bench --device cuda --tiles small
+step bench_graph 60 ./molae_device_bench --device cuda --tiles mma --launch graph
 if [ $hopper = 1 ]; then step bench_hopper 100 ./molae_device_bench --device cuda --tiles hopper; fi
 
 ./node summarize.cjs "$logs" "$result"

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -13,13 +14,15 @@
 #include "core/half.h"
 #include "core/shared_basis.h"
 
-// Times a device against its own ceilings: molae_device_bench [--device cuda|cpu] [--tiles mma|hopper] [--smoke]. JSON
-// on stdout.
+// Times a device against its own ceilings: molae_device_bench [--device cuda|cpu] [--tiles mma|hopper|small]
+// [--launch stream|graph] [--smoke]. JSON on stdout.
 //
 // Medians of host-clock times over calls that are queued together and waited for once, so that a call's time is the
 // device's where the device is the slower one. Data is random normal; weights of several layers take turns, so that
 // caches do not hold them. With --tiles the layers take that family of tiles (MOLAE_CUDA_TILES), and hopper times
-// nothing but layers: kernels that hang take no other result with them.
+// nothing but layers: kernels that hang take no other result with them. small: layers of 1 and 4 tokens alone, by the
+// tile that they had before there was a streaming kernel. With --launch graph (MOLAE_CUDA_LAUNCH), layers of 1 to 16
+// tokens alone.
 namespace {
 
 using namespace molae;
@@ -28,24 +31,27 @@ using Clock = std::chrono::steady_clock;
 struct Options {
   std::string device = "cuda";
   std::string tiles;
+  std::string launch = "stream";
   bool smoke = false;
 };
 
 class Bench {
  public:
-  Bench(Backend& backend, const Options& options) : backend_(backend), tiles_(options.tiles), smoke_(options.smoke) {}
+  Bench(Backend& backend, const Options& options)
+      : backend_(backend), tiles_(options.tiles), launch_(options.launch), smoke_(options.smoke) {}
 
   void run() {
     std::printf("{\"device\": \"%s\", \"library\": \"%s\", \"memoryBytes\": %zu, \"results\": [", name(), library(),
                 backend_.info().memory_bytes);
-    const bool only_layers = tiles_ == "hopper";
+    const int64_t most_tokens = tiles_ == "small" ? 4 : smoke_ || launch_ == "graph" ? 16 : 16384;
+    const bool only_layers = tiles_ == "small" || tiles_ == "hopper" || launch_ == "graph";
     if (!only_layers) {
       copy_bandwidth();
       for (const DType dtype : {DType::BF16, DType::F32}) dense_product(dtype);
     }
     for (const Cell& cell : kCells) {
-      for (const int64_t tokens : {1, 16, 64, 512, 4096, 16384}) {
-        if (smoke_ && tokens > 16) continue;
+      for (const int64_t tokens : {1, 4, 16, 64, 512, 4096, 16384}) {
+        if (tokens > most_tokens) continue;
         layer(cell, tokens, false);
         layer(cell, tokens, true);
       }
@@ -108,10 +114,11 @@ class Bench {
 
   void row(const std::string& what, const char* dtype, int64_t tokens, double ms, double flops, double bytes) {
     std::printf(
-        "%s\n  {\"name\": \"%s\", \"dtype\": \"%s\", \"tiles\": \"%s\", \"tokens\": %lld, \"medianMs\": %.5f, "
+        "%s\n  {\"name\": \"%s\", \"dtype\": \"%s\", \"tiles\": \"%s\", \"launch\": \"%s\", \"tokens\": %lld, "
+        "\"medianMs\": %.5f, "
         "\"gflops\": %.1f, \"gbps\": %.1f}",
-        first_ ? "" : ",", what.c_str(), dtype, tiles_.c_str(), static_cast<long long>(tokens), ms, flops / ms * 1e-6,
-        bytes / ms * 1e-6);
+        first_ ? "" : ",", what.c_str(), dtype, tiles_.c_str(), launch_.c_str(), static_cast<long long>(tokens), ms,
+        flops / ms * 1e-6, bytes / ms * 1e-6);
     std::fflush(stdout);
     first_ = false;
   }
@@ -165,16 +172,30 @@ class Bench {
     return layer;
   }
 
+  // That a group is none of a token's, under uniform routing: C(N - k, K) / C(N, K).
+  static double missed(const Cell& cell) {
+    double missed = 1;
+    for (int64_t i = 0; i < cell.top_k; ++i) {
+      missed *= std::max<double>(0, cell.experts - cell.group_size - i) / static_cast<double>(cell.experts - i);
+    }
+    return missed;
+  }
+
   // Useful FLOPs: of the latent layer with as many distinct groups a token as uniform routing gives.
   static double layer_flops(const Cell& cell, int64_t tokens, bool latent) {
     const double dense = 6.0 * cell.top_k * cell.m * cell.n;
     if (!latent) return tokens * dense;
-    double missed = 1;  // C(N - k, K) / C(N, K)
-    for (int64_t i = 0; i < cell.top_k; ++i) {
-      missed *= std::max<double>(0, cell.experts - cell.group_size - i) / static_cast<double>(cell.experts - i);
-    }
-    const double groups = static_cast<double>(cell.experts) / cell.group_size * (1 - missed);
+    const double groups = static_cast<double>(cell.experts) / cell.group_size * (1 - missed(cell));
     return tokens * 6.0 * cell.rank * (cell.n * groups + static_cast<double>(cell.m * cell.top_k));
+  }
+
+  // Bytes of the weights that uniform routing touches, in 16 bits.
+  static double layer_bytes(const Cell& cell, int64_t tokens, bool latent) {
+    const auto touched = [&](double kept, double of) { return of * (1 - std::pow(1 - kept, tokens)); };
+    const double experts = touched(static_cast<double>(cell.top_k) / cell.experts, cell.experts);
+    if (!latent) return 2 * 3.0 * cell.m * cell.n * experts;
+    const double groups = touched(1 - missed(cell), static_cast<double>(cell.experts) / cell.group_size);
+    return 2 * 3.0 * cell.rank * (cell.m * experts + cell.n * groups);
   }
 
   void layer(const Cell& cell, int64_t tokens, bool latent) {
@@ -188,7 +209,7 @@ class Bench {
       size_t turn = 0;
       const double ms = time([&] { layers[turn++ % layers.size()]->run(x, routing, y, never); });
       row(std::string(latent ? "latent " : "dense ") + cell.name, "bf16", tokens, ms, layer_flops(cell, tokens, latent),
-          0);
+          layer_bytes(cell, tokens, latent));
     } catch (const Error& error) {
       std::fprintf(stderr, "%s, %lld tokens: %s\n", cell.name, static_cast<long long>(tokens), error.what());
     }
@@ -215,7 +236,7 @@ class Bench {
   }
 
   Backend& backend_;
-  std::string tiles_;
+  std::string tiles_, launch_;
   bool smoke_;
   bool first_ = true;
   std::mt19937 engine_{1};
@@ -235,8 +256,13 @@ int main(int count, char** words) {
     } else if (word == "--tiles" && i + 1 < count) {
       options.tiles = words[++i];
       setenv("MOLAE_CUDA_TILES", options.tiles.c_str(), 1);
+    } else if (word == "--launch" && i + 1 < count) {
+      options.launch = words[++i];
+      setenv("MOLAE_CUDA_LAUNCH", options.launch.c_str(), 1);
     } else {
-      std::fprintf(stderr, "usage: %s [--device cuda|cpu] [--tiles mma|hopper] [--smoke]\n", words[0]);
+      std::fprintf(stderr,
+                   "usage: %s [--device cuda|cpu] [--tiles mma|hopper|small] [--launch stream|graph] [--smoke]\n",
+                   words[0]);
       return 2;
     }
   }

@@ -19,6 +19,7 @@ for (const file of fs.readdirSync(logs).filter((name) => name.endsWith('.status'
 
 const parity = text('parity.log');
 const parityHopper = text('parity_hopper.log');
+const parityGraphs = text('parity_graphs.log');
 const counts = /(\d+) passed, (\d+) failed on cuda \(--seed (\d+)\)/.exec(parity);
 const readBench = (name) => {
   if (!steps[name]) return null;
@@ -31,6 +32,8 @@ const readBench = (name) => {
 };
 const bench = readBench('bench');
 const benchHopper = readBench('bench_hopper');
+const benchSmall = readBench('bench_small');
+const benchGraph = readBench('bench_graph');
 
 // Both families of tiles side by side, and what share of cuBLAS's dense rate the better one has. The tests "tiles: …" say
 // whether each of them is right: only then is the default in native/cuda/config/tile_choice.h to become the faster one.
@@ -55,6 +58,26 @@ const tiles = rows
     };
   });
 
+// Few tokens: by the streaming kernel, which is what 4 and fewer take, by the tile that they took before it, and as a graph.
+// Bytes are those of the weights that uniform routing touches; a copy reads and writes.
+const copy = rows.find(({ name }) => name === 'device copy')?.gbps;
+const graphTests = parityGraphs.split('\n').filter((line) => /^(ok|FAILED|skipped)\s+graphs: /.test(line));
+const decode = (bench?.results ?? [])
+  .filter((row) => row.tokens >= 1 && row.tokens <= 16)
+  .map((plain) => {
+    const same = (other) =>
+      other?.results.find((row) => row.name === plain.name && row.tokens === plain.tokens) ?? null;
+    const best = Math.max(plain.gbps, same(benchGraph)?.gbps ?? 0);
+    return {
+      name: plain.name,
+      tokens: plain.tokens,
+      plainMs: plain.medianMs,
+      smallMs: same(benchSmall)?.medianMs ?? null,
+      graphMs: same(benchGraph)?.medianMs ?? null,
+      ofCopy: copy ? Number((best / copy).toFixed(3)) : null,
+    };
+  });
+
 const report = {
   date: new Date().toISOString(),
   gpu: text('gpu.log').trim(),
@@ -68,8 +91,12 @@ const report = {
     failures: parity.split('\n').filter((line) => line.startsWith('FAILED')),
   },
   tiles: { tests: tileTests, rows: tiles },
+  graphs: { tests: graphTests },
+  decode,
   bench,
   benchHopper,
+  benchSmall,
+  benchGraph,
 };
 fs.writeFileSync(result, `${JSON.stringify(report, null, 2)}\n`);
 for (const line of tileTests) console.log(line);
@@ -77,6 +104,14 @@ for (const row of tiles) {
   const hopper = row.hopperMs === null ? 'none' : `${row.hopperMs.toFixed(3)} ms`;
   const share = row.ofCublas === null ? '' : `, ${(100 * row.ofCublas).toFixed(1)}% of cuBLAS dense`;
   console.log(`${row.name}, ${row.tokens} tokens: mma ${row.mmaMs.toFixed(3)} ms, hopper ${hopper}${share}`);
+}
+for (const line of graphTests) console.log(line);
+const shown = (ms) => (ms === null ? 'none' : `${ms.toFixed(4)} ms`);
+for (const row of decode) {
+  const share = row.ofCopy === null ? '' : `, ${(100 * row.ofCopy).toFixed(1)}% of copy bandwidth`;
+  console.log(
+    `${row.name}, ${row.tokens} tokens: plain ${shown(row.plainMs)}, small tile ${shown(row.smallMs)}, graph ${shown(row.graphMs)}${share}`,
+  );
 }
 console.log(`gpu-check: ${report.ok ? 'passed' : 'FAILED'}, see ${result}`);
 process.exitCode = report.ok ? 0 : 1;

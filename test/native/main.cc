@@ -1,15 +1,17 @@
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "core/device.h"
 #include "core/error.h"
 #include "native/harness.h"
 
-// The native tests: molae_native_tests [--device cpu|cuda] [--filter text] [--exclude text] [--seed number] [--list]
+// The native tests: molae_native_tests [--device cpu|cuda] [--filter text] [--exclude text]... [--seed number] [--list]
 // Exit 0: all passed (or there is no GPU and none is required), 1: some failed, 2: wrong usage.
 namespace {
 
@@ -19,7 +21,7 @@ using namespace molae::test;
 struct Options {
   std::string device = "cpu";
   std::string filter;
-  std::string exclude;
+  std::vector<std::string> excluded;
   uint64_t seed = 0;
   bool list = false;
 };
@@ -39,7 +41,7 @@ bool parse(int count, char** words, Options& options) {
     } else if (word == "--filter") {
       options.filter = value;
     } else if (word == "--exclude") {
-      options.exclude = value;
+      options.excluded.push_back(value);
     } else if (word == "--seed") {
       options.seed = std::strtoull(value, nullptr, 10);
     } else {
@@ -60,6 +62,11 @@ Device* open(const std::string& kind) {
     if (fatal) std::exit(1);
     return nullptr;
   }
+}
+
+bool contains_any(const std::string& name, const std::vector<std::string>& parts) {
+  return std::any_of(parts.begin(), parts.end(),
+                     [&](const std::string& part) { return name.find(part) != std::string::npos; });
 }
 
 enum class Outcome { Passed, Failed, Skipped };
@@ -94,7 +101,7 @@ int main(int count, char** words) {
   Options options;
   options.seed = std::random_device()();
   if (!parse(count, words, options)) {
-    std::fprintf(stderr, "usage: %s [--device cpu|cuda] [--filter text] [--exclude text] [--seed number] [--list]\n",
+    std::fprintf(stderr, "usage: %s [--device cpu|cuda] [--filter text] [--exclude text]... [--seed number] [--list]\n",
                  words[0]);
     return 2;
   }
@@ -109,7 +116,7 @@ int main(int count, char** words) {
   int passed = 0, failures = 0;
   for (const Test& test : all_tests()) {
     if (test.name.find(options.filter) == std::string::npos) continue;
-    if (!options.exclude.empty() && test.name.find(options.exclude) != std::string::npos) continue;
+    if (contains_any(test.name, options.excluded)) continue;
     // Logic tests need the CPU backend, whatever device is asked for; once is enough.
     if (test.kind == Kind::Logic && options.device != "cpu") continue;
     Outcome outcome = Outcome::Failed;

@@ -14,6 +14,8 @@ struct GpuDescription {
 
   // Machine code for wgmma and the copy engine (sm_90a) runs on this capability alone.
   bool has_hopper_tiles() const { return major == 9 && minor == 0; }
+  // Kernels that begin before the one before them in a stream has ended.
+  bool has_dependent_launch() const { return major >= 9; }
   std::string capability() const { return std::to_string(major) + "." + std::to_string(minor); }
 };
 

@@ -5,7 +5,9 @@
 
 #include "core/error.h"
 #include "cuda/api/check.h"
+#include "cuda/api/graph.h"
 #include "cuda/api/weight_maps.h"
+#include "cuda/config/launch_choice.h"
 #include "cuda/config/tile_request.h"
 #include "cuda/kernels/launch.h"
 #include "cuda/logic/layer_chain.h"
@@ -17,11 +19,15 @@ namespace {
 class CudaRuntime {
  public:
   using Memory = Scratch;
+  using Graph = cuda::Graph;
 
-  CudaRuntime(Gpu& gpu, const TileRequest& tiles) : gpu_(&gpu), tiles_(tiles) {}
+  CudaRuntime(Gpu& gpu, const TileRequest& tiles, LaunchMode mode) : gpu_(&gpu), tiles_(tiles), mode_(mode) {}
 
   void begin() { gpu_->activate(); }
-  Memory memory(size_t bytes) { return gpu_->scratch(bytes, 1); }
+  Memory memory(size_t bytes) {
+    if (capturing_) fail(ErrorCode::Internal, "Memory was asked for while a graph was captured");
+    return gpu_->scratch(bytes, 1);
+  }
   Memory upload(const void* data, size_t bytes) {
     Memory to = memory(bytes);
     gpu_->staging().upload(data, to.as(), bytes);
@@ -35,7 +41,21 @@ class CudaRuntime {
     return upload(maps.data(), maps.size() * sizeof(WeightMap));
   }
 
-  void sort_rows(const RoutingPlan& plan) { check(kernels::sort_rows(gpu_->stream(), plan), "sorting a routing"); }
+  LaunchMode launch_mode() const { return mode_; }
+  template <class Queue>
+  Graph capture(Queue queue) {
+    // To free memory is to wait for the GPU, which nobody may while a stream is captured.
+    const auto held = gpu_->pool()->hold();
+    const Capturing capturing(capturing_);
+    return Graph(gpu_->stream(), queue);
+  }
+  void launch(const Graph& graph) { graph.launch(gpu_->stream()); }
+  void copy(void* to, const void* from, size_t bytes) {
+    if (bytes == 0) return;
+    check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, gpu_->stream()), "copying a graph's arguments");
+  }
+
+  void sort_rows(const RoutingPlan& plan) { check(kernels::sort_rows(chain(), plan), "sorting a routing"); }
   void convert(DType from_dtype, const void* from, DType to_dtype, void* to, int64_t count) {
     check(kernels::convert(gpu_->stream(), from_dtype, from, to_dtype, to, count), "converting x");
   }
@@ -44,28 +64,47 @@ class CudaRuntime {
     if constexpr (is_half(DTypeOf<In>::value)) {
       if (tile_family(tile) == TileFamily::Hopper) {
         const hopper::HopperGemm<In> product{args, row_tiles, max_cols, dual};
-        const int multiprocessors = gpu_->description().multiprocessors;
-        return check(kernels::hopper_gemm<In>(gpu_->stream(), tile, product, multiprocessors), "a grouped product");
+        return check(kernels::hopper_gemm<In>(gpu_->stream(), tile, product, multiprocessors()), "a grouped product");
       }
     }
     check(kernels::grouped_gemm<In>(gpu_->stream(), tile, dual, args, row_tiles, max_cols), "a grouped product");
   }
+  int multiprocessors() const { return gpu_->description().multiprocessors; }
+  template <class In>
+  void streamed_gemm(const StreamedGemm<In>& args) {
+    check(kernels::streamed_gemm<In>(chain(), args), "a product of few rows");
+  }
+  template <class In>
+  void join_splits(const JoinSplits<In>& args) {
+    check(kernels::join_splits<In>(chain(), args), "adding up split sums");
+  }
   template <class In>
   void combine_latent(const LatentCombine<In>& args, int64_t latent_rows) {
-    check(kernels::combine_latent<In>(gpu_->stream(), args, latent_rows), "adding up in the latent space");
+    check(kernels::combine_latent<In>(chain(), args, latent_rows), "adding up in the latent space");
   }
   template <class In>
   void combine_output(const OutputCombine<In>& args) {
-    check(kernels::combine_output<In>(gpu_->stream(), args), "adding up the experts");
+    check(kernels::combine_output<In>(chain(), args), "adding up the experts");
   }
   template <class In>
   void shared_expert_scale(const SharedScale<In>& args, int64_t tokens) {
-    check(kernels::shared_expert_scale<In>(gpu_->stream(), args, tokens), "scaling the shared expert");
+    check(kernels::shared_expert_scale<In>(chain(), args, tokens), "scaling the shared expert");
   }
 
  private:
+  struct Capturing {
+    explicit Capturing(bool& flag) : flag(flag) { flag = true; }
+    ~Capturing() { flag = false; }
+    bool& flag;
+  };
+
+  // Kernels overlap in graphs alone, and where the GPU knows how.
+  kernels::Chain chain() const { return {gpu_->stream(), capturing_ && gpu_->description().has_dependent_launch()}; }
+
   Gpu* gpu_;
   TileRequest tiles_;
+  LaunchMode mode_;
+  bool capturing_ = false;
 };
 
 TileRequest requested_tiles(const GpuDescription& gpu) {
@@ -76,6 +115,11 @@ TileRequest requested_tiles(const GpuDescription& gpu) {
   return request;
 }
 
+LaunchMode requested_launch_mode() {
+  const char* text = std::getenv(kLaunchVariable);
+  return parse_launch_mode(text ? text : "");
+}
+
 }  // namespace
 
 std::unique_ptr<LayerForward> make_layer_forward(Gpu& gpu, ExpertLayer layer) {
@@ -83,7 +127,7 @@ std::unique_ptr<LayerForward> make_layer_forward(Gpu& gpu, ExpertLayer layer) {
     fail(ErrorCode::InvalidArgument, "A layer on a GPU has at most ", kMaxExperts, " experts, but this one has ",
          layer.num_experts());
   }
-  const CudaRuntime runtime(gpu, requested_tiles(gpu.description()));
+  const CudaRuntime runtime(gpu, requested_tiles(gpu.description()), requested_launch_mode());
   switch (common_dtype(layer)) {
     case DType::F64:
       return std::make_unique<LayerChain<double, CudaRuntime>>(runtime, std::move(layer));

@@ -29,6 +29,8 @@ class MemoryPool {
   void uncount_tensor(size_t bytes);
 
   void trim();  // frees what is kept
+  // While it lives, nothing is taken, given back or freed: other threads wait.
+  std::unique_lock<std::mutex> hold() { return std::unique_lock(mutex_); }
   MemoryUsage usage() const;
 
  private:

@@ -1,24 +1,28 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 
 #include "core/dtype.h"
 
 // Which tile for which shape. The seam for tuned kernels: a new tile is a new name here and a new row in
-// kernels/grouped_gemm.cuh or, for Hopper, kernels/hopper/grouped_gemm.cuh.
+// kernels/grouped_gemm.cuh or, for Hopper, kernels/hopper/grouped_gemm.cuh. The streaming kernel is
+// kernels/streamed_gemm.cu.
 namespace molae::cuda {
 
 // What a tile multiplies with.
 enum class TileFamily : uint8_t {
   Simt,    // fused multiply-adds: f32, f64 and mixed weights
+  Stream,  // the same for a few rows, where reading the weights is all that counts: every dtype
   Mma,     // tensor cores by mma.sync: halves, on every GPU that molae knows
   Hopper,  // tensor cores by wgmma, weights by the copy engine: halves, compute capability 9.0
 };
 
 enum class GemmTile : uint8_t {
   Simt,       // 64 rows x 64 columns
-  Small,      // 16 x 64: decode, where weights are read for few rows
+  Stream,     // 4 rows: weights go from memory to registers once
+  Small,      // 16 x 64: few rows, where weights are read more than they are computed with
   Medium,     // 64 x 128
   Large,      // 128 x 128: prefill
   Hopper8,    // 8 x 128, and so on: the weights are the M side of the tensor cores' product, which has 64 rows at least
@@ -28,14 +32,16 @@ enum class GemmTile : uint8_t {
   Hopper128,  // 128 x 256, or 128 x 128 of gate and of up: prefill
 };
 
-inline constexpr GemmTile kGemmTiles[] = {GemmTile::Simt,     GemmTile::Small,    GemmTile::Medium,
-                                          GemmTile::Large,    GemmTile::Hopper8,  GemmTile::Hopper16,
-                                          GemmTile::Hopper32, GemmTile::Hopper64, GemmTile::Hopper128};
+inline constexpr GemmTile kGemmTiles[] = {
+    GemmTile::Simt,    GemmTile::Stream,   GemmTile::Small,    GemmTile::Medium,   GemmTile::Large,
+    GemmTile::Hopper8, GemmTile::Hopper16, GemmTile::Hopper32, GemmTile::Hopper64, GemmTile::Hopper128};
 
 constexpr TileFamily tile_family(GemmTile tile) {
   switch (tile) {
     case GemmTile::Simt:
       return TileFamily::Simt;
+    case GemmTile::Stream:
+      return TileFamily::Stream;
     case GemmTile::Small:
     case GemmTile::Medium:
     case GemmTile::Large:
@@ -47,6 +53,8 @@ constexpr TileFamily tile_family(GemmTile tile) {
 
 constexpr int32_t tile_rows(GemmTile tile) {
   switch (tile) {
+    case GemmTile::Stream:
+      return 4;
     case GemmTile::Hopper8:
       return 8;
     case GemmTile::Small:
@@ -62,10 +70,10 @@ constexpr int32_t tile_rows(GemmTile tile) {
   }
 }
 
-// Which tiles halves are to take.
+// Which tiles layers are to take.
 struct TileRequest {
-  TileFamily family;              // Mma or Hopper, by size
-  std::optional<GemmTile> exact;  // or this one, whatever the size: for tests
+  TileFamily family;              // Mma or Hopper, by size: for halves
+  std::optional<GemmTile> exact;  // or this one, whatever the size: for tests. Only Stream is for more than halves
 };
 
 inline bool wants_hopper(const TileRequest& request) {
@@ -94,11 +102,39 @@ inline GemmTile choose_hopper_tile(int64_t average) {
   return average <= 64 ? GemmTile::Hopper64 : GemmTile::Hopper128;
 }
 
-inline GemmTile choose_tile(DType compute, int64_t rows, int64_t problems, const TileRequest& request) {
+// Up to so many tokens an expert has one tile of the streaming kernel, as it gets a token once at most, whatever top_k
+// is: all weights are read once. The tensor cores' tiles read them once as well, but through shared memory and, being
+// mostly empty, in blocks of 64 columns and more, of which a decode step has too few to keep a card's memory busy. From
+// 5 tokens on an expert may have a second tile, and a tile of 8 or 16 rows reads its weights once.
+inline constexpr int64_t kStreamTokens = 4;
+
+inline bool choose_stream(int64_t tokens, const TileRequest& request) {
+  if (request.exact) return *request.exact == GemmTile::Stream;
+  return tokens <= kStreamTokens;
+}
+
+inline GemmTile choose_tile(DType compute, int64_t tokens, int64_t top_k, int64_t experts, const TileRequest& request) {
+  if (choose_stream(tokens, request)) return GemmTile::Stream;
   if (!is_half(compute)) return GemmTile::Simt;
   if (request.exact) return *request.exact;
-  const int64_t average = problems > 0 ? rows / problems : rows;
+  const int64_t pairs = tokens * top_k;
+  const int64_t average = experts > 0 ? pairs / experts : pairs;
   return request.family == TileFamily::Hopper ? choose_hopper_tile(average) : choose_mma_tile(average);
+}
+
+// Into how many parts a streamed product is cut along its inner dimension, where its tiles and columns alone make
+// `blocks` blocks. A block keeps 16 KiB of weights under way (128 threads, 8 loads of 16 bytes). Its share of the 4.8
+// TB/s that an H200 is said to have takes a multiprocessor about 25 KiB if a load takes 0.7 us (assumed, not measured):
+// two blocks are the least, four leave room for blocks that end early. A part costs a row of partial sums, to be
+// written and read again: under 512 elements, which a warp reads in one go, it is not worth that.
+inline constexpr int kStreamBlocks = 4;
+inline constexpr int64_t kMaxSplits = 64;
+
+inline int32_t choose_splits(int64_t blocks, int64_t inner, int multiprocessors) {
+  constexpr int64_t kLeastInner = 512;
+  if (blocks <= 0) return 1;
+  const int64_t splits = std::min(int64_t{kStreamBlocks} * multiprocessors / blocks, inner / kLeastInner);
+  return static_cast<int32_t>(std::clamp<int64_t>(splits, 1, kMaxSplits));
 }
 
 }  // namespace molae::cuda

@@ -5,7 +5,7 @@
 #include "core/error.h"
 #include "cuda/config/tile_choice.h"
 
-// MOLAE_CUDA_TILES: which tiles halves take. Read when a layer is prepared.
+// MOLAE_CUDA_TILES: which tiles layers take. Read when a layer is prepared.
 namespace molae::cuda {
 
 inline constexpr const char* kTilesVariable = "MOLAE_CUDA_TILES";
@@ -14,6 +14,8 @@ inline const char* tile_name(GemmTile tile) {
   switch (tile) {
     case GemmTile::Simt:
       return "simt";
+    case GemmTile::Stream:
+      return "stream";
     case GemmTile::Small:
       return "small";
     case GemmTile::Medium:
@@ -50,8 +52,9 @@ inline TileRequest parse_tile_request(std::string_view text, bool has_hopper, st
     known = true;
   }
   if (!known) {
-    fail(ErrorCode::InvalidArgument, "Expected mma, hopper or the name of a tile (small, medium, large, hopper8 to ",
-         "hopper128) for ", kTilesVariable, " but received \"", text, "\"");
+    fail(ErrorCode::InvalidArgument,
+         "Expected mma, hopper or the name of a tile (stream, small, medium, large, hopper8 ", "to hopper128) for ",
+         kTilesVariable, " but received \"", text, "\"");
   }
   if (wants_hopper(request) && !has_hopper) {
     fail(ErrorCode::InvalidArgument, kTilesVariable, "=", text, " needs a GPU of compute capability 9.0, but this is ",

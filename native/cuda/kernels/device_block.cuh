@@ -2,7 +2,8 @@
 
 #include <cuda_pipeline_primitives.h>
 
-#include "cuda/logic/host_device.h"
+#include "cuda/kernels/thread_variable.cuh"
+#include "cuda/logic/number.h"
 
 namespace molae::cuda {
 
@@ -25,14 +26,17 @@ class DeviceBlock {
   }
 
   template <class T>
-  class Local {
-   public:
-    __device__ __forceinline__ explicit Local(const DeviceBlock&) {}
-    __device__ __forceinline__ T& operator[](int) { return value_; }
+  using Local = ThreadVariable<T>;
 
-   private:
-    T value_;
-  };
+  // 16 bytes that nobody reads again: the first to leave the caches.
+  template <class T>
+  static __device__ __forceinline__ T load_once(const void* from) {
+    return bits_as<T>(__ldcs(static_cast<const uint4*>(from)));
+  }
+
+  static __device__ __forceinline__ void prefetch(const void* from) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+  }
 
   // cp.async; the bytes beyond `bytes` become zero.
   static __device__ __forceinline__ void copy16(void* to, const void* from, int bytes) {

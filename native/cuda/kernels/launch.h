@@ -11,6 +11,7 @@
 #include "cuda/logic/hopper/passes.h"
 #include "cuda/logic/router.h"
 #include "cuda/logic/routing_plan.h"
+#include "cuda/logic/streamed_gemm.h"
 
 // What the host calls of the device code. Every function queues its kernels on a stream and returns the launch's error;
 // none waits, allocates or copies, so that all may be captured in a graph. Empty work is no launch.
@@ -37,10 +38,16 @@ inline constexpr int kNormParts = 1024;
 cudaError_t squared_norm(cudaStream_t stream, DType dtype, const void* data, int64_t count, double* parts,
                          double* result);
 
+// Where the kernels of a layer's forward pass go.
+struct Chain {
+  cudaStream_t stream;
+  bool overlaps;  // a kernel may begin before the one before it has ended: chained_launch.cuh
+};
+
 // Mixture of experts.
 inline constexpr int32_t kMaxRouterExperts = 3072;  // a token's scores are in shared memory
 cudaError_t route(cudaStream_t stream, const RouterArgs& args, int64_t tokens);
-cudaError_t sort_rows(cudaStream_t stream, const RoutingPlan& plan);
+cudaError_t sort_rows(const Chain& chain, const RoutingPlan& plan);
 
 // max_cols: the most rows that a weight of args.first has. dual: with args.second.
 template <class In>
@@ -61,12 +68,17 @@ template <>
 cudaError_t hopper_gemm(cudaStream_t, GemmTile, const hopper::HopperGemm<F16>&, int);
 template <>
 cudaError_t hopper_gemm(cudaStream_t, GemmTile, const hopper::HopperGemm<BF16>&, int);
+// The same for tiles of up to 4 rows.
 template <class In>
-cudaError_t combine_latent(cudaStream_t stream, const LatentCombine<In>& args, int64_t latent_rows);
+cudaError_t streamed_gemm(const Chain& chain, const StreamedGemm<In>& args);
 template <class In>
-cudaError_t combine_output(cudaStream_t stream, const OutputCombine<In>& args);
+cudaError_t join_splits(const Chain& chain, const JoinSplits<In>& args);
 template <class In>
-cudaError_t shared_expert_scale(cudaStream_t stream, const SharedScale<In>& args, int64_t tokens);
+cudaError_t combine_latent(const Chain& chain, const LatentCombine<In>& args, int64_t latent_rows);
+template <class In>
+cudaError_t combine_output(const Chain& chain, const OutputCombine<In>& args);
+template <class In>
+cudaError_t shared_expert_scale(const Chain& chain, const SharedScale<In>& args, int64_t tokens);
 
 // A kernel of the decoder (logic/decoder_kernel.h).
 template <class Kernel>

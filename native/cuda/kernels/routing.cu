@@ -1,3 +1,4 @@
+#include "cuda/kernels/chained_launch.cuh"
 #include "cuda/kernels/device_block.cuh"
 #include "cuda/kernels/launch.h"
 #include "cuda/logic/sort.h"
@@ -17,28 +18,39 @@ __global__ __launch_bounds__(kSortThreads) void count_kernel(const __grid_consta
 
 __global__ __launch_bounds__(kScanThreads) void plan_kernel(const __grid_constant__ RoutingPlan plan) {
   __shared__ PlanShared shared;
+  after_previous();
   plan_rows(DeviceBlock(), plan, shared);
 }
 
 __global__ __launch_bounds__(kSortThreads) void scatter_kernel(const __grid_constant__ RoutingPlan plan) {
+  after_previous();
   scatter_chunk(DeviceBlock(), plan);
+}
+
+// The next kernel begins when this one has ended, as it does not say otherwise: the tile map is complete then.
+__global__ __launch_bounds__(kScanThreads) void sort_chunk_kernel(const __grid_constant__ RoutingPlan plan) {
+  __shared__ PlanShared shared;
+  sort_chunk(DeviceBlock(), plan, shared);
 }
 
 template <class In>
 __global__ __launch_bounds__(kCombineThreads) void combine_latent_kernel(
     const __grid_constant__ LatentCombine<In> args) {
+  after_previous();
   combine_latent_row(DeviceBlock(), args);
 }
 
 template <class In>
 __global__ __launch_bounds__(kCombineThreads) void combine_output_kernel(
     const __grid_constant__ OutputCombine<In> args) {
+  after_previous();
   combine_output(DeviceBlock(), args);
 }
 
 template <class In>
 __global__ __launch_bounds__(kScaleThreads) void shared_scale_kernel(const __grid_constant__ SharedScale<In> args) {
   __shared__ ScaleShared<In> shared;
+  after_previous();
   shared_expert_scale(DeviceBlock(), args, shared);
 }
 
@@ -51,41 +63,44 @@ cudaError_t route(cudaStream_t stream, const RouterArgs& args, int64_t tokens) {
   return cudaGetLastError();
 }
 
-cudaError_t sort_rows(cudaStream_t stream, const RoutingPlan& plan) {
+// The first kernel of the chain waits for whatever is before it in the stream.
+cudaError_t sort_rows(const Chain& chain, const RoutingPlan& plan) {
   const auto chunks = static_cast<unsigned>(ceil_div(plan.tokens, kSortTokens));
   if (chunks == 0) return cudaSuccess;
-  count_kernel<<<chunks, kSortThreads, 0, stream>>>(plan);
-  plan_kernel<<<1, kScanThreads, 0, stream>>>(plan);
-  scatter_kernel<<<chunks, kSortThreads, 0, stream>>>(plan);
-  return cudaGetLastError();
+  if (chunks == 1) {  // two launches less
+    sort_chunk_kernel<<<1, kScanThreads, 0, chain.stream>>>(plan);
+    return cudaGetLastError();
+  }
+  count_kernel<<<chunks, kSortThreads, 0, chain.stream>>>(plan);
+  cudaError_t error = cudaGetLastError();
+  if (error == cudaSuccess) error = launch_chained(chain, plan_kernel, dim3(1), kScanThreads, plan);
+  return error == cudaSuccess ? launch_chained(chain, scatter_kernel, dim3(chunks), kSortThreads, plan) : error;
 }
 
 template <class In>
-cudaError_t combine_latent(cudaStream_t stream, const LatentCombine<In>& args, int64_t latent_rows) {
+cudaError_t combine_latent(const Chain& chain, const LatentCombine<In>& args, int64_t latent_rows) {
   if (latent_rows == 0) return cudaSuccess;
-  combine_latent_kernel<In><<<static_cast<unsigned>(latent_rows), kCombineThreads, 0, stream>>>(args);
-  return cudaGetLastError();
+  return launch_chained(chain, combine_latent_kernel<In>, dim3(static_cast<unsigned>(latent_rows)), kCombineThreads,
+                        args);
 }
 
 template <class In>
-cudaError_t combine_output(cudaStream_t stream, const OutputCombine<In>& args) {
+cudaError_t combine_output(const Chain& chain, const OutputCombine<In>& args) {
   const int64_t blocks = args.plan.tokens * ceil_div(args.hidden_size, kCombineThreads);
   if (blocks == 0) return cudaSuccess;
-  combine_output_kernel<In><<<static_cast<unsigned>(blocks), kCombineThreads, 0, stream>>>(args);
-  return cudaGetLastError();
+  return launch_chained(chain, combine_output_kernel<In>, dim3(static_cast<unsigned>(blocks)), kCombineThreads, args);
 }
 
 template <class In>
-cudaError_t shared_expert_scale(cudaStream_t stream, const SharedScale<In>& args, int64_t tokens) {
+cudaError_t shared_expert_scale(const Chain& chain, const SharedScale<In>& args, int64_t tokens) {
   if (tokens == 0) return cudaSuccess;
-  shared_scale_kernel<In><<<static_cast<unsigned>(tokens), kScaleThreads, 0, stream>>>(args);
-  return cudaGetLastError();
+  return launch_chained(chain, shared_scale_kernel<In>, dim3(static_cast<unsigned>(tokens)), kScaleThreads, args);
 }
 
 #define MOLAE_INSTANTIATE(In)                                                               \
-  template cudaError_t combine_latent<In>(cudaStream_t, const LatentCombine<In>&, int64_t); \
-  template cudaError_t combine_output<In>(cudaStream_t, const OutputCombine<In>&);          \
-  template cudaError_t shared_expert_scale<In>(cudaStream_t, const SharedScale<In>&, int64_t);
+  template cudaError_t combine_latent<In>(const Chain&, const LatentCombine<In>&, int64_t); \
+  template cudaError_t combine_output<In>(const Chain&, const OutputCombine<In>&);          \
+  template cudaError_t shared_expert_scale<In>(const Chain&, const SharedScale<In>&, int64_t);
 MOLAE_INSTANTIATE(float)
 MOLAE_INSTANTIATE(double)
 MOLAE_INSTANTIATE(F16)

@@ -2,6 +2,7 @@
 
 #include "cuda/logic/epilogue.h"
 #include "cuda/logic/routing_plan.h"
+#include "cuda/logic/split_sums.h"
 
 // The weighted sums over a token's experts and groups. Each output element is summed by one thread, in the order of
 // the slots: no atomics, the same result every time.
@@ -13,11 +14,10 @@ inline constexpr int kCombineThreads = 256;
 template <class In>
 struct LatentCombine {
   RoutingPlan plan;
-  const float* weights;       // [tokens, top_k]
-  const Sum<In>* expert_out;  // [rows, stride]
-  int64_t stride;
-  const int32_t* rank_of;  // [experts] columns that the expert's rows have
-  In* latent;              // [latent rows, latent_stride]
+  const float* weights;      // [tokens, top_k]
+  SplitSums<In> expert_out;  // of all rows
+  const int32_t* rank_of;    // [experts] columns that the expert's rows have
+  In* latent;                // [latent rows, latent_stride]
   int64_t latent_stride;
 };
 
@@ -37,7 +37,7 @@ MOLAE_HD void combine_latent_row(const Block& block, const LatentCombine<In>& ar
       Sum<In> sum = 0;
       for (int32_t slot = first; slot < first + plan.top_k; ++slot) {
         if (plan.slot_latent[slot] != row) continue;
-        sum += static_cast<Sum<In>>(args.weights[slot]) * args.expert_out[plan.row_of_slot[slot] * args.stride + col];
+        sum += static_cast<Sum<In>>(args.weights[slot]) * args.expert_out.at(plan.row_of_slot[slot], col);
       }
       args.latent[row * args.latent_stride + col] = Convert<In, Sum<In>>::of(sum);
     }
@@ -51,10 +51,9 @@ struct OutputCombine {
   RoutingPlan plan;
   const float* weights;  // [tokens, top_k]
   bool latent;
-  const Sum<In>* parts;         // [rows or latent rows, stride]
-  const Sum<In>* shared_out;    // [tokens, stride], or null
+  SplitSums<In> parts;          // of all rows, or latent rows
+  SplitSums<In> shared_out;     // of all tokens; no data: there is no shared expert
   const Sum<In>* shared_scale;  // [tokens], or null for 1
-  int64_t stride;
   int32_t hidden_size;
   DType dtype;  // of y
   void* y;      // [tokens, hidden_size]
@@ -75,15 +74,14 @@ MOLAE_HD void combine_output(const Block& block, const OutputCombine<In>& args) 
       if (plan.row_of_slot[slot] < 0) continue;
       if (args.latent) {
         if (plan.slot_group[slot] < 0) continue;
-        sum += args.parts[static_cast<int64_t>(plan.slot_latent[slot]) * args.stride + col];
+        sum += args.parts.at(plan.slot_latent[slot], col);
       } else {
-        sum += static_cast<Sum<In>>(args.weights[slot]) *
-               args.parts[static_cast<int64_t>(plan.row_of_slot[slot]) * args.stride + col];
+        sum += static_cast<Sum<In>>(args.weights[slot]) * args.parts.at(plan.row_of_slot[slot], col);
       }
     }
-    if (args.shared_out) {
+    if (args.shared_out.data) {
       const Sum<In> scale = args.shared_scale ? args.shared_scale[token] : Sum<In>(1);
-      sum += scale * args.shared_out[token * args.stride + col];
+      sum += scale * args.shared_out.at(token, col);
     }
     store_as(args.dtype, args.y, static_cast<int64_t>(token) * args.hidden_size + col, sum);
   });

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cstdint>
+#include <stdexcept>
 #include <vector>
 
 // Runs the body of a kernel on the host. A body is written as phases, `block.each_thread(phase)`, with a barrier
@@ -40,6 +42,17 @@ class HostBlock {
    private:
     std::vector<T> values_;
   };
+
+  // 16 bytes that nobody reads again. A GPU stops at an address that is not a multiple of 16.
+  template <class T>
+  static T load_once(const void* from) {
+    static_assert(sizeof(T) == 16);
+    if (reinterpret_cast<uintptr_t>(from) % 16 != 0) throw std::logic_error("A vector that is not aligned was read");
+    return *static_cast<const T*>(from);
+  }
+
+  // The line of an address is wanted soon. Read here, so that a sanitizer sees an address outside.
+  static void prefetch(const void* from) { static_cast<void>(*static_cast<const volatile char*>(from)); }
 
   // Asynchronous copies into shared memory: done at once here.
   static void copy16(void* to, const void* from, int bytes) {

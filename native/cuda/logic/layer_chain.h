@@ -1,16 +1,21 @@
 #pragma once
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "core/backend.h"
 #include "core/checked.h"
 #include "core/error.h"
+#include "cuda/config/launch_choice.h"
 #include "cuda/config/tile_choice.h"
+#include "cuda/logic/chunk_graphs.h"
 #include "cuda/logic/combine.h"
 #include "cuda/logic/grouped_gemm.h"
 #include "cuda/logic/hopper/weight_map.h"
+#include "cuda/logic/products.h"
 #include "cuda/logic/routing_plan.h"
+#include "cuda/logic/workspace.h"
 
 // The forward pass of a layer of dense or latent experts, as a chain of kernels on one stream:
 //   0. sort             pairs by (expert, token) and (group, token), tile maps: on the GPU
@@ -22,7 +27,7 @@
 //   6. outputs          y[t] = sum_g p[t, g], or the weighted sum of e itself; + the shared expert
 // No count comes back to the host: arrays and grids have the sizes of the worst routing, and blocks without work return
 // at once. Between two runs of one shape nothing changes but the contents of the arguments, so that a chunk can be
-// captured in a graph.
+// captured in a graph (chunk_graphs.h).
 //
 // Numbers: where all weights are bf16 (or all f16) the tensor cores multiply; x, z, h and d are rounded to that format,
 // sums are f32. Otherwise products and sums are f32 (f64 in f64 layers), and weights are widened as they are read.
@@ -30,10 +35,6 @@ namespace molae::cuda {
 
 // Workspaces of a chunk of tokens stay below this.
 inline constexpr size_t kChunkBytes = size_t{2} << 30;
-// Kernels count rows, columns and pairs in 32 bits.
-inline constexpr int64_t kMaxCount = int64_t{1} << 30;
-
-inline int64_t rounded_up(int64_t size) { return (size + 7) / 8 * 8; }
 
 inline std::vector<Tensor> all_matrices(const ExpertLayer& layer) {
   std::vector<Tensor> matrices;
@@ -68,11 +69,13 @@ template <class Runtime>
 struct Table {
   typename Runtime::Memory weights;  // Weight[]
   typename Runtime::Memory maps;     // WeightMap[], where Hopper's tiles are to multiply them
-  int64_t max_rows = 0;
+  int64_t max_rows = 0, max_inner = 0;
 
   template <class In>
-  Factor<In> times(const In* input, int64_t stride, const int32_t* gather) const {
-    return {input, stride, gather, weights.template as<const Weight>(), maps.template as<const WeightMap>()};
+  Operand<In> times(const In* input, int64_t stride, const int32_t* gather) const {
+    return {{input, stride, gather, weights.template as<const Weight>(), maps.template as<const WeightMap>()},
+            max_rows,
+            max_inner};
   }
 };
 
@@ -87,6 +90,7 @@ Table<Runtime> make_table(Runtime& runtime, const std::vector<Tensor>& matrices,
     weights.push_back(
         {matrix.data(), static_cast<int32_t>(matrix.rows()), static_cast<int32_t>(matrix.cols()), matrix.dtype()});
     table.max_rows = std::max(table.max_rows, matrix.rows());
+    table.max_inner = std::max(table.max_inner, matrix.cols());
   }
   table.weights = runtime.upload(weights.data(), weights.size() * sizeof(Weight));
   if (!mapped) return table;
@@ -146,16 +150,17 @@ class LayerChain final : public LayerForward {
     for (int64_t begin = 0; begin < tokens; begin += chunk) {
       cancel.check();
       const int64_t end = std::min(tokens, begin + chunk);
-      run_chunk(x.row_range(begin, end), routing.ids.row_range(begin, end), routing.weights.row_range(begin, end),
-                y.row_range(begin, end));
+      const Tensor ids = routing.ids.row_range(begin, end);
+      run_chunk({{end - begin, ids.cols(), x.dtype()},
+                 x.row_range(begin, end).data(),
+                 ids.as<const int32_t>(),
+                 routing.weights.row_range(begin, end).as<const float>(),
+                 y.row_range(begin, end).data()});
     }
   }
 
  private:
-  // Everything that a chunk needs besides its arguments. Given back in stream order: see MemoryPool.
-  struct Arrays {
-    std::vector<Memory> all;
-  };
+  using Arrays = Workspace<Runtime>;
 
   std::vector<int32_t> ranks_of_down() const {
     std::vector<int32_t> ranks;
@@ -183,16 +188,16 @@ class LayerChain final : public LayerForward {
 
   template <class T>
   T* array(Arrays& arrays, int64_t count) {
-    arrays.all.push_back(runtime_.memory(checked_mul(static_cast<size_t>(count), sizeof(T))));
-    return arrays.all.back().template as<T>();
+    return arrays.template array<T>(runtime_, count);
   }
 
-  RoutingPlan make_plan(Arrays& arrays, const Tensor& ids, GemmTile tile) {
-    const int64_t tokens = ids.rows(), top_k = ids.cols(), pairs = tokens * top_k;
+  RoutingPlan make_plan(Arrays& arrays, const LayerChunk& chunk, GemmTile tile) {
+    const auto [tokens, top_k, dtype] = chunk.shape;
+    const int64_t pairs = tokens * top_k;
     const int64_t latent_rows = latent_row_bound(tokens, top_k, groups_);
     const int64_t chunks = ceil_div(tokens, kSortTokens);
     RoutingPlan plan{};
-    plan.ids = ids.as<const int32_t>();
+    plan.ids = chunk.ids;
     plan.group_of = group_of_.template as<const int32_t>();
     plan.tokens = static_cast<int32_t>(tokens);
     plan.top_k = static_cast<int32_t>(top_k);
@@ -219,91 +224,87 @@ class LayerChain final : public LayerForward {
     return plan;
   }
 
-  void run_chunk(const Tensor& x, const Tensor& ids, const Tensor& weights, const Tensor& y) {
-    const int64_t tokens = ids.rows(), top_k = ids.cols(), pairs = tokens * top_k;
-    const int64_t latent_rows = latent_row_bound(tokens, top_k, groups_);
-    const GemmTile tile = choose_tile(DTypeOf<In>::value, pairs, experts(), tiles_for(x));
+  void run_chunk(const LayerChunk& chunk) {
+    if (runtime_.launch_mode() == LaunchMode::Graph && chunk.shape.tokens <= kGraphTokens) {
+      return graphs_.run(runtime_, layer_.hidden_size, chunk,
+                         [this](Arrays& arrays, const LayerChunk& fixed) { queue_chunk(arrays, fixed); });
+    }
     Arrays arrays;
-    const RoutingPlan plan = make_plan(arrays, ids, tile);
+    queue_chunk(arrays, chunk);
+  }
+
+  void queue_chunk(Arrays& arrays, const LayerChunk& chunk) {
+    const auto [tokens, top_k, dtype] = chunk.shape;
+    const GemmTile tile = choose_tile(DTypeOf<In>::value, tokens, top_k, experts(), tiles_for(chunk));
+    const RoutingPlan plan = make_plan(arrays, chunk, tile);
     runtime_.sort_rows(plan);
 
-    const In* input = this->input(arrays, x);
-    const Factor<In> gate = expert_input(arrays, gate_, input, plan, tile, latent_rows);
-    const Factor<In> up = layer_.shares_gate_up_basis() ? up_.per_expert.times(gate.input, gate.stride, gate.gather)
-                                                        : expert_input(arrays, up_, input, plan, tile, latent_rows);
-    const int64_t hidden_width = rounded_up(layer_.intermediate_size);
-    In* hidden = array<In>(arrays, pairs * hidden_width);
-    product(tile, true, {gate, up, plan.expert_tiles, layer_.activation, false, hidden, hidden_width},
-            plan.expert_tile_capacity, layer_.intermediate_size);
-
-    const int64_t expert_width = rounded_up(down_.per_expert.max_rows);
-    Wide* expert_out = array<Wide>(arrays, pairs * expert_width);
-    const Factor<In> down = down_.per_expert.times(static_cast<const In*>(hidden), hidden_width, nullptr);
-    product(tile, false, {down, {}, plan.expert_tiles, layer_.activation, true, expert_out, expert_width},
-            plan.expert_tile_capacity, down_.per_expert.max_rows);
+    const ProductRows expert_rows{plan.expert_tiles, plan.expert_tile_capacity, tokens * top_k};
+    const ProductRows group_rows{plan.group_tiles, plan.group_tile_capacity, latent_row_bound(tokens, top_k, groups_)};
+    Products<In, Runtime> products(runtime_, arrays, tile, layer_.activation);
+    const In* input = this->input(arrays, chunk);
+    const auto [gate, up] = expert_inputs(products, group_rows, input, plan);
+    const Rounded<In> hidden = products.gated(expert_rows, gate, up);
+    const SplitSums<In> expert_out =
+        products.summed(expert_rows, down_.per_expert.times(hidden.data, hidden.stride, nullptr));
 
     OutputCombine<In> combine{};
     combine.plan = plan;
-    combine.weights = weights.as<const float>();
+    combine.weights = chunk.weights;
     combine.latent = down_.latent;
-    combine.parts = down_.latent
-                        ? group_outputs(arrays, expert_out, expert_width, combine.weights, plan, tile, latent_rows)
-                        : expert_out;
-    combine.stride = hidden_stride();
+    combine.parts =
+        down_.latent ? group_outputs(arrays, products, group_rows, expert_out, combine.weights, plan) : expert_out;
     combine.hidden_size = static_cast<int32_t>(layer_.hidden_size);
-    combine.dtype = y.dtype();
-    combine.y = y.data();
-    if (layer_.shared_expert) shared_expert(arrays, *layer_.shared_expert, input, plan, tile, combine);
+    combine.dtype = dtype;
+    combine.y = chunk.y;
+    if (layer_.shared_expert) shared_expert(arrays, products, *layer_.shared_expert, input, plan, combine);
     runtime_.combine_output(combine);
   }
 
-  const In* input(Arrays& arrays, const Tensor& x) {
-    if (x.dtype() == DTypeOf<In>::value) return x.as<const In>();
-    const auto count = static_cast<int64_t>(x.elements());
+  const In* input(Arrays& arrays, const LayerChunk& chunk) {
+    const DType dtype = chunk.shape.dtype;
+    if (dtype == DTypeOf<In>::value) return static_cast<const In*>(chunk.x);
+    const int64_t count = chunk.shape.tokens * layer_.hidden_size;
     In* converted = array<In>(arrays, count);
-    runtime_.convert(x.dtype(), x.data(), DTypeOf<In>::value, converted, count);
+    runtime_.convert(dtype, chunk.x, DTypeOf<In>::value, converted, count);
     return converted;
   }
 
-  // What an expert's gate or up matrix multiplies: the token itself, or (stage 1) its latent row.
-  Factor<In> expert_input(Arrays& arrays, const Operator& op, const In* x, const RoutingPlan& plan, GemmTile tile,
-                          int64_t latent_rows) {
-    if (!op.latent) return op.per_expert.times(x, layer_.hidden_size, plan.row_token);
-    const int64_t width = rounded_up(op.shared.max_rows);
-    In* z = array<In>(arrays, latent_rows * width);
-    const Factor<In> factor = op.shared.times(x, layer_.hidden_size, plan.latent_token);
-    product(tile, false, {factor, {}, plan.group_tiles, layer_.activation, false, z, width}, plan.group_tile_capacity,
-            op.shared.max_rows);
-    return op.per_expert.times(static_cast<const In*>(z), width, plan.row_latent);
+  // What the experts' gate and up matrices multiply: the token itself, or (stage 1) its latent rows.
+  std::pair<Operand<In>, Operand<In>> expert_inputs(Products<In, Runtime>& products, const ProductRows& group_rows,
+                                                    const In* x, const RoutingPlan& plan) {
+    std::vector<Operand<In>> bases;
+    const auto basis_of = [&](const Operator& op) {
+      if (op.latent) bases.push_back(op.shared.times(x, layer_.hidden_size, plan.latent_token));
+    };
+    basis_of(gate_);
+    if (!layer_.shares_gate_up_basis()) basis_of(up_);
+    const std::vector<Rounded<In>> z = products.rounded(group_rows, bases);
+
+    const auto input_of = [&](const Operator& op, size_t index) {
+      if (!op.latent) return op.per_expert.times(x, layer_.hidden_size, plan.row_token);
+      return op.per_expert.times(z[index].data, z[index].stride, plan.row_latent);
+    };
+    return {input_of(gate_, 0), input_of(up_, z.size() - 1)};
   }
 
   // Stages 4 and 5.
-  const Wide* group_outputs(Arrays& arrays, const Wide* expert_out, int64_t expert_width, const float* weights,
-                            const RoutingPlan& plan, GemmTile tile, int64_t latent_rows) {
-    In* latent = array<In>(arrays, latent_rows * expert_width);
-    runtime_.combine_latent(LatentCombine<In>{plan, weights, expert_out, expert_width,
-                                              down_ranks_.template as<const int32_t>(), latent, expert_width},
-                            latent_rows);
-    Wide* out = array<Wide>(arrays, latent_rows * hidden_stride());
-    const Factor<In> factor = down_.shared.times(static_cast<const In*>(latent), expert_width, nullptr);
-    product(tile, false, {factor, {}, plan.group_tiles, layer_.activation, true, out, hidden_stride()},
-            plan.group_tile_capacity, layer_.hidden_size);
-    return out;
+  SplitSums<In> group_outputs(Arrays& arrays, Products<In, Runtime>& products, const ProductRows& group_rows,
+                              const SplitSums<In>& expert_out, const float* weights, const RoutingPlan& plan) {
+    const int64_t stride = expert_out.stride;
+    In* latent = array<In>(arrays, group_rows.count * stride);
+    runtime_.combine_latent(
+        LatentCombine<In>{plan, weights, expert_out, down_ranks_.template as<const int32_t>(), latent, stride},
+        group_rows.count);
+    return products.summed(group_rows, down_.shared.times(latent, stride, nullptr));
   }
 
-  void shared_expert(Arrays& arrays, const SharedExpert& shared, const In* x, const RoutingPlan& plan, GemmTile tile,
-                     OutputCombine<In>& combine) {
-    const int64_t width = rounded_up(shared_gate_.max_rows);
-    In* hidden = array<In>(arrays, plan.tokens * width);
-    const Factor<In> gate = shared_gate_.times(x, layer_.hidden_size, nullptr);
-    const Factor<In> up = shared_up_.times(x, layer_.hidden_size, nullptr);
-    product(tile, true, {gate, up, plan.token_tiles, layer_.activation, false, hidden, width}, plan.token_tile_capacity,
-            shared_gate_.max_rows);
-    Wide* out = array<Wide>(arrays, plan.tokens * hidden_stride());
-    const Factor<In> down = shared_down_.times(static_cast<const In*>(hidden), width, nullptr);
-    product(tile, false, {down, {}, plan.token_tiles, layer_.activation, true, out, hidden_stride()},
-            plan.token_tile_capacity, layer_.hidden_size);
-    combine.shared_out = out;
+  void shared_expert(Arrays& arrays, Products<In, Runtime>& products, const SharedExpert& shared, const In* x,
+                     const RoutingPlan& plan, OutputCombine<In>& combine) {
+    const ProductRows rows{plan.token_tiles, plan.token_tile_capacity, plan.tokens};
+    const Rounded<In> hidden = products.gated(rows, shared_gate_.times(x, layer_.hidden_size, nullptr),
+                                              shared_up_.times(x, layer_.hidden_size, nullptr));
+    combine.shared_out = products.summed(rows, shared_down_.times(hidden.data, hidden.stride, nullptr));
     if (!shared.gate_logit) return;
     Wide* scale = array<Wide>(arrays, plan.tokens);
     runtime_.shared_expert_scale(SharedScale<In>{x, static_cast<int32_t>(layer_.hidden_size),
@@ -312,15 +313,11 @@ class LayerChain final : public LayerForward {
     combine.shared_scale = scale;
   }
 
-  void product(GemmTile tile, bool dual, const GroupedGemm<In>& args, int64_t row_tiles, int64_t max_cols) {
-    runtime_.grouped_gemm(tile, dual, args, row_tiles, max_cols);
-  }
-
   // Hopper's tiles where they were asked for and can read this layer and x; else the other ones.
-  TileRequest tiles_for(const Tensor& x) {
+  TileRequest tiles_for(const LayerChunk& chunk) {
     const TileRequest asked = runtime_.tiles();
-    if (!is_half(DTypeOf<In>::value) || !wants_hopper(asked)) return asked;
-    if (mapped_ && (x.dtype() != DTypeOf<In>::value || aligned16(x.data()))) return asked;
+    if (!is_half(DTypeOf<In>::value) || !wants_hopper(asked) || choose_stream(chunk.shape.tokens, asked)) return asked;
+    if (mapped_ && (chunk.shape.dtype != DTypeOf<In>::value || aligned16(chunk.x))) return asked;
     if (!asked.exact) return {TileFamily::Mma, {}};
     fail(ErrorCode::InvalidArgument,
          "The Hopper tile that was asked for needs 16-byte aligned rows, but this layer has ", layer_.hidden_size,
@@ -335,6 +332,7 @@ class LayerChain final : public LayerForward {
   Memory down_ranks_;  // [experts] rows of each down matrix
   int32_t groups_;
   Table<Runtime> shared_gate_, shared_up_, shared_down_;
+  ChunkGraphs<Runtime> graphs_;
 };
 
 }  // namespace molae::cuda

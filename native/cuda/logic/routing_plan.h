@@ -11,6 +11,9 @@ namespace molae::cuda {
 // Up to this many experts (and groups) a layer: their counts are scanned in the shared memory of one block.
 inline constexpr int32_t kMaxExperts = 2048;
 
+// Kernels count rows, columns and pairs in 32 bits.
+inline constexpr int64_t kMaxCount = int64_t{1} << 30;
+
 // Tokens that one block of the counting sort takes.
 inline constexpr int32_t kSortTokens = 64;
 inline constexpr int kSortThreads = 256;

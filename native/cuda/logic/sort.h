@@ -4,8 +4,9 @@
 #include "cuda/logic/routing_plan.h"
 
 // The stable counting sort of a routing, in three kernels: count (a block a chunk of tokens), plan (one block),
-// scatter (a block a chunk). Threads own experts and groups and walk their chunk's slots in order: nothing depends on
-// the order in which threads run, so the result is the same every time, and the same as SortedRouting's.
+// scatter (a block a chunk), or in one where there is one chunk. Threads own experts and groups and walk their chunk's
+// slots in order: nothing depends on the order in which threads run, so the result is the same every time, and the same
+// as SortedRouting's.
 namespace molae::cuda {
 
 struct Chunk {
@@ -195,6 +196,14 @@ MOLAE_HD void scatter_chunk(const Block& block, const RoutingPlan& plan) {
       plan.row_latent[plan.row_of_slot[slot]] = latent;
     }
   });
+}
+
+// All three steps of a routing that is one chunk, by one block.
+template <class Block>
+MOLAE_HD void sort_chunk(const Block& block, const RoutingPlan& plan, PlanShared& shared) {
+  count_chunk(block, plan);
+  plan_rows(block, plan, shared);
+  scatter_chunk(block, plan);
 }
 
 }  // namespace molae::cuda

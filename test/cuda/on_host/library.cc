@@ -98,7 +98,10 @@ class HostCudaBackend final : public Backend {
   std::unique_ptr<LayerForward> prepare(ExpertLayer layer) override {
     check_layer(layer, owner_);
     const char* tiles = std::getenv(cuda::kTilesVariable);
-    const HostRuntime runtime(&error_, cuda::parse_tile_request(tiles ? tiles : "", true, "the host"));
+    const char* launch = std::getenv(cuda::kLaunchVariable);
+    const bool graph = cuda::parse_launch_mode(launch ? launch : "") == cuda::LaunchMode::Graph;
+    const HostRuntime runtime(&error_, cuda::parse_tile_request(tiles ? tiles : "", true, "the host"), 0, 8,
+                              graph ? &graphs_ : nullptr);
     switch (cuda::common_dtype(layer)) {
       case DType::F64:
         return std::make_unique<cuda::LayerChain<double, HostRuntime>>(runtime, std::move(layer));
@@ -116,6 +119,7 @@ class HostCudaBackend final : public Backend {
   const Backend* owner_;
   std::unique_ptr<Backend> cpu_;
   unsigned long long error_ = cuda::kNoError;
+  HostGraphs graphs_;
   cuda::KernelDecoder<HostDecoderRuntime> decoder_;
   std::shared_ptr<std::atomic<size_t>> held_ = std::make_shared<std::atomic<size_t>>(0);
 };

@@ -3,6 +3,7 @@
 #include <cuda_pipeline_primitives.h>
 
 #include "cuda/kernels/hopper/wgmma.cuh"
+#include "cuda/kernels/thread_variable.cuh"
 #include "cuda/logic/hopper/ring.h"
 #include "cuda/logic/hopper/weight_map.h"
 
@@ -17,14 +18,7 @@ class DeviceGroup {
   __device__ __forceinline__ int index() const { return index_; }
 
   template <class T>
-  class Local {
-   public:
-    __device__ __forceinline__ explicit Local(const DeviceGroup&) {}
-    __device__ __forceinline__ T& operator[](int) { return value_; }
-
-   private:
-    T value_;
-  };
+  using Local = ThreadVariable<T>;
 
   template <class Phase>
   __device__ __forceinline__ void each_thread(Phase phase) const {
