@@ -29,8 +29,8 @@ MOLAE_LAPACK(float, s)
 MOLAE_LAPACK(double, d)
 #undef MOLAE_LAPACK
 
-// Columns of a right-hand side that one task solves for.
-constexpr int64_t kSolvedColumns = 6400;
+// Columns of a right-hand side that one task solves for: every task packs the triangle anew.
+constexpr int64_t kLeastSolvedColumns = 128, kMostSolvedColumns = 6400;
 
 void check_finite(const Tensor& a, const char* operation) {
   const int64_t bad = first_non_finite(a.dtype(), a.data(), a.elements());
@@ -101,9 +101,10 @@ void solve_spd_in(Context context, const Tensor& spd, const Tensor& rhs) {
   Lapack<Real>::potrf("U", &r, spd.as<Real>(), &r, &info);  // our lower triangle by rows
   if (info > 0) fail(ErrorCode::NoConvergence, "The matrix is not positive definite at pivot ", info);
   blas::check_info(info, "potrf");
-  const int64_t tasks = (cols + kSolvedColumns - 1) / kSolvedColumns;
+  const int64_t most = std::clamp((cols + 7) / 8, kLeastSolvedColumns, kMostSolvedColumns);
+  const int64_t tasks = (cols + most - 1) / most;
   ComputePool::instance().parallel_for(context.threads, tasks, [&](int64_t task, int) {
-    const int64_t begin = task * kSolvedColumns, count = std::min(kSolvedColumns, cols - begin);
+    const int64_t begin = task * most, count = std::min(most, cols - begin);
     for (const CBLAS_TRANSPOSE side : {CblasNoTrans, CblasTrans}) {
       blas::divide_by_triangle(side, r, count, spd.as<const Real>(), rhs.as<Real>() + begin, cols);
     }

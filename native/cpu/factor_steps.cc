@@ -37,8 +37,8 @@ std::vector<GramTile> gram_tiles(int64_t n) {
   return tiles;
 }
 
-// Rows of a residual that one task computes.
-constexpr int64_t kResidualRows = 64;
+// The most rows of a residual that one task computes.
+constexpr int64_t kResidualRows = 192;
 
 // The expert in the precision it is multiplied in: its own memory where it has that precision already.
 template <class Real>
@@ -127,13 +127,15 @@ double squared_residual_in(Context context, const Tensor& w, const Tensor& a, co
   const Real* right = widened<Real>(context, kOperandB, b);
   const int64_t cols = w.cols();
   const int64_t r = a.cols();
-  const int64_t tasks = (w.rows() + kResidualRows - 1) / kResidualRows;
-  Real* scratch = context.workspace.get<Real>(kScratch, kResidualRows * cols * context.threads);
+  // An even number of equal tasks. They depend on the rows alone: so does the sum, then.
+  const int64_t tasks = 2 * ((w.rows() + 2 * kResidualRows - 1) / (2 * kResidualRows));
+  const int64_t most = tasks == 0 ? 0 : (w.rows() + tasks - 1) / tasks;
+  Real* scratch = context.workspace.get<Real>(kScratch, most * cols * context.threads);
   std::vector<double> parts(tasks);
   ComputePool::instance().parallel_for(context.threads, tasks, [&](int64_t task, int participant) {
-    const int64_t row = task * kResidualRows;
-    const int64_t rows = std::min(kResidualRows, w.rows() - row);
-    Real* residual = scratch + kResidualRows * cols * participant;
+    const int64_t row = w.rows() * task / tasks;
+    const int64_t rows = w.rows() * (task + 1) / tasks - row;
+    Real* residual = scratch + most * cols * participant;
     widen_elements(w.dtype(), static_cast<const std::byte*>(w.data()) + row * cols * item_size(w.dtype()), residual,
                    rows * cols);
     blas::gemm(false, false, rows, cols, r, Real(-1), left + row * r, r, right, cols, Real(1), residual, cols);
