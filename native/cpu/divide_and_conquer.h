@@ -13,7 +13,7 @@ namespace molae::cpu {
 //   d, e    the diagonal [n] and what is beside it [n - 1], n >= 1; destroyed
 //   values  [n] descending
 //   vectors [top, n], the eigenvectors of the first `top` >= 1 values as rows
-// At most 0.75 n² elements of workspace, beside a few of n rows or columns.
+// At most 0.8 n² elements of workspace, and 128 n a thread.
 template <class Real>
 void tridiagonal_eigenvectors(Context context, int64_t n, int64_t top, Real* d, Real* e, Real* values, Real* vectors);
 
