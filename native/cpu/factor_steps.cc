@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <type_traits>
 #include <vector>
 
 #include "core/error.h"
@@ -37,8 +38,8 @@ std::vector<GramTile> gram_tiles(int64_t n) {
   return tiles;
 }
 
-// Rows of a residual that one task computes.
-constexpr int64_t kResidualRows = 64;
+// The most rows of a residual that one task computes.
+constexpr int64_t kResidualRows = 192;
 
 // The expert in the precision it is multiplied in: its own memory where it has that precision already.
 template <class Real>
@@ -58,31 +59,35 @@ const Real* widened(Context context, Slot slot, const Tensor& w) {
 template <class Real>
 void add_gram(Context context, const Real* data, int64_t ld, int64_t inner, SharedSide side, const Tensor& gram) {
   const int64_t n = gram.rows();
-  const int64_t chunk = sizeof(Real) == 4 ? kGramChunk : inner;
   const std::vector<GramTile> tiles = gram_tiles(n);
-  constexpr int64_t kElements = kLargestGramTile * kLargestGramTile;
-  Real* scratch = context.workspace.get<Real>(kScratch, kElements * context.threads);
-
-  ComputePool::instance().parallel_for(
-      context.threads, static_cast<int64_t>(tiles.size()), [&](int64_t index, int participant) {
-        const auto& [row, rows, col, cols] = tiles[index];
-        Real* block = scratch + kElements * participant;
-        for (int64_t begin = 0; begin < inner; begin += chunk) {
-          const int64_t length = std::min(chunk, inner - begin);
-          if (side == SharedSide::Input) {
-            const Real* part = data + begin * ld;
-            blas::gemm(true, false, rows, cols, length, Real(1), part + row, ld, part + col, ld, Real(0), block, cols);
-          } else {
-            const Real* part = data + begin;
-            blas::gemm(false, true, rows, cols, length, Real(1), part + row * ld, ld, part + col * ld, ld, Real(0),
-                       block, cols);
-          }
-          for (int64_t i = 0; i < rows; ++i) {
-            double* sums = gram.as<double>() + (row + i) * n + col;
-            for (int64_t j = 0; j < cols; ++j) sums[j] += static_cast<double>(block[i * cols + j]);
-          }
+  const auto multiply = [&](const GramTile& tile, int64_t begin, int64_t length, Real beta, Real* out, int64_t stride) {
+    const bool by_rows = side == SharedSide::Input;
+    const Real* part = data + (by_rows ? begin * ld : begin);
+    const int64_t step = by_rows ? 1 : ld;
+    blas::gemm(by_rows, !by_rows, tile.rows, tile.cols, length, Real(1), part + tile.row * step, ld,
+               part + tile.col * step, ld, beta, out, stride);
+  };
+  const auto sums_of = [&](const GramTile& tile) { return gram.as<double>() + tile.row * n + tile.col; };
+  ComputePool& pool = ComputePool::instance();
+  const auto count = static_cast<int64_t>(tiles.size());
+  if constexpr (std::is_same_v<Real, double>) {
+    pool.parallel_for(context.threads, count,
+                      [&](int64_t index, int) { multiply(tiles[index], 0, inner, 1, sums_of(tiles[index]), n); });
+  } else {
+    constexpr int64_t kElements = kLargestGramTile * kLargestGramTile;
+    Real* scratch = context.workspace.get<Real>(kScratch, kElements * context.threads);
+    pool.parallel_for(context.threads, count, [&](int64_t index, int participant) {
+      const GramTile& tile = tiles[index];
+      Real* block = scratch + kElements * participant;
+      for (int64_t begin = 0; begin < inner; begin += kGramChunk) {
+        multiply(tile, begin, std::min(kGramChunk, inner - begin), 0, block, tile.cols);
+        for (int64_t i = 0; i < tile.rows; ++i) {
+          double* sums = sums_of(tile) + i * n;
+          for (int64_t j = 0; j < tile.cols; ++j) sums[j] += static_cast<double>(block[i * tile.cols + j]);
         }
-      });
+      }
+    });
+  }
 }
 
 template void add_gram(Context, const float*, int64_t, int64_t, SharedSide, const Tensor&);
@@ -127,13 +132,15 @@ double squared_residual_in(Context context, const Tensor& w, const Tensor& a, co
   const Real* right = widened<Real>(context, kOperandB, b);
   const int64_t cols = w.cols();
   const int64_t r = a.cols();
-  const int64_t tasks = (w.rows() + kResidualRows - 1) / kResidualRows;
-  Real* scratch = context.workspace.get<Real>(kScratch, kResidualRows * cols * context.threads);
+  // An even number of equal tasks. They depend on the rows alone: so does the sum, then.
+  const int64_t tasks = 2 * ((w.rows() + 2 * kResidualRows - 1) / (2 * kResidualRows));
+  const int64_t most = tasks == 0 ? 0 : (w.rows() + tasks - 1) / tasks;
+  Real* scratch = context.workspace.get<Real>(kScratch, most * cols * context.threads);
   std::vector<double> parts(tasks);
   ComputePool::instance().parallel_for(context.threads, tasks, [&](int64_t task, int participant) {
-    const int64_t row = task * kResidualRows;
-    const int64_t rows = std::min(kResidualRows, w.rows() - row);
-    Real* residual = scratch + kResidualRows * cols * participant;
+    const int64_t row = w.rows() * task / tasks;
+    const int64_t rows = w.rows() * (task + 1) / tasks - row;
+    Real* residual = scratch + most * cols * participant;
     widen_elements(w.dtype(), static_cast<const std::byte*>(w.data()) + row * cols * item_size(w.dtype()), residual,
                    rows * cols);
     blas::gemm(false, false, rows, cols, r, Real(-1), left + row * r, r, right, cols, Real(1), residual, cols);

@@ -1,0 +1,149 @@
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <utility>
+
+#include "cpu/divide_and_conquer.h"
+#include "native/tensors.h"
+
+// Divide and conquer on its own: matrices of which much, little or all is deflated.
+namespace molae::test {
+namespace {
+
+using namespace cpu;
+
+// A symmetric tridiagonal matrix.
+struct Tridiagonal {
+  Values d, e;
+
+  double largest() const {
+    double value = 0;
+    for (const Values& part : {d, e}) {
+      for (const double x : part) value = std::max(value, std::abs(x));
+    }
+    return value;
+  }
+  // T v
+  Values times(const double* v) const {
+    Values product(d.size());
+    for (size_t i = 0; i < d.size(); ++i) {
+      product[i] = d[i] * v[i];
+      if (i > 0) product[i] += e[i - 1] * v[i - 1];
+      if (i < e.size()) product[i] += e[i] * v[i + 1];
+    }
+    return product;
+  }
+};
+
+using Make = Tridiagonal (*)(Context&, int64_t);
+
+Tridiagonal random_matrix(Context& context, int64_t n) {
+  return {random_values(context, n), random_values(context, n - 1)};
+}
+// Eigenvalues 2 - 2 cos(pi i / (n + 1)): all coupled.
+Tridiagonal second_difference(Context&, int64_t n) { return {Values(n, 2), Values(n - 1, -1)}; }
+// What Householder's reflections make of a Gram matrix of random rows: a flat spectrum.
+Tridiagonal flat(Context& context, int64_t n) {
+  Tridiagonal t{Values(n, 1), random_values(context, n - 1, 0.25)};
+  for (double& x : t.d) x += 0.01 * context.integer(-9, 9);
+  return t;
+}
+// Two copies of every eigenvalue but for the last digits (Wilkinson).
+Tridiagonal close_pairs(Context&, int64_t n) {
+  Tridiagonal t{Values(n), Values(n - 1, 1)};
+  for (int64_t i = 0; i < n; ++i) t.d[i] = std::abs(static_cast<double>(i) - static_cast<double>(n - 1) / 2);
+  return t;
+}
+// A few values many times each.
+Tridiagonal repeated(Context& context, int64_t n) {
+  Tridiagonal t{Values(n), Values(n - 1, 0)};
+  for (double& x : t.d) x = context.integer(-1, 2);
+  for (double& x : t.e) x = context.chance(0.3) ? 0.5 : 0;
+  return t;
+}
+// Elements from 1 to 1e-12: most of it is below what rounding leaves of the rest.
+Tridiagonal graded(Context& context, int64_t n) {
+  Tridiagonal t = random_matrix(context, n);
+  for (int64_t i = 0; i < n; ++i) t.d[i] *= std::pow(10, -12.0 * static_cast<double>(i) / static_cast<double>(n));
+  for (int64_t i = 0; i + 1 < n; ++i) t.e[i] *= std::pow(10, -12.0 * static_cast<double>(i) / static_cast<double>(n));
+  return t;
+}
+// What couples the parts is as small as rounding.
+Tridiagonal barely_coupled(Context& context, int64_t n) {
+  Tridiagonal t = random_matrix(context, n);
+  for (double& x : t.e) x *= 1e-15;
+  return t;
+}
+Tridiagonal identity(Context&, int64_t n) { return {Values(n, 1), Values(n - 1, 0)}; }
+Tridiagonal zero(Context&, int64_t n) { return {Values(n, 0), Values(n - 1, 0)}; }
+
+template <class Real>
+void check(const Tridiagonal& matrix, int64_t top, int threads) {
+  const int64_t n = static_cast<int64_t>(matrix.d.size());
+  std::vector<Real> d(matrix.d.begin(), matrix.d.end()), e(matrix.e.begin(), matrix.e.end());
+  const Tridiagonal stored{{d.begin(), d.end()}, {e.begin(), e.end()}};
+  const Real poison = std::numeric_limits<Real>::quiet_NaN();
+  std::vector<Real> values(n, poison), rows(top * n, poison);
+  Workspace workspace(std::make_shared<HostMemory>());
+  tridiagonal_eigenvectors<Real>({threads, workspace}, n, top, d.data(), e.data(), values.data(), rows.data());
+
+  const Values v(rows.begin(), rows.end());
+  const double rounding = 8 * std::numeric_limits<Real>::epsilon() * std::sqrt(static_cast<double>(n));
+  const double scale = stored.largest();
+  const std::string what = "n " + std::to_string(n) + ", top " + std::to_string(top);
+  expect(std::is_sorted(values.rbegin(), values.rend()), what, ": order");
+  double trace = 0, sum = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    trace += stored.d[i];
+    sum += values[i];
+  }
+  expect(std::abs(trace - sum) <= rounding * scale * std::sqrt(static_cast<double>(n)), what, ": trace ", trace,
+         ", sum ", sum);
+  for (int64_t i = 0; i < top; ++i) {
+    const Values product = stored.times(&v[i * n]);
+    for (int64_t j = 0; j < n; ++j) {
+      const double error = std::abs(product[j] - values[i] * v[i * n + j]);
+      expect(error <= rounding * scale, what, ": pair ", i, " is off by ", error);
+    }
+  }
+  const Values overlaps = reference_product(v, false, v, true, top, top, n);
+  for (int64_t i = 0; i < top * top; ++i) {
+    const double error = std::abs(overlaps[i] - (i % (top + 1) == 0 ? 1 : 0));
+    expect(error <= rounding, what, ": overlap of ", i / top, " and ", i % top, " is off by ", error);
+  }
+}
+
+void check_all(Context& context, Make make, double scale = 1) {
+  for (const int64_t n : {1, 2, 3, 5, 31, 64, 65, 130, 257, 300, 515}) {
+    Tridiagonal matrix = make(context, n);
+    for (Values* part : {&matrix.d, &matrix.e}) {
+      for (double& x : *part) x *= scale;
+    }
+    for (const int64_t top : {int64_t{1}, (n + 2) / 3, n}) {
+      const int threads = static_cast<int>(context.integer(1, 3));
+      check<double>(matrix, top, threads);
+      check<float>(matrix, top, threads);
+    }
+  }
+}
+
+MOLAE_TEST("eigenvectors: random tridiagonal matrices", Logic) { check_all(context, random_matrix); }
+MOLAE_TEST("eigenvectors: a second difference", Logic) { check_all(context, second_difference); }
+MOLAE_TEST("eigenvectors: a flat spectrum", Logic) { check_all(context, flat); }
+MOLAE_TEST("eigenvectors: pairs of close eigenvalues", Logic) { check_all(context, close_pairs); }
+MOLAE_TEST("eigenvectors: repeated eigenvalues", Logic) { check_all(context, repeated); }
+MOLAE_TEST("eigenvectors: a graded matrix", Logic) { check_all(context, graded); }
+MOLAE_TEST("eigenvectors: parts that are barely coupled", Logic) { check_all(context, barely_coupled); }
+MOLAE_TEST("eigenvectors: multiples of one and zero", Logic) {
+  check_all(context, identity);
+  check_all(context, zero);
+}
+MOLAE_TEST("eigenvectors: tiny and huge elements", Logic) {
+  for (const double scale : {1e-30, 1e30}) {
+    check_all(context, random_matrix, scale);
+    check_all(context, repeated, scale);
+  }
+}
+
+}  // namespace
+}  // namespace molae::test
