@@ -151,6 +151,31 @@ describe('environment variables', () => {
     expect((await runWith({ MOLAE_BACKEND: 'cuda:999' })).stdout).toMatch(/^DEVICE_UNAVAILABLE /);
   });
 
+  test('MOLAE_INSTRUCTIONS limits the vectors that kernels and BLAS take, and more than there is is an error', async () => {
+    const describeCpu = `
+      const { openDevice } = await import(${library});
+      await openDevice('cpu').then(
+        ({ info }) => console.log(JSON.stringify(info)),
+        ({ code, message }) => console.log(code + ' ' + message),
+      );`;
+    const runLimited = async (instructions: string) =>
+      (await run(describeCpu, { ...process.env, MOLAE_INSTRUCTIONS: instructions })).stdout;
+    expect(JSON.parse(await runLimited('plain')).features).toEqual([]);
+    expect(await runLimited('avx3')).toMatch(/^INVALID_ARGUMENT .*MOLAE_INSTRUCTIONS.*avx3/);
+    const { features } = JSON.parse(await runLimited(''));
+    if (features.includes('avx2')) {
+      const limited = JSON.parse(await runLimited('avx2'));
+      expect(limited.features).toEqual(['avx2', 'fma']);
+      // Whatever OpenBLAS thinks of the processor, unless it was told.
+      if (!process.env.OPENBLAS_CORETYPE) expect(limited.library).toMatch(/Haswell|Zen|Excavator/);
+    }
+    if (!features.includes('avx512')) {
+      expect(await runLimited('avx512')).toMatch(/^INVALID_ARGUMENT .*MOLAE_INSTRUCTIONS.*avx512/);
+    } else if (!process.env.OPENBLAS_CORETYPE) {
+      expect(JSON.parse(await runLimited('')).library).toMatch(/SkylakeX|Cooperlake|SapphireRapids|Zen/);
+    }
+  });
+
   test('MOLAE_PREBUILD is where the addon is looked for, and the error names it', async () => {
     const elsewhere = await mkdtemp(join(tmpdir(), 'molae-prebuild-'));
     try {

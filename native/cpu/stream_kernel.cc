@@ -202,12 +202,20 @@ MOLAE_INLINE void stream_runs(const float* const* x, int64_t rows, const float* 
 // Whole pairs of vectors of a row with the even elements before the odd ones; the rest as it is.
 template <int Lanes>
 MOLAE_INLINE void split(const float* from, float* to, int64_t count) {
+  int64_t k = 0;
+#if defined(__clang__)
+  for (; k + 2 * Lanes <= count; k += 2 * Lanes) {
+    for (int lane = 0; lane < Lanes; ++lane) {
+      to[k + lane] = from[k + 2 * lane];
+      to[k + Lanes + lane] = from[k + 2 * lane + 1];
+    }
+  }
+#else  // which would not vectorize that
   using Floats = typename Vectors<Lanes>::Floats;
   using Masks = typename Vectors<Lanes>::Masks;
   Masks even;
   for (int lane = 0; lane < Lanes; ++lane) even[lane] = 2 * lane;
   const Masks odd = even + 1;
-  int64_t k = 0;
   for (; k + 2 * Lanes <= count; k += 2 * Lanes) {
     Floats first, second;
     load(first, from + k);
@@ -215,6 +223,7 @@ MOLAE_INLINE void split(const float* from, float* to, int64_t count) {
     store(to + k, __builtin_shuffle(first, second, even));
     store(to + k + Lanes, __builtin_shuffle(first, second, odd));
   }
+#endif
   std::memcpy(to + k, from + k, (count - k) * sizeof(float));
 }
 
