@@ -228,7 +228,7 @@ class HostRuntime {
   void grouped_gemm(cuda::GemmTile tile, bool dual, const cuda::GroupedGemm<In>& args, int64_t row_tiles,
                     int64_t max_cols) {
     if (row_tiles == 0 || max_cols == 0) return;
-    submit_chained([=, seed = seed_](const AfterPrevious& after_previous) {
+    submit_chained([=, seed = ++seed_](const AfterPrevious& after_previous) {
       if constexpr (is_half(cuda::DTypeOf<In>::value)) {
         if (cuda::tile_family(tile) == cuda::TileFamily::Hopper) {
           hopper_gemm_on_host<In>(tile, {args, row_tiles, max_cols, dual}, kHopperBlocks, seed, after_previous);

@@ -269,8 +269,10 @@ MOLAE_TEST("logic: a capture that fails is an error every time, and plain calls 
 MOLAE_TEST("logic: graphs with every tile give the bits of plain launches", Logic) {
   for (const cuda::GemmTile tile : cuda::kGemmTiles) {
     if (tile == cuda::GemmTile::Simt) continue;  // f32 layers take it above
-    const RandomRouting groups = random_routing(context, 1, context.integer(3, 6), 1);
+    const RandomRouting groups = random_routing(context, 1, context.integer(5, 8), 1);
     LayerOptions options = random_options(context, groups.experts);
+    options.latent[0] = options.latent[1] = false;
+    options.shared_basis = false;
     options.dtypes = {context.chance(0.5) ? DType::BF16 : DType::F16};
     options.hidden_size = 8 * context.integer(10, 40);
     options.intermediate_size = 8 * context.integer(10, 30);
@@ -278,6 +280,8 @@ MOLAE_TEST("logic: graphs with every tile give the bits of plain launches", Logi
     options.rank_unit = 8;
     GraphPair pair(context, options, groups, {cuda::tile_family(tile), tile});
     for (int call = 0; call < 4; ++call) pair.call(cuda::kGraphTokens, 2, options.dtypes[0]);
+    for (int call = 0; call < 6; ++call)
+      pair.call(1, 2, options.dtypes[0]);  // the first expert is another one every time
     expect(pair.graphs().overlapped >= 3, "no kernels that began before others had ended");
   }
 }
