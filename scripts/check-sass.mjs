@@ -8,6 +8,10 @@
 // by asynchronous copies (LDGSTS); registers moved from the producer to the consumers (USETMAXREG). In every streaming
 // kernel, for either architecture: weights in loads of 16 bytes that leave the caches first (LDG.E.EF.128), eight of them one
 // after the other, before anything waits for the first.
+//
+// Kernels of a layer's chain wait (ACQBULK) for the one before them, on every way through their code: before that they do
+// not write, copy tokens, multiply, end or let the next one begin (PREEXIT), and they load the tile map and the tables of
+// weights at most. Products ask for weights before it: prefetches (CCTL), or copies by the copy engine.
 
 import { execFileSync, spawn } from 'node:child_process';
 import { existsSync } from 'node:fs';
@@ -60,7 +64,17 @@ function describeStreamed(mangled) {
   return `stream ${name}${dual === '1' ? ' dual' : ''}`;
 }
 
+function describeTile(mangled) {
+  const [, math, type, rows, dual] =
+    /(TensorCore|Simt)MathI(?:NS0_\d(BF16|F16)E|[fd])Li(\d+)E.*Lb([01])EEE/.exec(mangled) ?? [];
+  if (!math) throw new Error(`A kernel with an unknown name: ${mangled}`);
+  const name = type?.toLowerCase() ?? (mangled.includes('MathIf') ? 'f32' : 'f64');
+  return `tile${rows} ${name}${dual === '1' ? ' dual' : ''}`;
+}
+
 function describeChained(mangled) {
+  if (mangled.includes('hopper_gemm')) return describeHopper(mangled);
+  if (mangled.includes('19grouped_gemm')) return describeTile(mangled);
   const [, name, type, dual] =
     /\d([a-z_]+)_kernel(?:I(NS0_\d(?:BF16|F16)E|[fd])(?:Lb([01])E)?)?/.exec(mangled) ?? [];
   const types = { f: ' f32', d: ' f64' };
@@ -70,7 +84,10 @@ function describeChained(mangled) {
 
 const listings = new Map();
 
-/** The instructions of each kernel that is looked at, [operation with its modifiers, operands], by its mangled name. */
+/**
+ * The instructions of each kernel that is looked at, [operation with its modifiers, operands, address, under a predicate],
+ * by its mangled name.
+ */
 async function readInstructions(architecture) {
   if (listings.has(architecture)) return listings.get(architecture);
   const kernels = new Map();
@@ -86,9 +103,9 @@ async function readInstructions(architecture) {
       if (instructions) kernels.set(name, instructions);
       continue;
     }
-    const instruction =
-      instructions && /^\s+\/\*[0-9a-f]+\*\/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)(.*?);/.exec(line);
-    if (instruction) instructions.push([instruction[1], instruction[2]]);
+    const [, address, guard, operation, operands] =
+      (instructions && /^\s+\/\*([0-9a-f]+)\*\/\s+(@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)(.*?);/.exec(line)) || [];
+    if (operation) instructions.push([operation, operands, Number.parseInt(address, 16), Boolean(guard)]);
   }
   if ((await ended) !== 0) throw new Error(`${tool} failed`);
   listings.set(architecture, kernels);
@@ -114,15 +131,45 @@ function readResources(architecture) {
 const count = (instructions, ...names) =>
   instructions.filter(([operation]) => names.some((name) => `${operation}.`.startsWith(`${name}.`))).length;
 
-/** How many of these come before the kernel waits for the one before it. */
-const beforeWait = (instructions, ...names) =>
-  count(
-    instructions.slice(
-      0,
-      instructions.findIndex(([operation]) => operation === 'ACQBULK'),
-    ),
-    ...names,
+/** Where an instruction may go on: addresses. The address behind a call stands for its return. */
+function successors(instructions, index) {
+  const [operation, operands, , guarded] = instructions[index];
+  const next = instructions[index + 1]?.[2];
+  const targets = [...operands.matchAll(/\b0x([0-9a-f]+)\s*$/g)].map(([, digits]) =>
+    Number.parseInt(digits, 16),
   );
+  switch (operation.split('.')[0]) {
+    case 'EXIT':
+    case 'RET':
+      return guarded ? [next] : [];
+    case 'BRA': {
+      const always = !guarded && /^\s*0x[0-9a-f]+\s*$/.test(operands);
+      return always ? targets : [...targets, next];
+    }
+    case 'CALL':
+      return [...targets, next];
+    case 'BRX':
+    case 'JMX':
+    case 'JMP':
+      throw new Error(`${operation} goes to an address that is not known here`);
+    default:
+      return [next];
+  }
+}
+
+/** The instructions that a thread may come to without having waited for the kernel before this one. */
+function beforeWait(instructions) {
+  const indices = new Map(instructions.map(([, , address], index) => [address, index]));
+  const reached = new Set([0]);
+  for (const index of reached) {
+    if (instructions[index][0] === 'ACQBULK') continue;
+    for (const address of successors(instructions, index)) {
+      const next = indices.get(address);
+      if (next !== undefined) reached.add(next);
+    }
+  }
+  return [...reached].map((index) => instructions[index]).filter(([operation]) => operation !== 'ACQBULK');
+}
 
 /** The most loads of weights with nothing between them that reads what one of them brings. */
 function mostLoadsTogether(instructions) {
@@ -143,6 +190,17 @@ function mostLoadsTogether(instructions) {
   }
   return most;
 }
+
+/**
+ * What a kernel of the chain does before it waits. Loads: of the tile map the problem; of a weight address, rows, inner size
+ * and dtype, for one or two weights.
+ */
+const aheadOfWait = [
+  { of: /^hopper/, loads: 3, prefetches: false, copies: true }, // an address and a dtype are in the copy engine's map
+  { of: /^tile/, loads: 5, prefetches: true, copies: false },
+  { of: /^streamed_gemm/, loads: 9, prefetches: true, copies: false },
+  { of: /./, loads: 0, prefetches: false, copies: false },
+];
 
 const families = [
   {
@@ -183,21 +241,32 @@ const families = [
     },
   },
   {
-    kernel: /(plan|scatter|combine_latent|combine_output|shared_scale|join_splits|streamed_gemm)_kernel/,
+    kernel:
+      /(plan|scatter|combine_latent|combine_output|shared_scale|join_splits|streamed_gemm|19grouped_gemm|hopper_gemm)_kernel/,
     describe: describeChained,
     architectures: ['sm_90a'],
-    wanted: 30, // 2, 3 of 4 types, and 2 of 4 types single and dual
+    wanted: 58, // 2, 3 of 4 types, 2 of 4 types single and dual; of tiles 8 single and dual, and Hopper's 12
     columns: (code) => ({
-      'loads before the wait': beforeWait(code, 'LDG'),
+      loads: count(beforeWait(code), 'LDG'),
+      prefetches: count(beforeWait(code), 'CCTL'),
+      copies: count(beforeWait(code), 'UTMALDG'),
     }),
     check(code, expect, name) {
-      expect(count(code, 'ACQBULK') === 1 && count(code, 'PREEXIT') === 1, 'one wait, one leave to begin');
+      const before = beforeWait(code);
+      const kind = aheadOfWait.find(({ of }) => of.test(name));
+      const waits = kind.copies ? 2 : 1; // producer and consumers
       expect(
-        beforeWait(code, 'PREEXIT', 'EXIT', 'STG', 'RED', 'ATOMG') === 0,
+        count(code, 'ACQBULK') === waits && count(code, 'PREEXIT') === waits,
+        `not ${waits} times a wait and a leave to begin`,
+      );
+      expect(
+        count(before, 'PREEXIT', 'EXIT', 'ST', 'STG', 'RED', 'ATOM', 'ATOMG', 'LDGSTS', 'HGMMA', 'HMMA') ===
+          0,
         'something goes before the wait',
       );
-      const allowed = name.startsWith('streamed_gemm') ? 8 : 0; // problem, rows, inner size, address and dtype, twice
-      expect(beforeWait(code, 'LDG') <= allowed, 'loads go before the wait');
+      expect(count(before, 'LDG', 'LD') <= kind.loads, 'loads go before the wait');
+      expect(count(before, 'CCTL') > 0 === kind.prefetches, 'weights are (not) asked for before the wait');
+      expect(count(before, 'UTMALDG') > 0 === kind.copies, 'weights are (not) copied before the wait');
     },
   },
 ];

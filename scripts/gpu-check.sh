@@ -4,7 +4,8 @@
 #
 #   scripts/gpu-check.sh pack ARCHIVE.tar.xz [BUILD]   here: BUILD (default: build) has molae.node, libmolae_cuda.so,
 #                                                      molae_native_tests and molae_device_bench
-#   tar -xJf ARCHIVE.tar.xz && molae-gpu-check/gpu-check.sh [RESULT.json]    there: under 10 minutes, one JSON
+#   tar -xJf ARCHIVE.tar.xz && molae-gpu-check/gpu-check.sh [RESULT.json]    there: under 10 minutes, one JSON; 5 minutes more
+#                                                      where its python3 has torch, for the peers of bench/gpu
 #
 # To build what it packs:
 #   export CUDACXX=$(scripts/cuda-toolkit.sh ~/.cache/molae-cuda)
@@ -14,8 +15,9 @@
 # the streaming kernel and by the smallest mma tile, against the card's copy bandwidth, and on a Hopper GPU the mma tiles and
 # Hopper's side by side, against cuBLAS. It also says whether layers launched as graphs give the bits of plain launches (the
 # tests "graphs: ..."), and times both for up to 16 tokens: where the former pass and the latter are faster, kDefaultLaunch
-# in native/cuda/config/launch_choice.h is to become Graph; MOLAE_CUDA_LAUNCH=graph asks for them until then. Where the former pass and the latter are faster there, the default
-# in native/cuda/config/tile_choice.h is to become Hopper's; MOLAE_CUDA_TILES=mma and =hopper choose until then, and after.
+# in native/cuda/config/launch_choice.h is to become Graph; MOLAE_CUDA_LAUNCH=graph asks for them until then. Where the
+# tests of Hopper's tiles pass and they are faster, the default in native/cuda/config/tile_choice.h is to become Hopper's;
+# MOLAE_CUDA_TILES=mma and =hopper choose until then, and after.
 #
 # STATUS: as of this writing this script has packed and has run up to the point where a GPU is needed. No GPU has been at
 # hand: parity (of layers, of tiles and of the decoder's operations), compute-sanitizer and the benches have NEVER run on
@@ -47,9 +49,11 @@ pack() {
   strip "$to/node"
   cp "$here/gpu-check.sh" "$to/"
   cp "$here/../test/cuda/smoke.cjs" "$here/../test/cuda/summarize.cjs" "$to/"
+  mkdir "$to/peers"
+  cp "$here"/../bench/gpu/{run,cells,layer,timing,peers,triton_moe,factorization,molae}.py "$to/peers/"
   # Three of the files contain the same OpenBLAS: a dictionary that reaches from one to the next stores it once.
   tar -C "$folder" -cf - molae-gpu-check/{molae.node,molae_native_tests,molae_device_bench,libmolae_cuda.so,node} \
-    molae-gpu-check/{gpu-check.sh,smoke.cjs,summarize.cjs} | xz -T1 --lzma2=preset=9e,dict=192MiB >"$archive"
+    molae-gpu-check/{gpu-check.sh,smoke.cjs,summarize.cjs,peers} | xz -T1 --lzma2=preset=9e,dict=192MiB >"$archive"
   local bytes
   bytes=$(stat -c %s "$archive")
   echo "gpu-check: $archive has $bytes bytes"
@@ -86,7 +90,7 @@ find_sanitizer() {
 step gpu 20 nvidia-smi --query-gpu=name,driver_version,compute_cap,memory.total --format=csv,noheader
 # Apart, each in a process of its own: a kernel that hangs or reads what it must not takes no other result with it.
 step parity 120 ./molae_native_tests --device cuda --exclude "every Hopper tile" --exclude "graphs:"
-step parity_graphs 60 ./molae_native_tests --device cuda --filter "graphs:"
+step parity_graphs 60 ./molae_native_tests --device cuda --filter "graphs:" --exclude "every Hopper tile"
 case $(cat "$logs/gpu.log") in
 *', 9.0, '*) hopper=1 ;;
 *) hopper=0 ;;
@@ -120,6 +124,14 @@ step smoke 30 ./node smoke.cjs
 step bench 150 ./molae_device_bench --device cuda --tiles mma
 step bench_small 40 ./molae_device_bench --device cuda --tiles small
 step bench_graph 60 ./molae_device_bench --device cuda --tiles mma --launch graph
-if [ $hopper = 1 ]; then step bench_hopper 100 ./molae_device_bench --device cuda --tiles hopper; fi
+if [ $hopper = 1 ]; then
+  step bench_hopper 100 ./molae_device_bench --device cuda --tiles hopper
+  step bench_hopper_graph 60 ./molae_device_bench --device cuda --tiles hopper --launch graph
+fi
+if python3 -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
+  benches=("$logs"/bench.log "$logs"/bench_graph.log)
+  if [ $hopper = 1 ]; then benches+=("$logs"/bench_hopper.log "$logs"/bench_hopper_graph.log); fi
+  step peers 300 python3 peers/run.py "$logs/peers.json" --quick --molae-json "${benches[@]}"
+fi
 
 ./node summarize.cjs "$logs" "$result"

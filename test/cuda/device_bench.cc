@@ -15,14 +15,14 @@
 #include "core/shared_basis.h"
 
 // Times a device against its own ceilings: molae_device_bench [--device cuda|cpu] [--tiles mma|hopper|small]
-// [--launch stream|graph] [--smoke]. JSON on stdout.
+// [--launch stream|graph] [--cells few|all] [--smoke]. JSON on stdout.
 //
 // Medians of host-clock times over calls that are queued together and waited for once, so that a call's time is the
 // device's where the device is the slower one. Data is random normal; weights of several layers take turns, so that
 // caches do not hold them. With --tiles the layers take that family of tiles (MOLAE_CUDA_TILES), and hopper times
 // nothing but layers: kernels that hang take no other result with them. small: layers of 1 and 4 tokens alone, by the
 // tile that they had before there was a streaming kernel. With --launch graph (MOLAE_CUDA_LAUNCH), layers of 1 to 16
-// tokens alone.
+// tokens alone. --cells all: one more, which scripts/gpu-check.sh has no time for.
 namespace {
 
 using namespace molae;
@@ -32,13 +32,18 @@ struct Options {
   std::string device = "cuda";
   std::string tiles;
   std::string launch = "stream";
+  std::string cells = "few";
   bool smoke = false;
 };
 
 class Bench {
  public:
   Bench(Backend& backend, const Options& options)
-      : backend_(backend), tiles_(options.tiles), launch_(options.launch), smoke_(options.smoke) {}
+      : backend_(backend),
+        tiles_(options.tiles),
+        launch_(options.launch),
+        all_cells_(options.cells == "all"),
+        smoke_(options.smoke) {}
 
   void run() {
     std::printf("{\"device\": \"%s\", \"library\": \"%s\", \"memoryBytes\": %zu, \"results\": [", name(), library(),
@@ -50,6 +55,7 @@ class Bench {
       for (const DType dtype : {DType::BF16, DType::F32}) dense_product(dtype);
     }
     for (const Cell& cell : kCells) {
+      if (cell.only_all && !all_cells_) continue;
       for (const int64_t tokens : {1, 4, 16, 64, 512, 4096, 16384}) {
         if (tokens > most_tokens) continue;
         layer(cell, tokens, false);
@@ -65,11 +71,13 @@ class Bench {
   struct Cell {
     const char* name;
     int64_t n, m, experts, top_k, group_size, rank;
+    bool only_all;
   };
-  static constexpr Cell kCells[] = {{"qwen1.5-moe k15 r704", 2048, 1408, 60, 4, 15, 704},
-                                    {"olmoe k8 r512", 2048, 1024, 64, 8, 8, 512},
-                                    {"qwen3-30b-a3b k16 r384", 2048, 768, 128, 8, 16, 384},
-                                    {"deepseek-v3/4 k32 r1024", 7168, 2048, 64, 8, 32, 1024}};
+  static constexpr Cell kCells[] = {{"qwen1.5-moe k15 r704", 2048, 1408, 60, 4, 15, 704, false},
+                                    {"olmoe k8 r512", 2048, 1024, 64, 8, 8, 512, false},
+                                    {"qwen3-30b-a3b k16 r384", 2048, 768, 128, 8, 16, 384, false},
+                                    {"deepseek-v3/4 k32 r1024", 7168, 2048, 64, 8, 32, 1024, false},
+                                    {"deepseek-v2-lite k16 r704", 2048, 1408, 64, 6, 16, 704, true}};
 
   const char* name() { return (name_ = backend_.info().name).c_str(); }
   const char* library() { return (library_ = backend_.info().library).c_str(); }
@@ -237,7 +245,7 @@ class Bench {
 
   Backend& backend_;
   std::string tiles_, launch_;
-  bool smoke_;
+  bool all_cells_, smoke_;
   bool first_ = true;
   std::mt19937 engine_{1};
   std::string name_, library_;
@@ -259,9 +267,12 @@ int main(int count, char** words) {
     } else if (word == "--launch" && i + 1 < count) {
       options.launch = words[++i];
       setenv("MOLAE_CUDA_LAUNCH", options.launch.c_str(), 1);
+    } else if (word == "--cells" && i + 1 < count) {
+      options.cells = words[++i];
     } else {
       std::fprintf(stderr,
-                   "usage: %s [--device cuda|cpu] [--tiles mma|hopper|small] [--launch stream|graph] [--smoke]\n",
+                   "usage: %s [--device cuda|cpu] [--tiles mma|hopper|small] [--launch stream|graph] "
+                   "[--cells few|all] [--smoke]\n",
                    words[0]);
       return 2;
     }

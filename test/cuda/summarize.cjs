@@ -1,4 +1,5 @@
-// The logs of scripts/gpu-check.sh as one JSON file: summarize.cjs LOGS RESULT. Exit 1 where a step failed.
+// The logs of scripts/gpu-check.sh as one JSON file: summarize.cjs LOGS RESULT. Exit 1 where a step failed; the peers are no
+// step of ours.
 const fs = require('node:fs');
 const path = require('node:path');
 
@@ -34,6 +35,15 @@ const bench = readBench('bench');
 const benchHopper = readBench('bench_hopper');
 const benchSmall = readBench('bench_small');
 const benchGraph = readBench('bench_graph');
+const benchHopperGraph = readBench('bench_hopper_graph');
+const readPeers = () => {
+  try {
+    return JSON.parse(text('peers.json'));
+  } catch {
+    return null; // there is no torch, or it was cut short before its first row
+  }
+};
+const peers = readPeers();
 
 // Both families of tiles side by side, and what share of cuBLAS's dense rate the better one has. The tests "tiles: …" say
 // whether each of them is right: only then is the default in native/cuda/config/tile_choice.h to become the faster one.
@@ -61,7 +71,9 @@ const tiles = rows
 // Few tokens: by the streaming kernel, which is what 4 and fewer take, by the tile that they took before it, and as a graph.
 // Bytes are those of the weights that uniform routing touches; a copy reads and writes.
 const copy = rows.find(({ name }) => name === 'device copy')?.gbps;
-const graphTests = parityGraphs.split('\n').filter((line) => /^(ok|FAILED|skipped)\s+graphs: /.test(line));
+const graphTests = `${parityGraphs}\n${parityHopper}`
+  .split('\n')
+  .filter((line) => /^(ok|FAILED|skipped)\s+graphs: /.test(line));
 const decode = (bench?.results ?? [])
   .filter((row) => row.tokens >= 1 && row.tokens <= 16)
   .map((plain) => {
@@ -74,6 +86,7 @@ const decode = (bench?.results ?? [])
       plainMs: plain.medianMs,
       smallMs: same(benchSmall)?.medianMs ?? null,
       graphMs: same(benchGraph)?.medianMs ?? null,
+      hopperGraphMs: same(benchHopperGraph)?.medianMs ?? null,
       ofCopy: copy ? Number((best / copy).toFixed(3)) : null,
     };
   });
@@ -81,7 +94,7 @@ const decode = (bench?.results ?? [])
 const report = {
   date: new Date().toISOString(),
   gpu: text('gpu.log').trim(),
-  ok: Object.values(steps).every((step) => step.ok),
+  ok: Object.entries(steps).every(([name, step]) => step.ok || name === 'peers'),
   steps,
   sanitizer: steps.memcheck ? 'ran' : 'compute-sanitizer was not found',
   parity: counts && {
@@ -97,6 +110,8 @@ const report = {
   benchHopper,
   benchSmall,
   benchGraph,
+  benchHopperGraph,
+  peers,
 };
 fs.writeFileSync(result, `${JSON.stringify(report, null, 2)}\n`);
 for (const line of tileTests) console.log(line);
@@ -112,6 +127,10 @@ for (const row of decode) {
   console.log(
     `${row.name}, ${row.tokens} tokens: plain ${shown(row.plainMs)}, small tile ${shown(row.smallMs)}, graph ${shown(row.graphMs)}${share}`,
   );
+}
+for (const { model, tokens, ours, timesOurs } of peers?.ratios ?? []) {
+  const others = Object.entries(timesOurs).map(([peer, times]) => `${peer} ${times.toFixed(2)}`);
+  console.log(`${model}, ${tokens} tokens, times of ${ours}: ${others.join(', ')}`);
 }
 console.log(`gpu-check: ${report.ok ? 'passed' : 'FAILED'}, see ${result}`);
 process.exitCode = report.ok ? 0 : 1;

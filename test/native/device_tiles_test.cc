@@ -222,6 +222,21 @@ MOLAE_TEST("graphs: layers give the bits of plain launches", Device) {
   }
 }
 
+MOLAE_TEST("graphs: layers of every Hopper tile give the bits of plain launches", Device) {
+  needs_cuda(context);
+  if (!has_hopper_tiles(context)) throw Skipped{"needs compute capability 9.0"};
+  for (const NamedTile& tile : kHopperTiles) {
+    const AskFor asked(kTiles, tile.name);
+    const RandomRouting groups = random_routing(context, 1, 6, 2);
+    const DType dtype = context.chance(0.5) ? DType::BF16 : DType::F16;
+    LayerOptions options = options_of(context, dtype, 8 * context.integer(1, 150), 8 * context.integer(1, 60));
+    options.experts = 6;
+    for (bool& flag : options.latent) flag = context.chance(0.5);
+    options.shared_size = 8 * context.integer(1, 20);
+    check_graphs(context, options, groups);
+  }
+}
+
 MOLAE_TEST("graphs: a bad routing is reported from a graph as from plain launches", Device) {
   needs_cuda(context);
   const RandomRouting groups = random_routing(context, 1, 4, 1);

@@ -158,6 +158,7 @@ uint16_t HopperBlock::operand(uint64_t descriptor, int row, int k) const {
 // -------------------------------------------------------------------------------------------------------------
 
 void HopperGroup::copy16(void* to, const void* from, int bytes) const {
+  expect(waited_, "tokens were read before the wait");
   expect(address(to) % 16 == 0 && reinterpret_cast<uintptr_t>(from) % 16 == 0, "16 bytes, aligned");
   Copy copy{to, {}};
   std::memcpy(copy.bytes, from, bytes);
@@ -183,6 +184,7 @@ void HopperGroup::fence_async() const {
 
 void HopperGroup::copy_box(const WeightMap* map, int32_t inner, int32_t row, void* to, Barrier& barrier) const {
   expect(acquired_.contains(map), "a tensor map without its fence");
+  block_.boxes_ahead += !waited_;
   block_.start_box(*map, inner, row, to, barrier);
 }
 

@@ -1,10 +1,12 @@
 #pragma once
 
 #include <deque>
+#include <functional>
 #include <map>
 #include <set>
 
 #include "cuda/logic/hopper/grouped_gemm.h"
+#include "native/harness.h"
 #include "native/taking_turns.h"
 
 // A model of one block of a Hopper GPU, as far as logic/hopper/grouped_gemm.h uses it, written from the PTX ISA and the
@@ -23,6 +25,10 @@ class HopperBlock {
   unsigned char* shared() { return shared_; }
   uint32_t address(const void* pointer) const;
   TakingTurns& turns() { return turns_; }
+
+  // What happens where a warpgroup waits for the kernel before this one.
+  std::function<void()> previous = [] {};
+  int64_t boxes_ahead = 0;  // that were started before that
 
   void initialize(const cuda::hopper::Barrier& barrier, int arrivals);
   void arrive(const cuda::hopper::Barrier& barrier, int64_t expected_bytes);
@@ -76,6 +82,17 @@ class HopperGroup {
   int index() const { return index_; }
   uint32_t address(const void* pointer) const { return block_.address(pointer); }
 
+  // The kernel before this one may take its time: the other warpgroups get far, mostly.
+  void after_previous() const {
+    for (int i = 0; i < 10; ++i) block_.turns().step();
+    block_.previous();
+    waited_ = true;
+  }
+  template <class T>
+  T load_from_l2(const T* from) const {
+    return *from;
+  }
+
   template <class T>
   class Local {
    public:
@@ -128,6 +145,7 @@ class HopperGroup {
   void begin_products(Sums&) const {}
   template <class In, int kColumns, int kFirst, class Sums>
   void multiply(Sums& sums, uint64_t a, uint64_t b) const {
+    expect(waited_, "a product before the wait");
     products_.back().push_back([this, &sums, a, b] {
       std::vector<float> left(64 * 16), right(16 * kColumns);
       for (int row = 0; row < 64; ++row) {
@@ -175,6 +193,7 @@ class HopperGroup {
   HopperBlock& block_;
   int index_;
   mutable int thread_ = 0;
+  mutable bool waited_ = false;
   mutable std::vector<Copies> copies_;
   mutable std::set<const cuda::WeightMap*> acquired_;
   mutable std::deque<std::vector<std::function<void()>>> products_{1};  // the last group is not committed

@@ -6,10 +6,13 @@ namespace molae::test {
 namespace {
 
 template <class Shape>
-void run_on_model(const cuda::hopper::HopperGemm<typename Shape::In>& args, int64_t blocks, uint64_t seed) {
+int64_t run_on_model(const cuda::hopper::HopperGemm<typename Shape::In>& args, int64_t blocks, uint64_t seed,
+                     const std::function<void()>& after_previous) {
   using namespace cuda::hopper;
+  int64_t boxes_ahead = 0;
   for (int64_t b = 0; b < blocks; ++b) {
     HopperBlock block(sizeof(TileShared<Shape>), seed + b);
+    block.previous = after_previous;
     auto& shared = *reinterpret_cast<TileShared<Shape>*>(block.shared());
     initialize<Shape>(HopperGroup(block, 0), shared);
     std::vector<std::function<void()>> groups;
@@ -18,31 +21,37 @@ void run_on_model(const cuda::hopper::HopperGemm<typename Shape::In>& args, int6
       groups.push_back([&, consumer] { consume<Shape>(HopperGroup(block, consumer), args, shared, b, blocks); });
     }
     block.turns().run(groups);
+    boxes_ahead += block.boxes_ahead;
   }
+  return boxes_ahead;
 }
 
 }  // namespace
 
 template <class In>
-void hopper_gemm_on_host(cuda::GemmTile tile, const cuda::hopper::HopperGemm<In>& args, int64_t blocks, uint64_t seed) {
+int64_t hopper_gemm_on_host(cuda::GemmTile tile, const cuda::hopper::HopperGemm<In>& args, int64_t blocks,
+                            uint64_t seed, const std::function<void()>& after_previous) {
   using namespace cuda;
   using namespace cuda::hopper;
   switch (tile) {
     case GemmTile::Hopper8:
-      return run_on_model<SwappedTile<In, 8>>(args, blocks, seed);
+      return run_on_model<SwappedTile<In, 8>>(args, blocks, seed, after_previous);
     case GemmTile::Hopper16:
-      return run_on_model<SwappedTile<In, 16>>(args, blocks, seed);
+      return run_on_model<SwappedTile<In, 16>>(args, blocks, seed, after_previous);
     case GemmTile::Hopper32:
-      return run_on_model<SwappedTile<In, 32>>(args, blocks, seed);
+      return run_on_model<SwappedTile<In, 32>>(args, blocks, seed, after_previous);
     case GemmTile::Hopper64:
-      return run_on_model<SwappedTile<In, 64>>(args, blocks, seed);
+      return run_on_model<SwappedTile<In, 64>>(args, blocks, seed, after_previous);
     default:
-      if (args.dual && !shares_tokens(args.product)) return run_on_model<PairedTile<In>>(args, blocks, seed);
-      return run_on_model<WideTile<In>>(args, blocks, seed);
+      if (args.dual && !shares_tokens(args.product))
+        return run_on_model<PairedTile<In>>(args, blocks, seed, after_previous);
+      return run_on_model<WideTile<In>>(args, blocks, seed, after_previous);
   }
 }
 
-template void hopper_gemm_on_host(cuda::GemmTile, const cuda::hopper::HopperGemm<cuda::BF16>&, int64_t, uint64_t);
-template void hopper_gemm_on_host(cuda::GemmTile, const cuda::hopper::HopperGemm<cuda::F16>&, int64_t, uint64_t);
+template int64_t hopper_gemm_on_host(cuda::GemmTile, const cuda::hopper::HopperGemm<cuda::BF16>&, int64_t, uint64_t,
+                                     const std::function<void()>&);
+template int64_t hopper_gemm_on_host(cuda::GemmTile, const cuda::hopper::HopperGemm<cuda::F16>&, int64_t, uint64_t,
+                                     const std::function<void()>&);
 
 }  // namespace molae::test

@@ -13,6 +13,7 @@
 #include "cuda/logic/combine.h"
 #include "cuda/logic/host_block.h"
 #include "cuda/logic/layer_chain.h"
+#include "cuda/logic/overlap.h"
 #include "cuda/logic/simt_math.h"
 #include "cuda/logic/sort.h"
 #include "cuda/logic/streamed_gemm.h"
@@ -45,6 +46,10 @@ class HostMemory {
   std::unique_ptr<char, Delete> data_;
 };
 
+// What a kernel calls where it waits for the one before it (kernels/chained_launch.cuh), in every block.
+using AfterPrevious = std::function<void()>;
+inline const AfterPrevious kNothingBefore = [] {};
+
 inline void sort_on_host(const cuda::RoutingPlan& plan) {
   const auto chunks = static_cast<int>(cuda::ceil_div(plan.tokens, cuda::kSortTokens));
   if (chunks == 0) return;
@@ -56,16 +61,20 @@ inline void sort_on_host(const cuda::RoutingPlan& plan) {
 }
 
 template <class Math>
-void gemm_on_host(bool dual, const cuda::GroupedGemm<typename Math::In>& args, int64_t row_tiles, int64_t max_cols) {
+void gemm_on_host(bool dual, const cuda::GroupedGemm<typename Math::In>& args, int64_t row_tiles, int64_t max_cols,
+                  const AfterPrevious& after_previous) {
   const auto shared = std::make_unique<cuda::GemmShared<Math>>();
   for (int64_t x = 0; x < row_tiles; ++x) {
     for (int64_t y = 0; y < cuda::ceil_div(max_cols, Math::kCols); ++y) {
       const cuda::HostBlock block(static_cast<int>(x), Math::kThreads);
+      const cuda::TileIndex at{static_cast<int>(x), static_cast<int>(y)};
       std::memset(static_cast<void*>(shared.get()), 0xff, sizeof *shared);
+      cuda::prefetch_weights<Math>(block, at, args);
+      after_previous();
       if (dual) {
-        cuda::grouped_gemm_tile<Math, true>(block, static_cast<int>(x), static_cast<int>(y), args, *shared);
+        cuda::grouped_gemm_tile<Math, true>(block, at, args, *shared);
       } else {
-        cuda::grouped_gemm_tile<Math, false>(block, static_cast<int>(x), static_cast<int>(y), args, *shared);
+        cuda::grouped_gemm_tile<Math, false>(block, at, args, *shared);
       }
     }
   }
@@ -74,17 +83,17 @@ void gemm_on_host(bool dual, const cuda::GroupedGemm<typename Math::In>& args, i
 // The shapes of kernels/grouped_gemm.cuh.
 template <class In>
 void gemm_on_host(cuda::GemmTile tile, bool dual, const cuda::GroupedGemm<In>& args, int64_t row_tiles,
-                  int64_t max_cols) {
+                  int64_t max_cols, const AfterPrevious& after_previous = kNothingBefore) {
   using namespace cuda;
   switch (tile) {
     case GemmTile::Small:
-      return gemm_on_host<SimtMath<In, 16, 64, 64, 4, true>>(dual, args, row_tiles, max_cols);
+      return gemm_on_host<SimtMath<In, 16, 64, 64, 4, true>>(dual, args, row_tiles, max_cols, after_previous);
     case GemmTile::Medium:
-      return gemm_on_host<SimtMath<In, 64, 128, 32, 3, true>>(dual, args, row_tiles, max_cols);
+      return gemm_on_host<SimtMath<In, 64, 128, 32, 3, true>>(dual, args, row_tiles, max_cols, after_previous);
     case GemmTile::Large:
-      return gemm_on_host<SimtMath<In, 128, 128, 32, 3, true>>(dual, args, row_tiles, max_cols);
+      return gemm_on_host<SimtMath<In, 128, 128, 32, 3, true>>(dual, args, row_tiles, max_cols, after_previous);
     default:
-      return gemm_on_host<SimtMath<In, 64, 64, 16, 2, false>>(dual, args, row_tiles, max_cols);
+      return gemm_on_host<SimtMath<In, 64, 64, 16, 2, false>>(dual, args, row_tiles, max_cols, after_previous);
   }
 }
 
@@ -99,7 +108,7 @@ void each_stream_block(int64_t row_tiles, int64_t column_blocks, int64_t product
 }
 
 template <class In, bool kDual>
-void stream_on_host(const cuda::StreamedGemm<In>& args, cuda::ThreadOrder order) {
+void stream_on_host(const cuda::StreamedGemm<In>& args, cuda::ThreadOrder order, const AfterPrevious& after_previous) {
   using namespace cuda;
   const auto shared = std::make_unique<StreamShared<In, kDual>>();
   each_stream_block(args.row_tiles, ceil_div(args.max_columns, kStreamColumns), args.count, args.splits,
@@ -107,13 +116,16 @@ void stream_on_host(const cuda::StreamedGemm<In>& args, cuda::ThreadOrder order)
                       std::memset(static_cast<void*>(shared.get()), 0xff, sizeof *shared);
                       const HostBlock block(0, kStreamThreads, order);
                       prefetch_weights<In, kDual>(block, at, args);
+                      after_previous();
                       streamed_gemm_block<In, kDual>(block, at, args, *shared);
                     });
 }
 
 template <class In>
-void stream_on_host(const cuda::StreamedGemm<In>& args, cuda::ThreadOrder order = cuda::ThreadOrder::Forwards) {
-  return args.dual ? stream_on_host<In, true>(args, order) : stream_on_host<In, false>(args, order);
+void stream_on_host(const cuda::StreamedGemm<In>& args, cuda::ThreadOrder order = cuda::ThreadOrder::Forwards,
+                    const AfterPrevious& after_previous = kNothingBefore) {
+  return args.dual ? stream_on_host<In, true>(args, order, after_previous)
+                   : stream_on_host<In, false>(args, order, after_previous);
 }
 
 template <class In>
@@ -129,15 +141,21 @@ void join_on_host(const cuda::JoinSplits<In>& args) {
 // The graphs of a HostRuntime, and what became of them.
 struct HostGraphs {
   int captured = 0, launched = 0;
-  bool fail = false;  // the next captures
+  int overlapped = 0;  // kernels that began before the one before them
+  bool fail = false;   // the next captures
 };
 
 // What LayerChain runs on. With `graphs` it launches as MOLAE_CUDA_LAUNCH=graph does: a captured launch is a closure
-// that has the kernel's arguments, as a node of a graph has them.
+// that has the kernel's arguments, as a node of a graph has them. Kernels of a graph that may overlap do: every other
+// one begins before the one before it, which runs where the later one waits for it.
 class HostRuntime {
  public:
   using Memory = HostMemory;
-  using Graph = std::vector<std::function<void()>>;
+  struct Kernel {
+    std::function<void(const AfterPrevious&)> run;
+    bool overlaps;  // with the one before it
+  };
+  using Graph = std::vector<Kernel>;
 
   static constexpr int kHopperBlocks = 3;
 
@@ -169,13 +187,19 @@ class HostRuntime {
     if (graphs_->fail) fail(ErrorCode::Internal, "A capture fails, as the test wants it");
     Graph graph;
     capturing_ = &graph;
+    overlap_ = cuda::Overlap(true);
     queue();
     capturing_ = nullptr;
     ++graphs_->captured;
     return graph;
   }
   void launch(const Graph& graph) {
-    for (const auto& kernel : graph) kernel();
+    size_t next = 0;
+    while (next < graph.size()) {
+      const bool pair = next + 1 < graph.size() && graph[next + 1].overlaps && (next + graphs_->launched) % 2 == 0;
+      pair ? run_overlapped(graph[next], graph[next + 1]) : graph[next].run(kNothingBefore);
+      next += pair ? 2 : 1;
+    }
     ++graphs_->launched;
   }
   void copy(void* to, const void* from, size_t bytes) {
@@ -184,9 +208,12 @@ class HostRuntime {
   }
 
   void sort_rows(const cuda::RoutingPlan& plan) {
+    if (plan.tokens == 0) return;
     submit([=] { sort_on_host(plan); });
+    overlap_.sorted();
   }
   void convert(DType from_dtype, const void* from, DType to_dtype, void* to, int64_t count) {
+    if (count == 0) return;
     submit([=] {
       for (int64_t i = 0; i < count; ++i) {
         if (from_dtype == DType::F64) {
@@ -200,27 +227,34 @@ class HostRuntime {
   template <class In>
   void grouped_gemm(cuda::GemmTile tile, bool dual, const cuda::GroupedGemm<In>& args, int64_t row_tiles,
                     int64_t max_cols) {
-    submit([=, seed = seed_] {
+    if (row_tiles == 0 || max_cols == 0) return;
+    submit_chained([=, seed = ++seed_](const AfterPrevious& after_previous) {
       if constexpr (is_half(cuda::DTypeOf<In>::value)) {
         if (cuda::tile_family(tile) == cuda::TileFamily::Hopper) {
-          return hopper_gemm_on_host<In>(tile, {args, row_tiles, max_cols, dual}, kHopperBlocks, seed);
+          hopper_gemm_on_host<In>(tile, {args, row_tiles, max_cols, dual}, kHopperBlocks, seed, after_previous);
+          return;
         }
       }
-      gemm_on_host(tile, dual, args, row_tiles, max_cols);
+      gemm_on_host(tile, dual, args, row_tiles, max_cols, after_previous);
     });
   }
   int multiprocessors() const { return multiprocessors_; }
   template <class In>
   void streamed_gemm(const cuda::StreamedGemm<In>& args) {
-    submit([=] { stream_on_host(args); });
+    if (args.row_tiles == 0 || args.max_columns == 0) return;
+    submit_chained([=](const AfterPrevious& after_previous) {
+      stream_on_host(args, cuda::ThreadOrder::Forwards, after_previous);
+    });
   }
   template <class In>
   void join_splits(const cuda::JoinSplits<In>& args) {
-    submit([=] { join_on_host(args); });
+    if (args.row_tiles == 0 || args.max_columns == 0) return;
+    submit_waiting([=] { join_on_host(args); });
   }
   template <class In>
   void combine_latent(const cuda::LatentCombine<In>& args, int64_t latent_rows) {
-    submit([=] {
+    if (latent_rows == 0) return;
+    submit_waiting([=] {
       for (int64_t row = 0; row < latent_rows; ++row) {
         cuda::combine_latent_row(cuda::HostBlock(static_cast<int>(row), cuda::kCombineThreads), args);
       }
@@ -228,8 +262,9 @@ class HostRuntime {
   }
   template <class In>
   void combine_output(const cuda::OutputCombine<In>& args) {
-    submit([=] {
-      const int64_t blocks = args.plan.tokens * cuda::ceil_div(args.hidden_size, cuda::kCombineThreads);
+    const int64_t blocks = args.plan.tokens * cuda::ceil_div(args.hidden_size, cuda::kCombineThreads);
+    if (blocks == 0) return;
+    submit_waiting([=] {
       for (int64_t i = 0; i < blocks; ++i) {
         cuda::combine_output(cuda::HostBlock(static_cast<int>(i), cuda::kCombineThreads), args);
       }
@@ -237,7 +272,8 @@ class HostRuntime {
   }
   template <class In>
   void shared_expert_scale(const cuda::SharedScale<In>& args, int64_t tokens) {
-    submit([=] {
+    if (tokens == 0) return;
+    submit_waiting([=] {
       cuda::ScaleShared<In> shared;
       for (int64_t t = 0; t < tokens; ++t) {
         cuda::shared_expert_scale(cuda::HostBlock(static_cast<int>(t), cuda::kScaleThreads), args, shared);
@@ -246,10 +282,35 @@ class HostRuntime {
   }
 
  private:
-  template <class Launch>
-  void submit(Launch launch) {
-    if (!capturing_) return launch();
-    capturing_->push_back(std::move(launch));
+  void run_overlapped(const Kernel& first, const Kernel& second) {
+    bool ran = false;
+    second.run([&] {
+      if (std::exchange(ran, true)) return;
+      first.run(kNothingBefore);
+    });
+    expect(ran, "a kernel that did not wait for the one before it");
+    ++graphs_->overlapped;
+  }
+
+  void queue(bool overlaps, std::function<void(const AfterPrevious&)> run) {
+    if (!capturing_) return run(kNothingBefore);
+    capturing_->push_back({std::move(run), overlaps});
+  }
+  template <class Body>
+  void submit(Body body) {
+    queue(false, [=](const AfterPrevious&) { body(); });
+  }
+  template <class Body>
+  void submit_chained(Body body) {
+    queue(overlap_.next(), body);
+  }
+  // Kernels that wait first of all.
+  template <class Body>
+  void submit_waiting(Body body) {
+    submit_chained([=](const AfterPrevious& after_previous) {
+      after_previous();
+      body();
+    });
   }
 
   unsigned long long* error_;
@@ -258,6 +319,7 @@ class HostRuntime {
   int multiprocessors_;
   HostGraphs* graphs_;
   Graph* capturing_ = nullptr;
+  cuda::Overlap overlap_{false};
 };
 
 }  // namespace molae::test

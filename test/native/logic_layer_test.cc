@@ -202,6 +202,8 @@ class GraphPair {
   std::unique_ptr<LayerForward> with_, without_;
 };
 
+// Every kernel of a graph that may begin before the one before it does so in every other launch: what it reads before
+// it waits is then from the call before.
 MOLAE_TEST("logic: a layer's graphs give the bits of plain launches, whatever the arguments and where they are",
            Logic) {
   for (int round = 0; round < 12; ++round) {
@@ -216,6 +218,7 @@ MOLAE_TEST("logic: a layer's graphs give the bits of plain launches, whatever th
     }
     expect_equal(pair.graphs().captured, 2, "one graph for each shape");
     expect_equal(pair.graphs().launched, 6, "all calls but the first of a shape");
+    expect(pair.graphs().overlapped >= 6, "no kernels that began before others had ended");
     pair.call(cuda::kGraphTokens + 1, 2, dtype);
     pair.call(cuda::kGraphTokens + 1, 2, dtype);
     expect_equal(pair.graphs().launched, 6, "none for many tokens");
@@ -260,6 +263,36 @@ MOLAE_TEST("logic: a capture that fails is an error every time, and plain calls 
   pair.graphs().fail = false;
   for (int i = 0; i < 3; ++i) pair.call(3, 2, DType::F32);
   expect_equal(pair.graphs().captured, 1, "captured once");
+}
+
+// By the tile's name, so that 16 tokens take every one of them.
+MOLAE_TEST("logic: graphs with every tile give the bits of plain launches", Logic) {
+  for (const cuda::GemmTile tile : cuda::kGemmTiles) {
+    if (tile == cuda::GemmTile::Simt) continue;  // f32 layers take it above
+    const RandomRouting groups = random_routing(context, 1, context.integer(5, 8), 1);
+    LayerOptions options = random_options(context, groups.experts);
+    options.latent[0] = options.latent[1] = false;
+    options.shared_basis = false;
+    options.dtypes = {context.chance(0.5) ? DType::BF16 : DType::F16};
+    options.hidden_size = 8 * context.integer(10, 40);
+    options.intermediate_size = 8 * context.integer(10, 30);
+    options.shared_size = 8 * context.integer(1, 10);
+    options.rank_unit = 8;
+    GraphPair pair(context, options, groups, {cuda::tile_family(tile), tile});
+    for (int call = 0; call < 4; ++call) pair.call(cuda::kGraphTokens, 2, options.dtypes[0]);
+    for (int call = 0; call < 6; ++call)
+      pair.call(1, 2, options.dtypes[0]);  // the first expert is another one every time
+    expect(pair.graphs().overlapped >= 3, "no kernels that began before others had ended");
+  }
+}
+
+MOLAE_TEST("logic: the kernel behind a sort begins when the sort has ended", Logic) {
+  cuda::Overlap none(false), overlap(true);
+  overlap.sorted();
+  none.sorted();
+  expect(!overlap.next(), "behind the sort");
+  expect(overlap.next() && overlap.next(), "those after it");
+  expect(!none.next() && !none.next(), "not in a stream");
 }
 
 MOLAE_TEST("logic: how layers are to be launched", Logic) {

@@ -21,7 +21,8 @@ class CudaRuntime {
   using Memory = Scratch;
   using Graph = cuda::Graph;
 
-  CudaRuntime(Gpu& gpu, const TileRequest& tiles, LaunchMode mode) : gpu_(&gpu), tiles_(tiles), mode_(mode) {}
+  CudaRuntime(Gpu& gpu, const TileRequest& tiles, LaunchMode mode)
+      : gpu_(&gpu), tiles_(tiles), mode_(mode), chain_{gpu.stream(), Overlap(false)} {}
 
   void begin() { gpu_->activate(); }
   Memory memory(size_t bytes) {
@@ -46,7 +47,7 @@ class CudaRuntime {
   Graph capture(Queue queue) {
     // To free memory is to wait for the GPU, which nobody may while a stream is captured.
     const auto held = gpu_->pool()->hold();
-    const Capturing capturing(capturing_);
+    const Capturing capturing(*this);
     return Graph(gpu_->stream(), queue);
   }
   void launch(const Graph& graph) { graph.launch(gpu_->stream()); }
@@ -55,7 +56,7 @@ class CudaRuntime {
     check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, gpu_->stream()), "copying a graph's arguments");
   }
 
-  void sort_rows(const RoutingPlan& plan) { check(kernels::sort_rows(chain(), plan), "sorting a routing"); }
+  void sort_rows(const RoutingPlan& plan) { check(kernels::sort_rows(chain_, plan), "sorting a routing"); }
   void convert(DType from_dtype, const void* from, DType to_dtype, void* to, int64_t count) {
     check(kernels::convert(gpu_->stream(), from_dtype, from, to_dtype, to, count), "converting x");
   }
@@ -64,46 +65,51 @@ class CudaRuntime {
     if constexpr (is_half(DTypeOf<In>::value)) {
       if (tile_family(tile) == TileFamily::Hopper) {
         const hopper::HopperGemm<In> product{args, row_tiles, max_cols, dual};
-        return check(kernels::hopper_gemm<In>(gpu_->stream(), tile, product, multiprocessors()), "a grouped product");
+        return check(kernels::hopper_gemm<In>(chain_, tile, product, multiprocessors()), "a grouped product");
       }
     }
-    check(kernels::grouped_gemm<In>(gpu_->stream(), tile, dual, args, row_tiles, max_cols), "a grouped product");
+    check(kernels::grouped_gemm<In>(chain_, tile, dual, args, row_tiles, max_cols), "a grouped product");
   }
   int multiprocessors() const { return gpu_->description().multiprocessors; }
   template <class In>
   void streamed_gemm(const StreamedGemm<In>& args) {
-    check(kernels::streamed_gemm<In>(chain(), args), "a product of few rows");
+    check(kernels::streamed_gemm<In>(chain_, args), "a product of few rows");
   }
   template <class In>
   void join_splits(const JoinSplits<In>& args) {
-    check(kernels::join_splits<In>(chain(), args), "adding up split sums");
+    check(kernels::join_splits<In>(chain_, args), "adding up split sums");
   }
   template <class In>
   void combine_latent(const LatentCombine<In>& args, int64_t latent_rows) {
-    check(kernels::combine_latent<In>(chain(), args, latent_rows), "adding up in the latent space");
+    check(kernels::combine_latent<In>(chain_, args, latent_rows), "adding up in the latent space");
   }
   template <class In>
   void combine_output(const OutputCombine<In>& args) {
-    check(kernels::combine_output<In>(chain(), args), "adding up the experts");
+    check(kernels::combine_output<In>(chain_, args), "adding up the experts");
   }
   template <class In>
   void shared_expert_scale(const SharedScale<In>& args, int64_t tokens) {
-    check(kernels::shared_expert_scale<In>(chain(), args, tokens), "scaling the shared expert");
+    check(kernels::shared_expert_scale<In>(chain_, args, tokens), "scaling the shared expert");
   }
 
  private:
-  struct Capturing {
-    explicit Capturing(bool& flag) : flag(flag) { flag = true; }
-    ~Capturing() { flag = false; }
-    bool& flag;
-  };
-
   // Kernels overlap in graphs alone, and where the GPU knows how.
-  kernels::Chain chain() const { return {gpu_->stream(), capturing_ && gpu_->description().has_dependent_launch()}; }
+  struct Capturing {
+    explicit Capturing(CudaRuntime& of) : runtime(of) {
+      runtime.capturing_ = true;
+      runtime.chain_.overlap = Overlap(runtime.gpu_->description().has_dependent_launch());
+    }
+    ~Capturing() {
+      runtime.capturing_ = false;
+      runtime.chain_.overlap = Overlap(false);
+    }
+    CudaRuntime& runtime;
+  };
 
   Gpu* gpu_;
   TileRequest tiles_;
   LaunchMode mode_;
+  kernels::Chain chain_;
   bool capturing_ = false;
 };
 

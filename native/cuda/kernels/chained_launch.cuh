@@ -6,8 +6,12 @@
 
 // Programmatic dependent launch. A kernel of the chain may begin, on multiprocessors that have room, when every block
 // of the one before it has called after_previous() or ended. It waits there until that one has ended and its results
-// can be seen. As blocks call it before they do, read or end anything, a kernel that begins finds all but the last
-// kernel before it complete: what those have written it may read at once, for a prefetch.
+// can be seen. As blocks call it before they write or end anything, a kernel that begins finds all but the last kernel
+// before it complete. So before the wait a kernel may read
+//   - weights, and the tables of them, which no kernel writes;
+//   - the tile map: Overlap (logic/overlap.h) sees to it that the kernel which made it is never the last one before.
+//     From L2, load_from_l2(): what a multiprocessor's own cache has may be as old as the kernel that it last ran.
+// and nothing else; and it may write nothing.
 namespace molae::cuda::kernels {
 
 // To be called by every thread. Without the attribute below there is nothing to wait for.
@@ -20,16 +24,18 @@ __device__ __forceinline__ void after_previous() {
 
 // Launches a kernel that calls after_previous().
 template <class Args>
-cudaError_t launch_chained(const Chain& chain, void (*kernel)(Args), dim3 grid, int threads, const Args& args) {
+cudaError_t launch_chained(Chain& chain, void (*kernel)(Args), dim3 grid, int threads, const Args& args,
+                           size_t shared_bytes = 0) {
   cudaLaunchAttribute overlap{};
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   overlap.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = shared_bytes;
   config.stream = chain.stream;
   config.attrs = &overlap;
-  config.numAttrs = chain.overlaps ? 1 : 0;
+  config.numAttrs = chain.overlap.next() ? 1 : 0;
   return cudaLaunchKernelEx(&config, kernel, args);
 }
 

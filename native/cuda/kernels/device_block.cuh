@@ -34,6 +34,11 @@ class DeviceBlock {
     return bits_as<T>(__ldcs(static_cast<const uint4*>(from)));
   }
 
+  // For what may have been written since this multiprocessor's own cache was last emptied.
+  template <class T>
+  static __device__ __forceinline__ T load_from_l2(const T* from) {
+    return __ldcg(from);
+  }
   static __device__ __forceinline__ void prefetch(const void* from) {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
   }

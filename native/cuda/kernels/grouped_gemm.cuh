@@ -1,5 +1,6 @@
 #pragma once
 
+#include "cuda/kernels/chained_launch.cuh"
 #include "cuda/kernels/device_block.cuh"
 #include "cuda/kernels/launch.h"
 #include "cuda/kernels/tensor_core_math.cuh"
@@ -22,22 +23,19 @@ template <class Math, bool kDual>
 __global__ __launch_bounds__(Math::kThreads,
                              1) void grouped_gemm_kernel(const __grid_constant__ GroupedGemm<typename Math::In> args) {
   extern __shared__ __align__(128) unsigned char bytes[];
-  grouped_gemm_tile<Math, kDual>(DeviceBlock(), static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.y), args,
-                                 *reinterpret_cast<GemmShared<Math>*>(bytes));
+  const TileIndex at{static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.y)};
+  prefetch_weights<Math>(DeviceBlock(), at, args);  // while the kernel before this one ends
+  after_previous();
+  grouped_gemm_tile<Math, kDual>(DeviceBlock(), at, args, *reinterpret_cast<GemmShared<Math>*>(bytes));
 }
 
 template <class Math>
-cudaError_t launch_grouped_gemm(cudaStream_t stream, bool dual, const GroupedGemm<typename Math::In>& args,
-                                int64_t row_tiles, int64_t max_cols) {
+cudaError_t launch_grouped_gemm(Chain& chain, bool dual, const GroupedGemm<typename Math::In>& args, int64_t row_tiles,
+                                int64_t max_cols) {
   if (row_tiles == 0 || max_cols == 0) return cudaSuccess;
   const dim3 grid(static_cast<unsigned>(row_tiles), static_cast<unsigned>(ceil_div(max_cols, Math::kCols)));
-  constexpr size_t bytes = sizeof(GemmShared<Math>);
-  if (dual) {
-    grouped_gemm_kernel<Math, true><<<grid, Math::kThreads, bytes, stream>>>(args);
-  } else {
-    grouped_gemm_kernel<Math, false><<<grid, Math::kThreads, bytes, stream>>>(args);
-  }
-  return cudaGetLastError();
+  const auto kernel = dual ? grouped_gemm_kernel<Math, true> : grouped_gemm_kernel<Math, false>;
+  return launch_chained(chain, kernel, grid, Math::kThreads, args, sizeof(GemmShared<Math>));
 }
 
 template <class Math>
@@ -60,18 +58,18 @@ cudaError_t prepare_tensor_core_tiles() {
 }
 
 template <class In>
-cudaError_t tensor_core_gemm(cudaStream_t stream, GemmTile tile, bool dual, const GroupedGemm<In>& args,
-                             int64_t row_tiles, int64_t max_cols) {
+cudaError_t tensor_core_gemm(Chain& chain, GemmTile tile, bool dual, const GroupedGemm<In>& args, int64_t row_tiles,
+                             int64_t max_cols) {
   static_assert(SmallTile<In>::kRows == tile_rows(GemmTile::Small));
   static_assert(MediumTile<In>::kRows == tile_rows(GemmTile::Medium));
   static_assert(LargeTile<In>::kRows == tile_rows(GemmTile::Large));
   switch (tile) {
     case GemmTile::Small:
-      return launch_grouped_gemm<SmallTile<In>>(stream, dual, args, row_tiles, max_cols);
+      return launch_grouped_gemm<SmallTile<In>>(chain, dual, args, row_tiles, max_cols);
     case GemmTile::Medium:
-      return launch_grouped_gemm<MediumTile<In>>(stream, dual, args, row_tiles, max_cols);
+      return launch_grouped_gemm<MediumTile<In>>(chain, dual, args, row_tiles, max_cols);
     case GemmTile::Large:
-      return launch_grouped_gemm<LargeTile<In>>(stream, dual, args, row_tiles, max_cols);
+      return launch_grouped_gemm<LargeTile<In>>(chain, dual, args, row_tiles, max_cols);
     default:
       return cudaErrorInvalidValue;
   }

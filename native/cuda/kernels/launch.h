@@ -9,6 +9,7 @@
 #include "cuda/logic/combine.h"
 #include "cuda/logic/grouped_gemm.h"
 #include "cuda/logic/hopper/passes.h"
+#include "cuda/logic/overlap.h"
 #include "cuda/logic/router.h"
 #include "cuda/logic/routing_plan.h"
 #include "cuda/logic/streamed_gemm.h"
@@ -41,44 +42,44 @@ cudaError_t squared_norm(cudaStream_t stream, DType dtype, const void* data, int
 // Where the kernels of a layer's forward pass go.
 struct Chain {
   cudaStream_t stream;
-  bool overlaps;  // a kernel may begin before the one before it has ended: chained_launch.cuh
+  Overlap overlap;
 };
 
 // Mixture of experts.
 inline constexpr int32_t kMaxRouterExperts = 3072;  // a token's scores are in shared memory
 cudaError_t route(cudaStream_t stream, const RouterArgs& args, int64_t tokens);
-cudaError_t sort_rows(const Chain& chain, const RoutingPlan& plan);
+cudaError_t sort_rows(Chain& chain, const RoutingPlan& plan);
 
 // max_cols: the most rows that a weight of args.first has. dual: with args.second.
 template <class In>
-cudaError_t grouped_gemm(cudaStream_t stream, GemmTile tile, bool dual, const GroupedGemm<In>& args, int64_t row_tiles,
+cudaError_t grouped_gemm(Chain& chain, GemmTile tile, bool dual, const GroupedGemm<In>& args, int64_t row_tiles,
                          int64_t max_cols);
 template <>
-cudaError_t grouped_gemm(cudaStream_t, GemmTile, bool, const GroupedGemm<float>&, int64_t, int64_t);
+cudaError_t grouped_gemm(Chain&, GemmTile, bool, const GroupedGemm<float>&, int64_t, int64_t);
 template <>
-cudaError_t grouped_gemm(cudaStream_t, GemmTile, bool, const GroupedGemm<double>&, int64_t, int64_t);
+cudaError_t grouped_gemm(Chain&, GemmTile, bool, const GroupedGemm<double>&, int64_t, int64_t);
 template <>
-cudaError_t grouped_gemm(cudaStream_t, GemmTile, bool, const GroupedGemm<F16>&, int64_t, int64_t);
+cudaError_t grouped_gemm(Chain&, GemmTile, bool, const GroupedGemm<F16>&, int64_t, int64_t);
 template <>
-cudaError_t grouped_gemm(cudaStream_t, GemmTile, bool, const GroupedGemm<BF16>&, int64_t, int64_t);
+cudaError_t grouped_gemm(Chain&, GemmTile, bool, const GroupedGemm<BF16>&, int64_t, int64_t);
 // The same by Hopper's tiles, on a GPU of compute capability 9.0 with so many multiprocessors.
 template <class In>
-cudaError_t hopper_gemm(cudaStream_t stream, GemmTile tile, const hopper::HopperGemm<In>& args, int multiprocessors);
+cudaError_t hopper_gemm(Chain& chain, GemmTile tile, const hopper::HopperGemm<In>& args, int multiprocessors);
 template <>
-cudaError_t hopper_gemm(cudaStream_t, GemmTile, const hopper::HopperGemm<F16>&, int);
+cudaError_t hopper_gemm(Chain&, GemmTile, const hopper::HopperGemm<F16>&, int);
 template <>
-cudaError_t hopper_gemm(cudaStream_t, GemmTile, const hopper::HopperGemm<BF16>&, int);
+cudaError_t hopper_gemm(Chain&, GemmTile, const hopper::HopperGemm<BF16>&, int);
 // The same for tiles of up to 4 rows.
 template <class In>
-cudaError_t streamed_gemm(const Chain& chain, const StreamedGemm<In>& args);
+cudaError_t streamed_gemm(Chain& chain, const StreamedGemm<In>& args);
 template <class In>
-cudaError_t join_splits(const Chain& chain, const JoinSplits<In>& args);
+cudaError_t join_splits(Chain& chain, const JoinSplits<In>& args);
 template <class In>
-cudaError_t combine_latent(const Chain& chain, const LatentCombine<In>& args, int64_t latent_rows);
+cudaError_t combine_latent(Chain& chain, const LatentCombine<In>& args, int64_t latent_rows);
 template <class In>
-cudaError_t combine_output(const Chain& chain, const OutputCombine<In>& args);
+cudaError_t combine_output(Chain& chain, const OutputCombine<In>& args);
 template <class In>
-cudaError_t shared_expert_scale(const Chain& chain, const SharedScale<In>& args, int64_t tokens);
+cudaError_t shared_expert_scale(Chain& chain, const SharedScale<In>& args, int64_t tokens);
 
 // A kernel of the decoder (logic/decoder_kernel.h).
 template <class Kernel>

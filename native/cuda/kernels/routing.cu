@@ -27,7 +27,6 @@ __global__ __launch_bounds__(kSortThreads) void scatter_kernel(const __grid_cons
   scatter_chunk(DeviceBlock(), plan);
 }
 
-// The next kernel begins when this one has ended, as it does not say otherwise: the tile map is complete then.
 __global__ __launch_bounds__(kScanThreads) void sort_chunk_kernel(const __grid_constant__ RoutingPlan plan) {
   __shared__ PlanShared shared;
   sort_chunk(DeviceBlock(), plan, shared);
@@ -64,43 +63,47 @@ cudaError_t route(cudaStream_t stream, const RouterArgs& args, int64_t tokens) {
 }
 
 // The first kernel of the chain waits for whatever is before it in the stream.
-cudaError_t sort_rows(const Chain& chain, const RoutingPlan& plan) {
+cudaError_t sort_rows(Chain& chain, const RoutingPlan& plan) {
   const auto chunks = static_cast<unsigned>(ceil_div(plan.tokens, kSortTokens));
   if (chunks == 0) return cudaSuccess;
+  cudaError_t error;
   if (chunks == 1) {  // two launches less
     sort_chunk_kernel<<<1, kScanThreads, 0, chain.stream>>>(plan);
-    return cudaGetLastError();
+    error = cudaGetLastError();
+  } else {
+    count_kernel<<<chunks, kSortThreads, 0, chain.stream>>>(plan);
+    error = cudaGetLastError();
+    if (error == cudaSuccess) error = launch_chained(chain, plan_kernel, dim3(1), kScanThreads, plan);
+    if (error == cudaSuccess) error = launch_chained(chain, scatter_kernel, dim3(chunks), kSortThreads, plan);
   }
-  count_kernel<<<chunks, kSortThreads, 0, chain.stream>>>(plan);
-  cudaError_t error = cudaGetLastError();
-  if (error == cudaSuccess) error = launch_chained(chain, plan_kernel, dim3(1), kScanThreads, plan);
-  return error == cudaSuccess ? launch_chained(chain, scatter_kernel, dim3(chunks), kSortThreads, plan) : error;
+  chain.overlap.sorted();
+  return error;
 }
 
 template <class In>
-cudaError_t combine_latent(const Chain& chain, const LatentCombine<In>& args, int64_t latent_rows) {
+cudaError_t combine_latent(Chain& chain, const LatentCombine<In>& args, int64_t latent_rows) {
   if (latent_rows == 0) return cudaSuccess;
   return launch_chained(chain, combine_latent_kernel<In>, dim3(static_cast<unsigned>(latent_rows)), kCombineThreads,
                         args);
 }
 
 template <class In>
-cudaError_t combine_output(const Chain& chain, const OutputCombine<In>& args) {
+cudaError_t combine_output(Chain& chain, const OutputCombine<In>& args) {
   const int64_t blocks = args.plan.tokens * ceil_div(args.hidden_size, kCombineThreads);
   if (blocks == 0) return cudaSuccess;
   return launch_chained(chain, combine_output_kernel<In>, dim3(static_cast<unsigned>(blocks)), kCombineThreads, args);
 }
 
 template <class In>
-cudaError_t shared_expert_scale(const Chain& chain, const SharedScale<In>& args, int64_t tokens) {
+cudaError_t shared_expert_scale(Chain& chain, const SharedScale<In>& args, int64_t tokens) {
   if (tokens == 0) return cudaSuccess;
   return launch_chained(chain, shared_scale_kernel<In>, dim3(static_cast<unsigned>(tokens)), kScaleThreads, args);
 }
 
-#define MOLAE_INSTANTIATE(In)                                                               \
-  template cudaError_t combine_latent<In>(const Chain&, const LatentCombine<In>&, int64_t); \
-  template cudaError_t combine_output<In>(const Chain&, const OutputCombine<In>&);          \
-  template cudaError_t shared_expert_scale<In>(const Chain&, const SharedScale<In>&, int64_t);
+#define MOLAE_INSTANTIATE(In)                                                         \
+  template cudaError_t combine_latent<In>(Chain&, const LatentCombine<In>&, int64_t); \
+  template cudaError_t combine_output<In>(Chain&, const OutputCombine<In>&);          \
+  template cudaError_t shared_expert_scale<In>(Chain&, const SharedScale<In>&, int64_t);
 MOLAE_INSTANTIATE(float)
 MOLAE_INSTANTIATE(double)
 MOLAE_INSTANTIATE(F16)

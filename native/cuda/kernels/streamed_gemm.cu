@@ -15,8 +15,7 @@ __global__ __launch_bounds__(kStreamThreads, kBlocksAtOnce<In>) void streamed_ge
     const __grid_constant__ StreamedGemm<In> args) {
   __shared__ StreamShared<In, kDual> shared;
   const StreamIndex at = stream_index(blockIdx.x, blockIdx.y, blockIdx.z, args.splits);
-  // While the kernel before this one ends. Weights do not change, and the tile map is complete: what sorts is either
-  // older than that kernel or has ended.
+  // While the kernel before this one ends.
   prefetch_weights<In, kDual>(DeviceBlock(), at, args);
   after_previous();
   streamed_gemm_block<In, kDual>(DeviceBlock(), at, args, shared);
@@ -35,7 +34,7 @@ dim3 grid_of(int64_t row_tiles, int64_t column_blocks, int64_t products) {
 }  // namespace
 
 template <class In>
-cudaError_t streamed_gemm(const Chain& chain, const StreamedGemm<In>& args) {
+cudaError_t streamed_gemm(Chain& chain, const StreamedGemm<In>& args) {
   if (args.row_tiles == 0 || args.max_columns == 0) return cudaSuccess;
   const dim3 grid =
       grid_of(args.row_tiles, ceil_div(args.max_columns, kStreamColumns), int64_t{args.count} * args.splits);
@@ -44,16 +43,16 @@ cudaError_t streamed_gemm(const Chain& chain, const StreamedGemm<In>& args) {
 }
 
 template <class In>
-cudaError_t join_splits(const Chain& chain, const JoinSplits<In>& args) {
+cudaError_t join_splits(Chain& chain, const JoinSplits<In>& args) {
   if (args.row_tiles == 0 || args.max_columns == 0) return cudaSuccess;
   const dim3 grid = grid_of(args.row_tiles, ceil_div(args.max_columns, kJoinThreads), args.count);
   const auto kernel = args.dual ? join_splits_kernel<In, true> : join_splits_kernel<In, false>;
   return launch_chained(chain, kernel, grid, kJoinThreads, args);
 }
 
-#define MOLAE_INSTANTIATE(In)                                                    \
-  template cudaError_t streamed_gemm<In>(const Chain&, const StreamedGemm<In>&); \
-  template cudaError_t join_splits<In>(const Chain&, const JoinSplits<In>&);
+#define MOLAE_INSTANTIATE(In)                                              \
+  template cudaError_t streamed_gemm<In>(Chain&, const StreamedGemm<In>&); \
+  template cudaError_t join_splits<In>(Chain&, const JoinSplits<In>&);
 MOLAE_INSTANTIATE(float)
 MOLAE_INSTANTIATE(double)
 MOLAE_INSTANTIATE(F16)

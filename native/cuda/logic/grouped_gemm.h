@@ -5,6 +5,7 @@
 #include "cuda/logic/epilogue.h"
 #include "cuda/logic/hopper/weight_map.h"
 #include "cuda/logic/routing_plan.h"
+#include "cuda/logic/weight.h"
 
 // The one matrix product of the layer's stages: for each row of each problem (an expert, a group),
 //   out[row] = W x[row]                      or, with a second factor,
@@ -14,12 +15,6 @@
 // (kernels/tensor_core_math.cuh) or plain fused multiply-adds (simt_math.h), which also run on the host. Hopper's tiles
 // have a body of their own, logic/hopper/grouped_gemm.h.
 namespace molae::cuda {
-
-struct Weight {
-  const void* data;  // [rows, inner]
-  int32_t rows, inner;
-  DType dtype;
-};
 
 template <class In>
 struct Factor {
@@ -195,14 +190,31 @@ MOLAE_HD void store_run(const GroupedGemm<In>& args, const RowTile& tile, int32_
   }
 }
 
+// Which block of a grid of row tiles by blocks of columns.
+struct TileIndex {
+  int row_tile, column_block;
+};
+
+// Asks for the weights of a block's first stages ahead of time. Reads the tile map and the table of weights, nothing
+// else.
+template <class Math, class Block>
+MOLAE_HD void prefetch_weights(const Block& block, const TileIndex& at, const GroupedGemm<typename Math::In>& args) {
+  constexpr int32_t kAhead = (Math::kStages - 1) * Math::kInner;
+  constexpr int kLines = (kAhead * static_cast<int>(sizeof(typename Math::In)) + 127) / 128;
+  const int32_t problem = block.load_from_l2(&args.tiles[at.row_tile].problem);
+  if (problem < 0) return;
+  prefetch_columns<Math::kCols, kLines, Math::kThreads>(block, args.first.weights[problem],
+                                                        {at.column_block * Math::kCols, 0, kAhead});
+}
+
 // One block: one tile of rows by one block of columns.
 template <class Math, bool kDual, class Block>
-MOLAE_HD void grouped_gemm_tile(const Block& block, int row_tile, int col_tile,
-                                const GroupedGemm<typename Math::In>& args, GemmShared<Math>& shared) {
+MOLAE_HD void grouped_gemm_tile(const Block& block, const TileIndex& at, const GroupedGemm<typename Math::In>& args,
+                                GemmShared<Math>& shared) {
   using Wide = Sum<typename Math::In>;
-  const RowTile tile = args.tiles[row_tile];
+  const RowTile tile = args.tiles[at.row_tile];
   if (tile.problem < 0) return;
-  const int32_t col = col_tile * Math::kCols;
+  const int32_t col = at.column_block * Math::kCols;
   const int32_t cols = args.first.weights[tile.problem].rows;
   if (col >= cols) return;
 

@@ -51,6 +51,11 @@ class HostBlock {
     return *static_cast<const T*>(from);
   }
 
+  template <class T>
+  static T load_from_l2(const T* from) {
+    return *from;
+  }
+
   // The line of an address is wanted soon. Read here, so that a sanitizer sees an address outside.
   static void prefetch(const void* from) { static_cast<void>(*static_cast<const volatile char*>(from)); }
 

@@ -171,28 +171,21 @@ struct StreamSource {
   }
 };
 
-// What a warp reads first of its columns, a line of 128 bytes a lane.
-template <class Block>
-MOLAE_HD void prefetch_columns(const Block& block, const Weight& weight, const StreamIndex& at, int32_t splits) {
-  constexpr int kLine = 128, kLines = kStreamLanes / kStreamWarpColumns;  // of a column
-  const int64_t item = weight.dtype == DType::F64 ? 8 : weight.dtype == DType::F32 ? 4 : 2;
-  const InnerRange range = split_range(weight.inner, at.split, splits);
-  block.each_thread_unsynced([&](int thread) {
-    const int32_t column = at.column_block * kStreamColumns + thread / kLines;
-    const int64_t byte = range.begin * item + thread % kLines * kLine;
-    if (column >= weight.rows || byte >= range.end * item) return;
-    block.prefetch(static_cast<const char*>(weight.data) + item * column * weight.inner + byte);
-  });
-}
-
-// Asks for a block's first weights ahead of time. Reads the tile map and the tables of weights, nothing else.
+// Asks for a block's first weights ahead of time, a line a thread. Reads the tile map and the tables of weights,
+// nothing else.
 template <class In, bool kDual, class Block>
 MOLAE_HD void prefetch_weights(const Block& block, const StreamIndex& at, const StreamedGemm<In>& args) {
+  constexpr int kLines = kStreamThreads / kStreamColumns;
   const GroupedGemm<In>& product = args.products[at.product];
-  const int32_t problem = product.tiles[at.row_tile].problem;
+  const int32_t problem = block.load_from_l2(&product.tiles[at.row_tile].problem);
   if (problem < 0) return;
-  prefetch_columns(block, product.first.weights[problem], at, args.splits);
-  if constexpr (kDual) prefetch_columns(block, product.second.weights[problem], at, args.splits);
+  const auto prefetch = [&](const Weight& weight) {
+    const InnerRange range = split_range(weight.inner, at.split, args.splits);
+    prefetch_columns<kStreamColumns, kLines, kStreamThreads>(
+        block, weight, {at.column_block * kStreamColumns, range.begin, range.end});
+  };
+  prefetch(product.first.weights[problem]);
+  if constexpr (kDual) prefetch(product.second.weights[problem]);
 }
 
 // A lane's share of the sums of one factor, for add_lanes.

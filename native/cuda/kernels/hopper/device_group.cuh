@@ -33,6 +33,14 @@ class DeviceGroup {
     return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   }
 
+  static __device__ __forceinline__ void after_previous() { kernels::after_previous(); }
+
+  // For what may have been written since this multiprocessor's own cache was last emptied.
+  template <class T>
+  static __device__ __forceinline__ T load_from_l2(const T* from) {
+    return __ldcg(from);
+  }
+
   // --- Barriers
 
   static __device__ __forceinline__ void initialize(Barrier& barrier, int arrivals) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "cuda/kernels/chained_launch.cuh"
 #include "cuda/kernels/hopper/device_group.cuh"
 #include "cuda/kernels/launch.h"
 #include "cuda/logic/hopper/grouped_gemm.h"
@@ -53,13 +54,12 @@ __global__ __launch_bounds__(kHopperThreads,
 }
 
 template <class Shape>
-cudaError_t launch_hopper_gemm(cudaStream_t stream, const HopperGemm<typename Shape::In>& args, int multiprocessors) {
+cudaError_t launch_hopper_gemm(Chain& chain, const HopperGemm<typename Shape::In>& args, int multiprocessors) {
   const auto schedule = hopper::schedule_of<Shape>(args);
   const int64_t blocks = std::min<int64_t>(multiprocessors, schedule.row_tiles * schedule.column_tiles);
   if (blocks == 0) return cudaSuccess;
-  hopper_gemm_kernel<Shape>
-      <<<static_cast<unsigned>(blocks), kHopperThreads, hopper_shared_bytes<Shape>(), stream>>>(args);
-  return cudaGetLastError();
+  return launch_chained(chain, hopper_gemm_kernel<Shape>, dim3(static_cast<unsigned>(blocks)), kHopperThreads, args,
+                        hopper_shared_bytes<Shape>());
 }
 
 template <class Shape>
@@ -81,21 +81,21 @@ cudaError_t prepare_hopper_tiles() {
 }
 
 template <class In>
-cudaError_t hopper_gemm_of(cudaStream_t stream, GemmTile tile, const HopperGemm<In>& args, int multiprocessors) {
+cudaError_t hopper_gemm_of(Chain& chain, GemmTile tile, const HopperGemm<In>& args, int multiprocessors) {
   switch (tile) {
     case GemmTile::Hopper8:
-      return launch_hopper_gemm<SwappedTile<In, 8>>(stream, args, multiprocessors);
+      return launch_hopper_gemm<SwappedTile<In, 8>>(chain, args, multiprocessors);
     case GemmTile::Hopper16:
-      return launch_hopper_gemm<SwappedTile<In, 16>>(stream, args, multiprocessors);
+      return launch_hopper_gemm<SwappedTile<In, 16>>(chain, args, multiprocessors);
     case GemmTile::Hopper32:
-      return launch_hopper_gemm<SwappedTile<In, 32>>(stream, args, multiprocessors);
+      return launch_hopper_gemm<SwappedTile<In, 32>>(chain, args, multiprocessors);
     case GemmTile::Hopper64:
-      return launch_hopper_gemm<SwappedTile<In, 64>>(stream, args, multiprocessors);
+      return launch_hopper_gemm<SwappedTile<In, 64>>(chain, args, multiprocessors);
     case GemmTile::Hopper128:
       if (args.dual && !hopper::shares_tokens(args.product)) {
-        return launch_hopper_gemm<PairedTile<In>>(stream, args, multiprocessors);
+        return launch_hopper_gemm<PairedTile<In>>(chain, args, multiprocessors);
       }
-      return launch_hopper_gemm<WideTile<In>>(stream, args, multiprocessors);
+      return launch_hopper_gemm<WideTile<In>>(chain, args, multiprocessors);
     default:
       return cudaErrorInvalidValue;
   }

@@ -3,8 +3,8 @@
 namespace molae::cuda::kernels {
 
 template <>
-cudaError_t hopper_gemm<BF16>(cudaStream_t stream, GemmTile tile, const HopperGemm<BF16>& args, int multiprocessors) {
-  return hopper_gemm_of(stream, tile, args, multiprocessors);
+cudaError_t hopper_gemm<BF16>(Chain& chain, GemmTile tile, const HopperGemm<BF16>& args, int multiprocessors) {
+  return hopper_gemm_of(chain, tile, args, multiprocessors);
 }
 
 cudaError_t prepare_hopper_bf16() { return prepare_hopper_tiles<BF16>(); }

@@ -3,8 +3,8 @@
 namespace molae::cuda::kernels {
 
 template <>
-cudaError_t hopper_gemm<F16>(cudaStream_t stream, GemmTile tile, const HopperGemm<F16>& args, int multiprocessors) {
-  return hopper_gemm_of(stream, tile, args, multiprocessors);
+cudaError_t hopper_gemm<F16>(Chain& chain, GemmTile tile, const HopperGemm<F16>& args, int multiprocessors) {
+  return hopper_gemm_of(chain, tile, args, multiprocessors);
 }
 
 cudaError_t prepare_hopper_f16() { return prepare_hopper_tiles<F16>(); }

@@ -78,29 +78,62 @@ MOLAE_HD void publish(const Group& group, TileShared<Shape>& shared, RingPositio
 }
 
 template <class Shape, class Group>
+MOLAE_HD void acquire_maps(const Group& group, const Pass<typename Shape::In>& pass) {
+  group.one_thread([&] {
+    MOLAE_UNROLL
+    for (int box = 0; box < Shape::kBoxes; ++box) {
+      if (box < pass.boxes) group.acquire_map(pass.maps[box]);
+    }
+  });
+}
+
+// Starts the copies of weights into the ring's first stages, before the kernel before this one has ended: those of the
+// block's first tile, up to the end of its first pass. How many stages. Reads the tile map and the tables of weights,
+// nothing else.
+template <class Shape, class Group>
+MOLAE_HD int32_t copy_weights_ahead(const Group& group, const HopperGemm<typename Shape::In>& args,
+                                    TileShared<Shape>& shared, int64_t block) {
+  const TileSchedule schedule = schedule_of<Shape>(args);
+  if (block >= schedule.row_tiles * schedule.column_tiles) return 0;
+  const int32_t problem = group.load_from_l2(&schedule.tiles[schedule.row_tile(block)].problem);
+  if (problem < 0) return 0;
+  const OutputTile tile{{problem, 0, 0}, schedule.column(block)};
+  if (tile.column >= args.product.first.weights[problem].rows) return 0;
+  const auto pass = pass_of<Shape>(args, tile, 0);
+  const int32_t stages = pass.steps() < Shape::kStages ? pass.steps() : Shape::kStages;
+  acquire_maps<Shape>(group, pass);
+  MOLAE_ROLLED
+  for (int32_t stage = 0; stage < stages; ++stage) {
+    copy_weights<Shape>(group, pass, stage, shared.stages[stage].weights, shared.full[stage]);
+  }
+  return stages;
+}
+
+template <class Shape, class Group>
 MOLAE_HD void produce(const Group& group, const HopperGemm<typename Shape::In>& args, TileShared<Shape>& shared,
                       int64_t block, int64_t blocks) {
   const auto& product = args.product;
   RingPosition<Shape::kStages> next, oldest;
   int unpublished = 0;
   typename Group::template Local<TokenRows<Shape>> rows(group);
+  int32_t ahead = copy_weights_ahead<Shape>(group, args, shared, block);
+  group.after_previous();
   const auto columns = [&](int32_t problem) { return product.first.weights[problem].rows; };
   schedule_of<Shape>(args).each_tile(block, blocks, columns, [&](const OutputTile& tile) {
     MOLAE_ROLLED
     for (int i = 0; i < pass_count<Shape>(args); ++i) {
       const auto pass = pass_of<Shape>(args, tile, i);
       group.each_thread([&](int thread) { rows[thread].find(thread, *pass.factor, tile.rows); });
-      group.one_thread([&] {
-        MOLAE_UNROLL
-        for (int box = 0; box < Shape::kBoxes; ++box) {
-          if (box < pass.boxes) group.acquire_map(pass.maps[box]);
-        }
-      });
+      acquire_maps<Shape>(group, pass);
       MOLAE_ROLLED
       for (int32_t step = 0; step < pass.steps(); ++step) {
         auto& stage = shared.stages[next.stage];
         group.wait(shared.empty[next.stage], next.empty_parity());
-        copy_weights<Shape>(group, pass, step, stage.weights, shared.full[next.stage]);
+        if (ahead > 0) {
+          --ahead;
+        } else {
+          copy_weights<Shape>(group, pass, step, stage.weights, shared.full[next.stage]);
+        }
         group.each_thread([&](int thread) {
           copy_tokens<Shape>(group, thread, rows[thread], pass, step, stage.tokens);
           group.commit_copies();
@@ -186,6 +219,7 @@ MOLAE_HD void consume(const Group& group, const HopperGemm<typename Shape::In>& 
                       int64_t block, int64_t blocks) {
   const auto& product = args.product;
   RingPosition<Shape::kStages> at;
+  group.after_previous();
   typename Group::template Local<typename Shape::Sums> sums(group);
   const auto columns = [&](int32_t problem) { return product.first.weights[problem].rows; };
   schedule_of<Shape>(args).each_tile(block, blocks, columns, [&](const OutputTile& tile) {

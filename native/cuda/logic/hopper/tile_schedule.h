@@ -24,12 +24,15 @@ struct TileSchedule {
   template <class Columns, class Visit>
   MOLAE_HD void each_tile(int64_t block, int64_t blocks, Columns columns, Visit visit) const {
     for (int64_t i = block; i < row_tiles * column_tiles; i += blocks) {
-      const RowTile rows = tiles[i / column_tiles];
+      const RowTile rows = tiles[row_tile(i)];
       if (rows.problem < 0) return;  // and so are all that follow
-      const auto column = static_cast<int32_t>(i % column_tiles) * tile_columns;
-      if (column < columns(rows.problem)) visit(OutputTile{rows, column});
+      if (column(i) < columns(rows.problem)) visit(OutputTile{rows, column(i)});
     }
   }
+
+  // Of the tile with this number.
+  MOLAE_HD int64_t row_tile(int64_t i) const { return i / column_tiles; }
+  MOLAE_HD int32_t column(int64_t i) const { return static_cast<int32_t>(i % column_tiles) * tile_columns; }
 };
 
 }  // namespace molae::cuda::hopper
