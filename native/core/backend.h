@@ -97,9 +97,9 @@ class Backend {
   // out[i][j] = signs[j] w[i][source[j]] (Input) or signs[i] w[source[i]][j] (Output).
   virtual void signed_permutation(const Tensor& w, SharedSide side, std::span<const int32_t> source,
                                   std::span<const int8_t> signs, const Tensor& out) = 0;
-  // The sum of squares of w, and of w - a b, accumulated in f64.
+  // The sum of squares of w, and of w - a b computed in f32 or f64, accumulated in f64.
   virtual double squared_norm(const Tensor& w) = 0;
-  virtual double squared_residual(const Tensor& w, const Tensor& a, const Tensor& b) = 0;
+  virtual double squared_residual(const Tensor& w, const Tensor& a, const Tensor& b, DType compute) = 0;
   // Solves spd X = rhs in place of rhs, spd [r, r] symmetric positive definite (lower triangle read, destroyed).
   virtual void solve_spd(const Tensor& spd, const Tensor& rhs) = 0;
 

@@ -138,8 +138,8 @@ class GuardedBackend final : public Backend {
   double squared_norm(const Tensor& w) override {
     return result<double>([&] { return inner_->squared_norm(w); });
   }
-  double squared_residual(const Tensor& w, const Tensor& a, const Tensor& b) override {
-    return result<double>([&] { return inner_->squared_residual(w, a, b); });
+  double squared_residual(const Tensor& w, const Tensor& a, const Tensor& b, DType compute) override {
+    return result<double>([&] { return inner_->squared_residual(w, a, b, compute); });
   }
   void solve_spd(const Tensor& spd, const Tensor& rhs) override {
     call([&] { inner_->solve_spd(spd, rhs); });

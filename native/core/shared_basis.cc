@@ -34,6 +34,18 @@ double zero_tolerance(Solver solver, DType dtype, int64_t size) {
   return solver == Solver::Gram ? std::max(data, std::sqrt(static_cast<double>(size) * 0x1p-52)) : data;
 }
 
+// Of f32 factors' least possible relative error, what rounding the products of f32 experts may not hide. Rounding moves
+// A by eta <= 4e-6 of the experts (2^-24 sqrt(r), had by random signs), at right angles to what no A reaches: an error
+// of e becomes sqrt(e^2 + eta^2), at most eta^2 / 2e = 8e-9 above it. Experts that nearly fit their basis have no such
+// room.
+constexpr double kLeastErrorInSingles = 1e-3;
+
+DType product_dtype(DType experts, DType factors, double optimal_error) {
+  if (is_half(experts)) return DType::F32;
+  const bool wide = experts == DType::F64 || factors == DType::F64;
+  return wide || optimal_error < kLeastErrorInSingles ? DType::F64 : DType::F32;
+}
+
 struct SignedPermutation {
   std::vector<int32_t> source;
   std::vector<int8_t> signs;
@@ -199,7 +211,7 @@ BasisReport SharedBasis::solve(const Tensor& b) {
       std::count_if(spectrum.begin(), spectrum.end(), [&](double value) { return value > threshold; });
 
   if (is_block(b.dtype())) balance(backend_, vectors, spectrum);
-  store_basis(vectors, b);
+  store_basis(vectors, b, product_dtype(dtype_, b.dtype(), report.optimal_relative_error));
   vectors = Tensor();
   if (options_.control_seed) {
     Tensor unused = empty(backend_, DType::F64, {options_.solver == Solver::Gram ? 0 : r, n});
@@ -208,20 +220,19 @@ BasisReport SharedBasis::solve(const Tensor& b) {
   return report;
 }
 
-// Rounds the basis to its stored dtype, and prepares the least-squares projection on what was stored: rounded
-// rows are no longer quite orthonormal.
-void SharedBasis::store_basis(const Tensor& vectors, const Tensor& b) {
-  const DType compute = is_half(dtype_) ? DType::F32 : DType::F64;
-  const int64_t r = vectors.rows();
+// Rounds the basis to its stored dtype, and prepares the least-squares projection on what was stored: rows rounded more
+// than the projection's products are no longer orthonormal to their precision.
+void SharedBasis::store_basis(const Tensor& vectors, const Tensor& b, DType compute) {
   if (options_.side == SharedSide::Input) {
     backend_.copy(vectors, b);
-    projection_ = empty(backend_, compute, b.shape());
-    backend_.copy(b, projection_);
+    projection_ = converted(backend_, b, compute);
   } else {
     backend_.copy(transposed(backend_, converted(backend_, vectors, compute)), b);
     projection_ = transposed(backend_, converted(backend_, b, compute));
   }
   b_ = b;
+  if (b.dtype() == compute) return;
+  const int64_t r = vectors.rows();
   Tensor normal = empty(backend_, compute, {r, r});
   multiply(backend_, projection_, false, projection_, true, normal);
   backend_.solve_spd(normal, projection_);
@@ -230,16 +241,16 @@ void SharedBasis::store_basis(const Tensor& vectors, const Tensor& b) {
 double SharedBasis::project(const Tensor& w, const Tensor& a) {
   if (!solved_) fail(ErrorCode::InvalidArgument, "project() before solve()");
   check_expert(w);
-  const Tensor wide = converted(backend_, reduced_rank(w), projection_.dtype());
-  Tensor product = empty(backend_, projection_.dtype(), a.shape());
+  const DType compute = projection_.dtype();
+  const Tensor wide = converted(backend_, reduced_rank(w), compute);
+  Tensor product = a.dtype() == compute ? a : empty(backend_, compute, a.shape());
   if (options_.side == SharedSide::Input) {
     multiply(backend_, wide, false, projection_, true, product);
-    backend_.copy(product, a);
-    return squared_residual(w, a, b_);
+  } else {
+    multiply(backend_, projection_, false, wide, false, product);
   }
-  multiply(backend_, projection_, false, wide, false, product);
-  backend_.copy(product, a);
-  return squared_residual(w, b_, a);
+  if (a.dtype() != compute) backend_.copy(product, a);
+  return options_.side == SharedSide::Input ? squared_residual(w, a, b_) : squared_residual(w, b_, a);
 }
 
 // Of what is stored.
@@ -247,7 +258,7 @@ double SharedBasis::squared_residual(const Tensor& w, const Tensor& left, const 
   const auto read_back = [&](const Tensor& factor) {
     return is_block(factor.dtype()) ? converted(backend_, factor, DType::F32) : factor;
   };
-  return backend_.squared_residual(w, read_back(left), read_back(right));
+  return backend_.squared_residual(w, read_back(left), read_back(right), projection_.dtype());
 }
 
 // The best approximation of w of rank `rank_reduction`, from the eigenvectors of the smaller of its Gram matrices or,

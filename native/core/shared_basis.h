@@ -65,7 +65,7 @@ class SharedBasis {
   std::vector<double> solve_gram(Accumulator& from, const Tensor& vectors);
   std::vector<double> solve_stack(Accumulator& from, const Tensor& vectors);
   std::vector<double> spectrum_and_vectors(Accumulator& from, const Tensor& vectors);
-  void store_basis(const Tensor& vectors, const Tensor& b);
+  void store_basis(const Tensor& vectors, const Tensor& b, DType compute);
   double squared_residual(const Tensor& w, const Tensor& left, const Tensor& right);
 
   Backend& backend_;

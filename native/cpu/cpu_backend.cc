@@ -93,8 +93,8 @@ class CpuBackend final : public Backend {
     cpu::signed_permutation(w, side, source, signs, out);
   }
   double squared_norm(const Tensor& w) override { return cpu::squared_norm(context(), w); }
-  double squared_residual(const Tensor& w, const Tensor& a, const Tensor& b) override {
-    return cpu::squared_residual(context(), w, a, b);
+  double squared_residual(const Tensor& w, const Tensor& a, const Tensor& b, DType compute) override {
+    return cpu::squared_residual(context(), w, a, b, compute);
   }
   void solve_spd(const Tensor& spd, const Tensor& rhs) override { cpu::solve_spd(context(), spd, rhs); }
   void route(const Tensor& logits, const RouterSpec& spec, const Routing& routing) override {

@@ -216,8 +216,8 @@ double squared_norm(Context context, const Tensor& w) {
   return sum_in_order(parts);
 }
 
-double squared_residual(Context context, const Tensor& w, const Tensor& a, const Tensor& b) {
-  if (is_half(w.dtype())) return squared_residual_in<float>(context, w, a, b);
+double squared_residual(Context context, const Tensor& w, const Tensor& a, const Tensor& b, DType compute) {
+  if (compute == DType::F32) return squared_residual_in<float>(context, w, a, b);
   return squared_residual_in<double>(context, w, a, b);
 }
 

@@ -18,7 +18,7 @@ void accumulate_gram(Context context, const Tensor& w, SharedSide side, const Te
 template <class Real>
 void add_gram(Context context, const Real* data, int64_t ld, int64_t inner, SharedSide side, const Tensor& gram);
 double squared_norm(Context context, const Tensor& w);
-double squared_residual(Context context, const Tensor& w, const Tensor& a, const Tensor& b);
+double squared_residual(Context context, const Tensor& w, const Tensor& a, const Tensor& b, DType compute);
 void solve_spd(Context context, const Tensor& spd, const Tensor& rhs);
 
 void transpose(Context context, const Tensor& from, const Tensor& to);

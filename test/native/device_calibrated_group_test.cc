@@ -221,9 +221,10 @@ MOLAE_TEST("calibrated group: a group without tokens is factorized by its weight
           basis.solve(poisoned(context, DType::F32, is_down ? Shape{kHidden, r} : Shape{r, kHidden}));
       double residual = 0;
       for (size_t i = 0; i < problem.experts.size(); ++i) {
-        residual +=
-            is_down ? context.backend.squared_residual(matrix(i), converted.down_basis, converted.factors[i].down)
-                    : context.backend.squared_residual(matrix(i), converted.factor(which, i), converted.basis(which));
+        residual += is_down ? context.backend.squared_residual(matrix(i), converted.down_basis,
+                                                               converted.factors[i].down, DType::F64)
+                            : context.backend.squared_residual(matrix(i), converted.factor(which, i),
+                                                               converted.basis(which), DType::F64);
       }
       expect_near(std::sqrt(residual / report.squared_norm), report.optimal_relative_error, 1e-5, "error of weights");
     }

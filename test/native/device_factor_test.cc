@@ -51,9 +51,12 @@ MOLAE_TEST("factor: squared residuals", Device) {
           wanted += (w[i] - product[i]) * (w[i] - product[i]);
           size += w[i] * w[i] + product[i] * product[i];
         }
-        const double actual = context.backend.squared_residual(tensor, left, right);
-        expect(std::abs(actual - wanted) <= (is_half(dtype) ? 1e-5 : 1e-12) * (wanted + 0.1 * size), "residual of ",
-               dtype_name(dtype), " by ", dtype_name(factors), ": ", actual, ", wanted ", wanted);
+        for (const DType compute : {DType::F32, DType::F64}) {
+          const double actual = context.backend.squared_residual(tensor, left, right, compute);
+          expect(std::abs(actual - wanted) <= (compute == DType::F32 ? 1e-5 : 1e-12) * (wanted + 0.1 * size),
+                 "residual of ", dtype_name(dtype), " by ", dtype_name(factors), " in ", dtype_name(compute), ": ",
+                 actual, ", wanted ", wanted);
+        }
       }
     }
   }
@@ -101,6 +104,63 @@ MOLAE_TEST("factor: planted spaces are found", Device) {
         expect(error <= report.optimal_relative_error + wanted, "error ", error, " against ",
                report.optimal_relative_error);
         if (dtype == DType::F64) expect_equal(report.joint_dimension, rank, "joint dimension");
+      }
+    }
+  }
+}
+
+// Experts whose singular values fall by `decay` each, after a first one `dominance` times as large, times `scale`.
+std::vector<Tensor> decaying_experts(Context& context, SharedSide side, int64_t m, int64_t n, double decay,
+                                     double dominance, double scale) {
+  Values shared = random_values(context, n * n);
+  double size = scale * dominance;
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t j = 0; j < n; ++j) shared[i * n + j] *= size;
+    size = i == 0 ? scale : size * decay;
+  }
+  std::vector<Tensor> experts;
+  for (int i = 0; i < 4; ++i) {
+    const Values own = random_values(context, m * n);
+    const bool input = side == SharedSide::Input;
+    Values w = input ? reference_product(own, false, shared, false, m, n, n)
+                     : reference_product(shared, true, own, true, n, m, n);
+    experts.push_back(make_tensor(context, DType::F32, input ? Shape{m, n} : Shape{n, m}, w));
+  }
+  return experts;
+}
+
+// f32 products are allowed only where their rounding cannot be seen in the error: on both sides of that bound, and
+// where one direction outweighs all others.
+MOLAE_TEST("factor: f32 experts reach the best error within 1e-6, and say so", Device) {
+  const int64_t m = 50, n = 96;
+  for (const auto& [decay, dominance, scale] : {std::tuple{1.0, 1.0, 1.0},
+                                                {0.9, 1.0, 1.0},
+                                                {0.7, 1.0, 1e-15},
+                                                {1.0, 300.0, 1.0},
+                                                {1.0, 1e4, 1e15},
+                                                {0.8, 1e3, 1.0}}) {
+    for (const SharedSide side : {SharedSide::Input, SharedSide::Output}) {
+      const bool input = side == SharedSide::Input;
+      const auto experts = decaying_experts(context, side, m, n, decay, dominance, scale);
+      for (const int64_t r : {1, 8, 20, 40, 80, 95}) {
+        SharedBasis::Options options;
+        options.side = side;
+        options.shared_size = n;
+        SharedBasis basis(context.backend, options);
+        for (const Tensor& expert : experts) basis.add(expert);
+        const Tensor b = poisoned(context, DType::F32, input ? Shape{r, n} : Shape{n, r});
+        const BasisReport report = basis.solve(b);
+        double said = 0, reached = 0;
+        for (const Tensor& expert : experts) {
+          const Tensor a = poisoned(context, DType::F32, input ? Shape{m, r} : Shape{r, m});
+          said += basis.project(expert, a);
+          reached += context.backend.squared_residual(expert, input ? a : b, input ? b : a, DType::F64);
+        }
+        const double optimal = report.optimal_relative_error;
+        const double error = std::sqrt(reached / report.squared_norm);
+        expect(std::abs(error - optimal) <= 1e-6, "error ", error, " against ", optimal, " at r ", r);
+        expect(std::abs(std::sqrt(said / report.squared_norm) - error) <= 1e-6, "said ", said, " of ", reached);
+        if (optimal >= 1e-3) expect(error - optimal <= 1e-8, "error ", error, " against ", optimal, " at r ", r);
       }
     }
   }

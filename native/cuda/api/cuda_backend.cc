@@ -72,8 +72,8 @@ class CudaBackend final : public Backend {
     cuda::signed_permutation(active(), w, side, source, signs, out);
   }
   double squared_norm(const Tensor& w) override { return cuda::squared_norm(active(), w); }
-  double squared_residual(const Tensor& w, const Tensor& a, const Tensor& b) override {
-    return cuda::squared_residual(active(), w, a, b);
+  double squared_residual(const Tensor& w, const Tensor& a, const Tensor& b, DType compute) override {
+    return cuda::squared_residual(active(), w, a, b, compute);
   }
   void solve_spd(const Tensor& spd, const Tensor& rhs) override { cuda::solve_spd(active(), spd, rhs); }
 

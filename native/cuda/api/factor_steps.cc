@@ -80,21 +80,19 @@ void accumulate_gram(Gpu& gpu, const Tensor& w, SharedSide side, const Tensor& g
 
 double squared_norm(Gpu& gpu, const Tensor& w) { return norm_of(gpu, w.dtype(), w.data(), w.elements()); }
 
-// Halves: the residual in f32, like their products; else in f64.
-double squared_residual(Gpu& gpu, const Tensor& w, const Tensor& a, const Tensor& b) {
+double squared_residual(Gpu& gpu, const Tensor& w, const Tensor& a, const Tensor& b, DType compute) {
   if (w.elements() == 0) return 0;
-  const DType real = is_half(w.dtype()) ? DType::F32 : DType::F64;
-  const Scratch residual = gpu.scratch(w.elements(), item_size(real));
-  check(kernels::convert(gpu.stream(), w.dtype(), w.data(), real, residual.as(), static_cast<int64_t>(w.elements())),
+  const Scratch residual = gpu.scratch(w.elements(), item_size(compute));
+  check(kernels::convert(gpu.stream(), w.dtype(), w.data(), compute, residual.as(), static_cast<int64_t>(w.elements())),
         "converting");
   // cuBLAS multiplies halves into f32 itself; any other mix of dtypes is converted first.
-  const bool halves = real == DType::F32 && is_half(a.dtype()) && a.dtype() == b.dtype();
-  const DType factors = halves ? a.dtype() : real;
+  const bool halves = compute == DType::F32 && is_half(a.dtype()) && a.dtype() == b.dtype();
+  const DType factors = halves ? a.dtype() : compute;
   const Converted left(gpu, a, factors);
   const Converted right(gpu, b, factors);
-  multiply(gpu, {factors, real, false, false, w.rows(), w.cols(), a.cols(), -1, left.data(), a.cols(), right.data(),
+  multiply(gpu, {factors, compute, false, false, w.rows(), w.cols(), a.cols(), -1, left.data(), a.cols(), right.data(),
                  b.cols(), 1, residual.as(), w.cols()});
-  return norm_of(gpu, real, residual.as(), w.elements());
+  return norm_of(gpu, compute, residual.as(), w.elements());
 }
 
 void signed_permutation(Gpu& gpu, const Tensor& w, SharedSide side, std::span<const int32_t> source,

@@ -17,7 +17,7 @@ void accumulate_gram(Gpu& gpu, const Tensor& w, SharedSide side, const Tensor& g
 void signed_permutation(Gpu& gpu, const Tensor& w, SharedSide side, std::span<const int32_t> source,
                         std::span<const int8_t> signs, const Tensor& out);
 double squared_norm(Gpu& gpu, const Tensor& w);
-double squared_residual(Gpu& gpu, const Tensor& w, const Tensor& a, const Tensor& b);
+double squared_residual(Gpu& gpu, const Tensor& w, const Tensor& a, const Tensor& b, DType compute);
 
 void copy(Gpu& gpu, const Tensor& from, const Tensor& to);
 void transpose(Gpu& gpu, const Tensor& from, const Tensor& to);

@@ -81,8 +81,8 @@ class HostCudaBackend final : public Backend {
     cpu_->signed_permutation(w, side, source, signs, out);
   }
   double squared_norm(const Tensor& w) override { return cpu_->squared_norm(w); }
-  double squared_residual(const Tensor& w, const Tensor& a, const Tensor& b) override {
-    return cpu_->squared_residual(w, a, b);
+  double squared_residual(const Tensor& w, const Tensor& a, const Tensor& b, DType compute) override {
+    return cpu_->squared_residual(w, a, b, compute);
   }
   void solve_spd(const Tensor& spd, const Tensor& rhs) override { cpu_->solve_spd(spd, rhs); }
 
