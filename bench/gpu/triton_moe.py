@@ -41,6 +41,14 @@ def _tile_of(column_tiles, tiles, GROUP: tl.constexpr):
 
 
 @triton.jit
+def _rows_of(tile, expert, tile_begin, ends, order, ROWS: tl.constexpr):
+    """The rows of a tile, which of them its expert has, and their (token, expert) slots."""
+    rows = tl.load(tile_begin + tile) + tl.arange(0, ROWS)
+    has_row = rows < tl.load(ends + expert)
+    return rows, has_row, tl.load(order + rows, mask=has_row, other=0)
+
+
+@triton.jit
 def gate_up_kernel(
     x, weights, hidden, order, tile_expert, tile_begin, ends, n, m, top_k, experts, tiles, column_tiles,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr, GROUP: tl.constexpr,
@@ -49,9 +57,8 @@ def gate_up_kernel(
     expert = tl.load(tile_expert + tile).to(tl.int64)
     if expert >= experts:
         return
-    rows = tl.load(tile_begin + tile) + tl.arange(0, ROWS)
-    has_row = rows < tl.load(ends + expert)
-    token = tl.load(order + rows, mask=has_row, other=0) // top_k
+    rows, has_row, slot = _rows_of(tile, expert, tile_begin, ends, order, ROWS)
+    token = slot // top_k
     columns = column_tile * COLUMNS + tl.arange(0, COLUMNS)
     has_column = columns < m
     inner = tl.arange(0, INNER)
@@ -79,9 +86,7 @@ def down_kernel(
     expert = tl.load(tile_expert + tile).to(tl.int64)
     if expert >= experts:
         return
-    rows = tl.load(tile_begin + tile) + tl.arange(0, ROWS)
-    has_row = rows < tl.load(ends + expert)
-    slot = tl.load(order + rows, mask=has_row, other=0)
+    rows, has_row, slot = _rows_of(tile, expert, tile_begin, ends, order, ROWS)
     columns = column_tile * COLUMNS + tl.arange(0, COLUMNS)
     has_column = columns < n
     inner = tl.arange(0, INNER)

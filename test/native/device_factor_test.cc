@@ -158,9 +158,11 @@ MOLAE_TEST("factor: f32 experts reach the best error within 1e-6, and say so", D
         }
         const double optimal = report.optimal_relative_error;
         const double error = std::sqrt(reached / report.squared_norm);
-        expect(std::abs(error - optimal) <= 1e-6, "error ", error, " against ", optimal, " at r ", r);
-        expect(std::abs(std::sqrt(said / report.squared_norm) - error) <= 1e-6, "said ", said, " of ", reached);
-        if (optimal >= 1e-3) expect(error - optimal <= 1e-8, "error ", error, " against ", optimal, " at r ", r);
+        // Products in f32 hide in errors above 1e-3. Below, they are in f64, and what storing A rounds is all there is.
+        const bool hidden = optimal >= 1e-3;
+        expect(std::abs(error - optimal) <= (hidden ? 1e-8 : 8e-8), "error ", error, " against ", optimal, " at r ", r);
+        expect(std::abs(std::sqrt(said / report.squared_norm) - error) <= (hidden ? 1e-6 : 1e-9), "said ", said, " of ",
+               reached);
       }
     }
   }
