@@ -92,7 +92,7 @@ void check(const Tridiagonal& matrix, int64_t top, int threads) {
   const double scale = stored.largest();
   const std::string what = "n " + std::to_string(n) + ", top " + std::to_string(top);
   expect(std::is_sorted(values.rbegin(), values.rend()), what, ": order");
-  double trace = 0, sum = 0;
+  long double trace = 0, sum = 0;  // the rounding of hundreds of sums would be as large as the bound
   for (int64_t i = 0; i < n; ++i) {
     trace += stored.d[i];
     sum += values[i];
