@@ -47,7 +47,7 @@ template <>
 void linear_tile<float>(const Rows<float>& x, int64_t rows, const Tensor& weight, int64_t col, int64_t cols, float* out,
                         int64_t out_stride, float* scratch) {
   if (rows == 0 || cols == 0) return;
-  if (rows <= kStreamRows) return stream_rows(x, rows, weight, col, cols, out, out_stride, scratch);
+  if (rows <= most_streamed_rows()) return stream_rows(x, rows, weight, col, cols, out, out_stride, scratch);
   const PanelTarget target{weight, scratch};
   multiply_panels(x, rows, {&target, 1}, col, cols, scratch + kSums);
   store_panels(scratch, rows, cols, out, out_stride);
@@ -74,7 +74,7 @@ template <>
 void gated_tile<float>(const GatedSide<float>& gate, const GatedSide<float>& up, Activation activation, int64_t rows,
                        int64_t col, int64_t cols, const Hidden<float>& out, float* scratch) {
   if (rows == 0 || cols == 0) return;
-  if (rows <= kStreamRows) {
+  if (rows <= most_streamed_rows()) {
     float* up_out = scratch + stream_scratch(std::max(gate.weight.cols(), up.weight.cols()));
     stream_rows(gate.x, rows, gate.weight, col, cols, out.data + col, out.size, scratch);
     stream_rows(up.x, rows, up.weight, col, cols, up_out, cols, scratch);
@@ -114,7 +114,7 @@ void gated_tile<double>(const GatedSide<double>& gate, const GatedSide<double>& 
 template <>
 void linear_tile<float>(const Hidden<float>& x, int64_t rows, const Tensor& weight, int64_t col, int64_t cols,
                         float* out, int64_t out_stride, float* scratch) {
-  if (rows <= kStreamRows) {
+  if (rows <= most_streamed_rows()) {
     return linear_tile<float>(Rows<float>{x.data, x.size}, rows, weight, col, cols, out, out_stride, scratch);
   }
   if (cols == 0) return;

@@ -1,5 +1,6 @@
 #include "cpu/stream_kernel.h"
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
 
@@ -20,15 +21,17 @@ struct Vectors {
   typedef uint16_t Halves __attribute__((vector_size(Lanes * 2), aligned(2), may_alias));
 };
 
-// How two vectors' worth of weights become floats. Of pairs of halves the first vector has the even and the second the
-// odd ones: the inputs are brought into the same order once (split_pairs), which is cheaper than ordering every weight.
+// How weights become floats, a pair of vectors at a time. Of pairs of halves the first vector has the even and the
+// second the odd ones: the inputs are brought into the same order once (kSplit), which is cheaper than ordering every
+// weight.
 template <int Lanes>
 struct F32Weights {
   using Item = float;
+  static constexpr bool kSplit = false;
   using Floats = typename Vectors<Lanes>::Floats;
-  static MOLAE_INLINE void load_block(Floats& first, Floats& second, const float* from) {
-    load(first, from);
-    load(second, from + Lanes);
+  template <int Of>
+  static MOLAE_INLINE void read(Floats& to, const float* pair) {
+    load(to, pair + Of * Lanes);
   }
   static float one(float w) { return w; }
 };
@@ -36,12 +39,13 @@ struct F32Weights {
 template <int Lanes>
 struct BF16Weights {
   using Item = uint16_t;
+  static constexpr bool kSplit = true;
   using Floats = typename Vectors<Lanes>::Floats;
-  static MOLAE_INLINE void load_block(Floats& first, Floats& second, const uint16_t* from) {
-    typename Vectors<Lanes>::Words pairs;
-    load(pairs, from);
-    first = std::bit_cast<Floats>(pairs << 16);
-    second = std::bit_cast<Floats>(pairs & 0xffff0000u);
+  template <int Of>
+  static MOLAE_INLINE void read(Floats& to, const uint16_t* pair) {
+    typename Vectors<Lanes>::Words words;
+    load(words, pair);
+    to = std::bit_cast<Floats>(Of == 0 ? words << 16 : words & 0xffff0000u);
   }
   static float one(uint16_t w) { return bf16_to_f32(w); }
 };
@@ -49,14 +53,15 @@ struct BF16Weights {
 template <int Lanes>
 struct F16Weights {
   using Item = uint16_t;
+  static constexpr bool kSplit = true;
   using Floats = typename Vectors<Lanes>::Floats;
   using Words = typename Vectors<Lanes>::Words;
   using Masks = typename Vectors<Lanes>::Masks;
-  static MOLAE_INLINE void load_block(Floats& first, Floats& second, const uint16_t* from) {
-    Words pairs;
-    load(pairs, from);
-    widen(first, pairs & 0xffffu);
-    widen(second, pairs >> 16);
+  template <int Of>
+  static MOLAE_INLINE void read(Floats& to, const uint16_t* pair) {
+    Words words;
+    load(words, pair);
+    widen(to, Of == 0 ? words & 0xffffu : words >> 16);
   }
   static MOLAE_INLINE void widen(Floats& to, const Words& bits) {
     const Words magnitude = bits & 0x7fffu;
@@ -72,104 +77,285 @@ struct F16Weights {
 template <int Lanes>
 struct F16CWeights {
   using Item = uint16_t;
+  static constexpr bool kSplit = false;
   using Floats = typename Vectors<Lanes>::Floats;
-  static MOLAE_INLINE void load_block(Floats& first, Floats& second, const uint16_t* from) {
-    widen(first, from);
-    widen(second, from + Lanes);
-  }
-  static MOLAE_INLINE void widen(Floats& to, const uint16_t* from) {
-    asm("vcvtph2ps %1, %0" : "=v"(to) : "m"(*reinterpret_cast<const typename Vectors<Lanes>::Halves*>(from)));
+  template <int Of>
+  static MOLAE_INLINE void read(Floats& to, const uint16_t* pair) {
+    const auto* halves = reinterpret_cast<const typename Vectors<Lanes>::Halves*>(pair + Of * Lanes);
+    asm("vcvtph2ps %1, %0" : "=v"(to) : "m"(*halves));
   }
   static float one(uint16_t w) { return f16_to_f32(w); }
 };
 #endif
 
-MOLAE_INLINE float sum_of(const Vectors<8>::Floats& sums) { return sum_of_lanes(sums); }
+// The running sums that stay in registers, beside weights and an input.
+constexpr int most_sums(int lanes) { return lanes == 16 ? 24 : 12; }
 
-MOLAE_INLINE float sum_of(const Vectors<16>::Floats& sums) {
-  Floats8 halves[2];
-  __builtin_memcpy(halves, &sums, sizeof sums);
-  return sum_of_lanes(halves[0] + halves[1]);
+// Rows that one pass over weights multiplies.
+constexpr int most_rows(int lanes) { return lanes == 16 ? 8 : 4; }
+
+// Columns whose sums are finished together: a multiple of what any pass takes.
+constexpr int64_t kGroup = 24;
+
+// The product of a call. The inner size is cut into pieces of which the inputs of all rows stay in the first cache
+// while a group of columns passes. They are read again for every few columns: whole rows of them would come from the
+// second cache, several times as much as the weights.
+template <class Item>
+struct StreamProduct {
+  const Rows<float>& x;
+  int64_t rows;
+  const Item* weights;  // of the first column
+  int64_t inner, cols;
+  float* out;
+  int64_t out_stride;
+  float* inputs;  // x as passes read it
+};
+
+// Columns of weights, and how far after them the ones lie that are read next. Those are asked for so that memory has
+// the time: left to itself the processor starts anew on every row, which halves the speed where rows are short.
+template <class Item>
+struct Columns {
+  const Item* data;
+  int64_t stride;
+  int64_t next;
+};
+
+// Rows are multiplied in passes of about the same number; the last has the most.
+struct Pass {
+  int64_t row, rows;
+};
+
+MOLAE_INLINE int64_t passes_of(int64_t rows, int lanes) { return (rows + most_rows(lanes) - 1) / most_rows(lanes); }
+
+MOLAE_INLINE Pass pass_at(int64_t index, int64_t passes, int64_t rows) {
+  const int64_t row = rows * index / passes;
+  return {row, rows * (index + 1) / passes - row};
 }
 
-// out[i][j] = x[i] . w[j] for R rows and C weight rows: R * C running sums stay in registers, every weight is loaded
-// once for all R rows and every input once for all C weight rows.
-template <template <int> class Weights, int Lanes, int R, int C>
-MOLAE_INLINE void stream_block(const float* const* x, const typename Weights<Lanes>::Item* w, int64_t inner, float* out,
-                               int64_t out_stride) {
+// Two vectors of a row, the even elements before the odd ones.
+template <int Lanes>
+MOLAE_INLINE void split(const float* from, float* to) {
+#if defined(__clang__)
+  for (int lane = 0; lane < Lanes; ++lane) {
+    to[lane] = from[2 * lane];
+    to[Lanes + lane] = from[2 * lane + 1];
+  }
+#else  // which would not vectorize that
+  using Floats = typename Vectors<Lanes>::Floats;
+  using Masks = typename Vectors<Lanes>::Masks;
+  Masks even;
+  for (int lane = 0; lane < Lanes; ++lane) even[lane] = 2 * lane;
+  Floats first, second;
+  load(first, from);
+  load(second, from + Lanes);
+  store(to, __builtin_shuffle(first, second, even));
+  store(to + Lanes, __builtin_shuffle(first, second, even + 1));
+#endif
+}
+
+// A piece of the inputs of all rows, pass by pass, pair of vectors by pair, row by row: a pass reads it from beginning
+// to end, and rows a power of two apart do not meet in the sets of the first cache.
+template <int Lanes, bool Split>
+MOLAE_INLINE void arrange(const Rows<float>& x, int64_t rows, int64_t begin, int64_t piece, float* to) {
+  constexpr int kPair = 2 * Lanes;
+  const int64_t passes = passes_of(rows, Lanes);
+  for (int64_t index = 0; index < passes; ++index) {
+    const Pass pass = pass_at(index, passes, rows);
+    for (int64_t i = 0; i < pass.rows; ++i) {
+      const float* from = x.row(pass.row + i) + begin;
+      float* pair = to + pass.row * piece + i * kPair;
+      for (int64_t k = 0; k < piece; k += kPair, pair += pass.rows * kPair) {
+        if constexpr (Split) {
+          split<Lanes>(from + k, pair);
+        } else {
+          std::memcpy(pair, from + k, kPair * sizeof(float));
+        }
+      }
+    }
+  }
+}
+
+// GCC reads an input anew for every column, where it fits into an instruction: more than the processor can load.
+template <class Floats>
+MOLAE_INLINE void keep_in_register(Floats& vector) {
+#if defined(__x86_64__)
+  if constexpr (sizeof vector == 64) asm("" : "+v"(vector));
+#endif
+}
+
+// all_sums[i][j] += x[i] . w[j] for R rows and C columns: every weight is loaded once for all R rows and every input
+// once for all C columns.
+template <template <int> class Weights, int Lanes, int R, int C, class Item>
+MOLAE_INLINE void stream_pass(const float* x, int64_t piece, const Columns<Item>& w,
+                              typename Vectors<Lanes>::Floats* all_sums) {
   using Floats = typename Vectors<Lanes>::Floats;
   constexpr int kPair = 2 * Lanes;
   Floats sums[R][C];
 #pragma GCC unroll 16
   for (int i = 0; i < R; ++i) {
 #pragma GCC unroll 16
-    for (int j = 0; j < C; ++j) sums[i][j] = Floats{};
+    for (int j = 0; j < C; ++j) sums[i][j] = all_sums[i * kGroup + j];
   }
-  int64_t k = 0;
-  for (; k + kPair <= inner; k += kPair) {
-    Floats inputs[R][2];
-#pragma GCC unroll 16
-    for (int i = 0; i < R; ++i) {
-      load(inputs[i][0], x[i] + k);
-      load(inputs[i][1], x[i] + k + Lanes);
-    }
+  const Item* from = w.data;
+  for (const Item* end = from + piece; from != end; from += kPair, x += R * kPair) {
+    Floats weights[C];
 #pragma GCC unroll 16
     for (int j = 0; j < C; ++j) {
-      Floats first, second;
-      const auto* pair = w + j * inner + k;
-      // The rows that come next, so far ahead that memory has the time. Left to itself the processor starts anew on
-      // every row, which halves the speed where rows are short.
+      const Item* pair = from + j * w.stride;
+      Weights<Lanes>::template read<0>(weights[j], pair);
 #pragma GCC unroll 2
-      for (size_t line = 0; line < sizeof(*pair) * kPair; line += 64) {
-        __builtin_prefetch(reinterpret_cast<const std::byte*>(pair + C * inner) + line, 0, 2);
+      for (size_t line = 0; line < sizeof(Item) * kPair; line += 64) {
+        __builtin_prefetch(reinterpret_cast<const std::byte*>(pair + w.next) + line, 0, 2);
       }
-      Weights<Lanes>::load_block(first, second, pair);
+    }
 #pragma GCC unroll 16
-      for (int i = 0; i < R; ++i) sums[i][j] = (sums[i][j] + first * inputs[i][0]) + second * inputs[i][1];
+    for (int i = 0; i < R; ++i) {
+      Floats input;
+      load(input, x + i * kPair);
+      keep_in_register(input);
+#pragma GCC unroll 16
+      for (int j = 0; j < C; ++j) sums[i][j] += weights[j] * input;
+    }
+#pragma GCC unroll 16
+    for (int j = 0; j < C; ++j) Weights<Lanes>::template read<1>(weights[j], from + j * w.stride);
+#pragma GCC unroll 16
+    for (int i = 0; i < R; ++i) {
+      Floats input;
+      load(input, x + i * kPair + Lanes);
+      keep_in_register(input);
+#pragma GCC unroll 16
+      for (int j = 0; j < C; ++j) sums[i][j] += weights[j] * input;
     }
   }
 #pragma GCC unroll 16
   for (int i = 0; i < R; ++i) {
 #pragma GCC unroll 16
-    for (int j = 0; j < C; ++j) {
-      float sum = sum_of(sums[i][j]);
-      for (int64_t rest = k; rest < inner; ++rest) sum += Weights<Lanes>::one(w[j * inner + rest]) * x[i][rest];
-      out[i * out_stride + j] = sum;
+    for (int j = 0; j < C; ++j) all_sums[i * kGroup + j] = sums[i][j];
+  }
+}
+
+// As stream_pass, for a number of rows that is known only now.
+template <template <int> class Weights, int Lanes, int C, int R = most_rows(Lanes), class Item>
+MOLAE_INLINE void stream_pass_of(int64_t rows, const float* x, int64_t piece, const Columns<Item>& w,
+                                 typename Vectors<Lanes>::Floats* sums) {
+  if constexpr (R > 0) {
+    if constexpr (R * C <= most_sums(Lanes)) {
+      if (rows == R) return stream_pass<Weights, Lanes, R, C>(x, piece, w, sums);
+    }
+    stream_pass_of<Weights, Lanes, C, R - 1>(rows, x, piece, w, sums);
+  }
+}
+
+// C columns against all rows: the weights stay in the first cache meanwhile.
+template <template <int> class Weights, int Lanes, int C, class Item>
+MOLAE_INLINE void stream_columns(const float* x, int64_t rows, int64_t piece, Columns<Item> w,
+                                 typename Vectors<Lanes>::Floats* sums) {
+  const int64_t passes = passes_of(rows, Lanes);
+  for (int64_t index = 0; index < passes; ++index) {
+    const Pass pass = pass_at(index, passes, rows);
+    stream_pass_of<Weights, Lanes, C>(pass.rows, x + pass.row * piece, piece, w, sums + pass.row * kGroup);
+    w.next = 0;  // asked for once
+  }
+}
+
+// The sums of the lanes of eight vectors.
+MOLAE_INLINE void sum_lanes(const Vectors<8>::Floats* from, Floats8& to) {
+  Floats8 v[8];
+#pragma GCC unroll 8
+  for (int j = 0; j < 8; ++j) v[j] = from[j];
+  transpose(v);
+  to = ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
+}
+
+MOLAE_INLINE void sum_lanes(const Vectors<16>::Floats* from, Floats8& to) {
+  Floats8 v[8];
+#pragma GCC unroll 8
+  for (int j = 0; j < 8; ++j) {
+    Floats8 halves[2];
+    __builtin_memcpy(halves, from + j, sizeof halves);
+    v[j] = halves[0] + halves[1];
+  }
+  sum_lanes(v, to);
+}
+
+// What the vectors left of the inner size.
+template <template <int> class Weights, class Item>
+MOLAE_INLINE void add_rest(const float* x, const Item* w, int64_t rest, int64_t stride, int64_t cols, float* out) {
+  for (int64_t j = 0; j < cols; ++j) {
+    for (int64_t k = 0; k < rest; ++k) out[j] += Weights<8>::one(w[j * stride + k]) * x[k];
+  }
+}
+
+// The sums of a row's columns, at most a group of them.
+template <int Lanes>
+MOLAE_INLINE void finish(const typename Vectors<Lanes>::Floats* sums, int64_t cols, float* out) {
+  for (int64_t j = 0; j < cols; j += 8) {
+    Floats8 finished;
+    sum_lanes(sums + j, finished);
+    std::memcpy(out + j, &finished, std::min<int64_t>(8, cols - j) * sizeof(float));
+  }
+}
+
+// Of how many elements of the inner size the inputs of all rows stay in the first cache, beside weights and sums.
+MOLAE_INLINE int64_t piece_of(int64_t rows, int64_t inner) {
+  constexpr int64_t kUnit = 64;  // whole pairs of vectors, and lines
+  constexpr int64_t kMostElements = 6144;
+  const int64_t pieces = std::max<int64_t>(1, (rows * inner + kMostElements - 1) / kMostElements);
+  return ((inner + pieces - 1) / pieces + kUnit - 1) / kUnit * kUnit;
+}
+
+// Columns [col, col + cols), at most a group.
+template <template <int> class Weights, int Lanes, int C, class Item>
+MOLAE_INLINE void stream_group(const StreamProduct<Item>& p, int64_t col, int64_t cols) {
+  typename Vectors<Lanes>::Floats sums[kStreamRows * kGroup];
+  std::memset(sums, 0, p.rows * kGroup * sizeof sums[0]);
+  const Item* weights = p.weights + col * p.inner;
+  const Item* after = col + cols < p.cols ? weights + cols * p.inner : weights;
+  const int64_t rest = p.inner % (2 * Lanes), whole = p.inner - rest;
+  const int64_t most = piece_of(p.rows, whole);
+  for (int64_t begin = 0; begin < whole; begin += most) {
+    const int64_t piece = std::min(most, whole - begin);
+    const float* x = p.inputs + begin * p.rows;
+    const Item* next_piece = begin + piece < whole ? weights + begin + piece : after;
+    for (int64_t j = 0, count; j < cols; j += count) {
+      const Item* data = weights + j * p.inner + begin;
+      count = j + C <= cols ? C : 1;
+      const Columns<Item> columns{data, p.inner, j + count < cols ? count * p.inner : next_piece - data};
+      if (count == C) {
+        stream_columns<Weights, Lanes, C>(x, p.rows, piece, columns, sums + j);
+      } else {
+        stream_columns<Weights, Lanes, 1>(x, p.rows, piece, columns, sums + j);
+      }
     }
   }
-}
-
-// C weight rows against all rows of x, four at a time: the weight rows stay in the cache meanwhile.
-template <template <int> class Weights, int Lanes, int C>
-MOLAE_INLINE void stream_columns(const float* const* x, int64_t rows, const typename Weights<Lanes>::Item* w,
-                                 int64_t inner, float* out, int64_t out_stride) {
-  int64_t i = 0;
-  for (; i + 4 <= rows; i += 4) stream_block<Weights, Lanes, 4, C>(x + i, w, inner, out + i * out_stride, out_stride);
-  float* rest = out + i * out_stride;
-  switch (rows - i) {
-    case 1:
-      return stream_block<Weights, Lanes, 1, C>(x + i, w, inner, rest, out_stride);
-    case 2:
-      return stream_block<Weights, Lanes, 2, C>(x + i, w, inner, rest, out_stride);
-    case 3:
-      return stream_block<Weights, Lanes, 3, C>(x + i, w, inner, rest, out_stride);
+  for (int64_t i = 0; i < p.rows; ++i) {
+    float* out = p.out + i * p.out_stride + col;
+    finish<Lanes>(sums + i * kGroup, cols, out);
+    if (rest > 0) add_rest<Weights>(p.x.row(i) + whole, weights + whole, rest, p.inner, cols, out);
   }
 }
 
-template <template <int> class Weights, int Lanes, int C>
-MOLAE_INLINE void stream(const float* const* x, int64_t rows, const typename Weights<Lanes>::Item* w, int64_t inner,
-                         int64_t cols, float* out, int64_t out_stride) {
-  int64_t j = 0;
+template <template <int> class Weights, int Lanes, int C, class Item>
+MOLAE_INLINE void stream_groups(const StreamProduct<Item>& p) {
+  for (int64_t col = 0; col < p.cols; col += kGroup) {
+    stream_group<Weights, Lanes, C>(p, col, std::min(kGroup, p.cols - col));
+  }
+}
+
+template <template <int> class Weights, int Lanes, class Item>
+MOLAE_INLINE void stream(const StreamProduct<Item>& p) {
+  const int64_t whole = p.inner / (2 * Lanes) * (2 * Lanes);
+  const int64_t piece = piece_of(p.rows, whole);
+  for (int64_t begin = 0; begin < whole; begin += piece) {
+    arrange<Lanes, Weights<Lanes>::kSplit>(p.x, p.rows, begin, std::min(piece, whole - begin),
+                                           p.inputs + begin * p.rows);
+  }
   // Fewer rows leave registers for more columns.
-  if (rows == 1) {
-    for (; j + 8 <= cols; j += 8) stream_block<Weights, Lanes, 1, 8>(x, w + j * inner, inner, out + j, out_stride);
-  } else if (rows == 2) {
-    for (; j + 4 <= cols; j += 4) stream_block<Weights, Lanes, 2, 4>(x, w + j * inner, inner, out + j, out_stride);
-  }
-  for (; j + C <= cols; j += C) {
-    stream_columns<Weights, Lanes, C>(x, rows, w + j * inner, inner, out + j, out_stride);
-  }
-  for (; j < cols; ++j) stream_columns<Weights, Lanes, 1>(x, rows, w + j * inner, inner, out + j, out_stride);
+  const int64_t passes = passes_of(p.rows, Lanes);
+  const int64_t most = pass_at(passes - 1, passes, p.rows).rows;
+  if (most * 8 <= most_sums(Lanes)) return stream_groups<Weights, Lanes, 8>(p);
+  if (most * 4 <= most_sums(Lanes)) return stream_groups<Weights, Lanes, 4>(p);
+  stream_groups<Weights, Lanes, 3>(p);
 }
 
 // x . w for one row of each, in four running sums.
@@ -192,49 +378,16 @@ MOLAE_INLINE float stream_row(const float* x, const float* w, int64_t inner) {
 }
 
 // f32 weights of which one row of inputs reads one row after the other, in one long run.
-template <int C>
-MOLAE_INLINE void stream_runs(const float* const* x, int64_t rows, const float* w, int64_t inner, int64_t cols,
-                              float* out, int64_t out_stride) {
-  if (rows != 1) return stream<F32Weights, 8, C>(x, rows, w, inner, cols, out, out_stride);
-  for (int64_t j = 0; j < cols; ++j) out[j] = stream_row(x[0], w + j * inner, inner);
-}
-
-// Whole pairs of vectors of a row with the even elements before the odd ones; the rest as it is.
-template <int Lanes>
-MOLAE_INLINE void split(const float* from, float* to, int64_t count) {
-  int64_t k = 0;
-#if defined(__clang__)
-  for (; k + 2 * Lanes <= count; k += 2 * Lanes) {
-    for (int lane = 0; lane < Lanes; ++lane) {
-      to[k + lane] = from[k + 2 * lane];
-      to[k + Lanes + lane] = from[k + 2 * lane + 1];
-    }
-  }
-#else  // which would not vectorize that
-  using Floats = typename Vectors<Lanes>::Floats;
-  using Masks = typename Vectors<Lanes>::Masks;
-  Masks even;
-  for (int lane = 0; lane < Lanes; ++lane) even[lane] = 2 * lane;
-  const Masks odd = even + 1;
-  for (; k + 2 * Lanes <= count; k += 2 * Lanes) {
-    Floats first, second;
-    load(first, from + k);
-    load(second, from + k + Lanes);
-    store(to + k, __builtin_shuffle(first, second, even));
-    store(to + k + Lanes, __builtin_shuffle(first, second, odd));
-  }
-#endif
-  std::memcpy(to + k, from + k, (count - k) * sizeof(float));
+MOLAE_INLINE void stream_runs(const StreamProduct<float>& p) {
+  if (p.rows != 1) return stream<F32Weights, 8>(p);
+  for (int64_t j = 0; j < p.cols; ++j) p.out[j] = stream_row(p.x.row(0), p.weights + j * p.inner, p.inner);
 }
 
 template <class Item>
-using Stream = void (*)(const float* const* x, int64_t rows, const Item* w, int64_t inner, int64_t cols, float* out,
-                        int64_t out_stride);
+using Stream = void (*)(const StreamProduct<Item>&);
 
 // The kernels of one instruction set.
 struct StreamKernel {
-  void (*split_pairs)(const float* from, float* to, int64_t count);
-  bool f16_pairs;  // f16 weights want it too
   Stream<float> f32;
   Stream<uint16_t> bf16, f16;
 };
@@ -242,34 +395,25 @@ struct StreamKernel {
 // One function for each instruction set: the width of the vectors is part of the source, so clones of one function
 // would not do. One row of f32 weights is read as memory gives it fastest: in one run on an AMD EPYC with AVX2, eight
 // rows at a time on a Xeon with AVX-512 (88% of what it reads at best against 80%).
-#define MOLAE_STREAM(name, Item, attributes, body)                                                                  \
-  attributes void name(const float* const* x, int64_t rows, const Item* w, int64_t inner, int64_t cols, float* out, \
-                       int64_t out_stride) {                                                                        \
-    body(x, rows, w, inner, cols, out, out_stride);                                                                 \
-  }
+#define MOLAE_STREAM(name, Item, attributes, body) \
+  attributes void name(const StreamProduct<Item>& product) { body(product); }
 #define MOLAE_PLAIN
 
-#define MOLAE_SPLIT(name, lanes, attributes) \
-  attributes void name(const float* from, float* to, int64_t count) { split<lanes>(from, to, count); }
-
-MOLAE_SPLIT(plain_split, 8, MOLAE_PLAIN)
-MOLAE_STREAM(plain_f32, float, MOLAE_PLAIN, stream_runs<3>)
-MOLAE_STREAM(plain_bf16, uint16_t, MOLAE_PLAIN, (stream<BF16Weights, 8, 3>))
-MOLAE_STREAM(plain_f16, uint16_t, MOLAE_PLAIN, (stream<F16Weights, 8, 3>))
-constexpr StreamKernel kPlain = {plain_split, true, plain_f32, plain_bf16, plain_f16};
+MOLAE_STREAM(plain_f32, float, MOLAE_PLAIN, stream_runs)
+MOLAE_STREAM(plain_bf16, uint16_t, MOLAE_PLAIN, (stream<BF16Weights, 8>))
+MOLAE_STREAM(plain_f16, uint16_t, MOLAE_PLAIN, (stream<F16Weights, 8>))
+constexpr StreamKernel kPlain = {plain_f32, plain_bf16, plain_f16};
 #if defined(__x86_64__)
 #define MOLAE_AVX2 __attribute__((target("avx2,fma,f16c")))
 #define MOLAE_AVX512 __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,fma")))
-MOLAE_SPLIT(avx2_split, 8, MOLAE_AVX2)
-MOLAE_STREAM(avx2_f32, float, MOLAE_AVX2, stream_runs<3>)
-MOLAE_STREAM(avx2_bf16, uint16_t, MOLAE_AVX2, (stream<BF16Weights, 8, 3>))
-MOLAE_STREAM(avx2_f16, uint16_t, MOLAE_AVX2, (stream<F16CWeights, 8, 3>))
-MOLAE_SPLIT(avx512_split, 16, MOLAE_AVX512)
-MOLAE_STREAM(avx512_f32, float, MOLAE_AVX512, (stream<F32Weights, 16, 4>))
-MOLAE_STREAM(avx512_bf16, uint16_t, MOLAE_AVX512, (stream<BF16Weights, 16, 4>))
-MOLAE_STREAM(avx512_f16, uint16_t, MOLAE_AVX512, (stream<F16CWeights, 16, 4>))
-constexpr StreamKernel kAvx2 = {avx2_split, false, avx2_f32, avx2_bf16, avx2_f16};
-constexpr StreamKernel kAvx512 = {avx512_split, false, avx512_f32, avx512_bf16, avx512_f16};
+MOLAE_STREAM(avx2_f32, float, MOLAE_AVX2, stream_runs)
+MOLAE_STREAM(avx2_bf16, uint16_t, MOLAE_AVX2, (stream<BF16Weights, 8>))
+MOLAE_STREAM(avx2_f16, uint16_t, MOLAE_AVX2, (stream<F16CWeights, 8>))
+MOLAE_STREAM(avx512_f32, float, MOLAE_AVX512, (stream<F32Weights, 16>))
+MOLAE_STREAM(avx512_bf16, uint16_t, MOLAE_AVX512, (stream<BF16Weights, 16>))
+MOLAE_STREAM(avx512_f16, uint16_t, MOLAE_AVX512, (stream<F16CWeights, 16>))
+constexpr StreamKernel kAvx2 = {avx2_f32, avx2_bf16, avx2_f16};
+constexpr StreamKernel kAvx512 = {avx512_f32, avx512_bf16, avx512_f16};
 #endif
 
 const StreamKernel& stream_kernel() {
@@ -282,29 +426,26 @@ const StreamKernel& stream_kernel() {
 
 }  // namespace
 
+int64_t most_streamed_rows() { return instructions() == Instructions::Avx512 ? kStreamRows : 12; }
+
 void stream_rows(const Rows<float>& x, int64_t rows, const Tensor& weight, int64_t col, int64_t cols, float* out,
                  int64_t out_stride, float* scratch) {
+  const DType dtype = weight.dtype();
+  if (dtype == DType::Q8 || dtype == DType::Q4) {
+    return stream_blocks(x, rows, weight, col, cols, out, out_stride, scratch);
+  }
   const StreamKernel& kernel = stream_kernel();
   const int64_t inner = weight.cols();
-  const DType dtype = weight.dtype();
-  const bool pairs = dtype == DType::BF16 || (dtype == DType::F16 && kernel.f16_pairs);
-  const float* row_pointers[kStreamRows];
-  for (int64_t i = 0; i < rows; ++i) {
-    row_pointers[i] = x.row(i);
-    if (!pairs) continue;
-    kernel.split_pairs(x.row(i), scratch + i * inner, inner);
-    row_pointers[i] = scratch + i * inner;
-  }
+  const auto product = [&]<class Item>(const Item* weights) {
+    return StreamProduct<Item>{x, rows, weights + col * inner, inner, cols, out, out_stride, scratch};
+  };
   switch (dtype) {
     case DType::F32:
-      return kernel.f32(row_pointers, rows, weight.as<const float>() + col * inner, inner, cols, out, out_stride);
+      return kernel.f32(product(weight.as<const float>()));
     case DType::BF16:
-      return kernel.bf16(row_pointers, rows, weight.as<const uint16_t>() + col * inner, inner, cols, out, out_stride);
+      return kernel.bf16(product(weight.as<const uint16_t>()));
     case DType::F16:
-      return kernel.f16(row_pointers, rows, weight.as<const uint16_t>() + col * inner, inner, cols, out, out_stride);
-    case DType::Q8:
-    case DType::Q4:
-      return stream_blocks(x, rows, weight, col, cols, out, out_stride, scratch);
+      return kernel.f16(product(weight.as<const uint16_t>()));
     default:
       fail(ErrorCode::DTypeMismatch, "Cannot stream weights of ", dtype_name(dtype));
   }

@@ -41,7 +41,7 @@ void TileList::clear() {
 void TileList::add(int32_t problem, int64_t rows, int64_t cols, int64_t inner) {
   if (rows == 0 || cols == 0) return;
   problems_.push_back({problem, rows, cols});
-  if (rows <= kStreamRows) streamed_cols_ += cols;
+  if (rows <= most_streamed_rows()) streamed_cols_ += cols;
   products_ += rows * cols * inner;
 }
 
@@ -50,7 +50,7 @@ int TileList::cut(int threads) {
   const int64_t stream_cols =
       std::clamp(round_up(streamed_cols_ / (threads * kStreamTiles), kStreamUnit), kLeastStreamCols, kMostStreamCols);
   for (const Problem& problem : problems_) {
-    const bool streams = problem.rows <= kStreamRows;
+    const bool streams = problem.rows <= most_streamed_rows();
     const int64_t height = part_size(problem.rows, kTileRows, kRowUnit);
     const int64_t width =
         streams ? part_size(problem.cols, stream_cols, kStreamUnit) : part_size(problem.cols, kTileCols, panel_unit());

@@ -12,6 +12,7 @@
 #include "cpu/cpu_backend.h"
 #include "cpu/gating.h"
 #include "cpu/linear_tile.h"
+#include "cpu/stream_kernel.h"
 #include "cpu/tile_list.h"
 #include "native/tensors.h"
 
@@ -116,6 +117,59 @@ MOLAE_TEST("cpu kernels: linear tiles of every dtype and odd sizes", Logic) {
                            scratch.data());
       });
       expect_close(actual, product.reference(), 2e-6, "tile");
+    }
+  }
+}
+
+// Each element, to the rounding errors of its sum: where few are compared, what cancels in them decides on a norm.
+void expect_sums(const Values& actual, const Product& product) {
+  const Values wanted = product.reference(), magnitudes = product.magnitudes();
+  for (size_t i = 0; i < actual.size(); ++i) {
+    const double error = std::abs(actual[i] - wanted[i]) / magnitudes[i];
+    expect(error <= 1e-6, product.rows, " x ", product.cols, " of ", product.inner, ": element ", i, " is ", actual[i],
+           ", wanted ", wanted[i], ": ", error, " of ", magnitudes[i]);
+  }
+}
+
+// Every number of rows and, around it, of columns that passes take together; less than a pair of vectors of the inner
+// size, one piece of it and several, with and without a rest.
+MOLAE_TEST("cpu kernels: streamed weights, every number of rows", Logic) {
+  const auto backend = make_cpu_backend(1);
+  Context cpu{*backend, context.random};
+  for (const DType dtype : {DType::F32, DType::BF16, DType::F16, DType::Q8, DType::Q4}) {
+    for (int64_t rows = 1; rows <= kStreamRows + 1; ++rows) {
+      for (const auto& [inner, cols] : {std::pair{31, 9}, {64, 24}, {768, 1}, {1031, 47}, {1600, 28}}) {
+        const Product product(cpu, rows, inner, cols, dtype);
+        std::vector<float> scratch = poisoned_scratch(inner);
+        const Values actual = result_of(rows, cols, [&](float* out, int64_t stride) {
+          linear_tile<float>(product.input(), rows, product.weight, product.col, cols, out, stride, scratch.data());
+        });
+        expect_sums(actual, product);
+      }
+    }
+  }
+}
+
+// How columns are cut into tiles depends on the number of threads: it must not show.
+MOLAE_TEST("cpu kernels: streamed sums do not depend on the columns beside them", Logic) {
+  const auto backend = make_cpu_backend(1);
+  Context cpu{*backend, context.random};
+  constexpr int64_t kCols = 59;
+  for (const DType dtype : {DType::F32, DType::BF16, DType::F16, DType::Q8, DType::Q4}) {
+    for (int64_t rows = 1; rows <= kStreamRows; ++rows) {
+      const int64_t inner = cpu.integer(1, 1500);
+      const Product product(cpu, rows, inner, kCols, dtype);
+      std::vector<float> scratch = poisoned_scratch(inner);
+      const auto in_tiles = [&](int64_t width) {
+        return result_of(rows, kCols, [&](float* out, int64_t stride) {
+          for (int64_t col = 0; col < kCols; col += width) {
+            linear_tile<float>(product.input(), rows, product.weight, product.col + col, std::min(width, kCols - col),
+                               out + col, stride, scratch.data());
+          }
+        });
+      };
+      const Values whole = in_tiles(kCols);
+      for (const int64_t width : {1, 7, 24}) expect(in_tiles(width) == whole, rows, " rows in tiles of ", width);
     }
   }
 }
