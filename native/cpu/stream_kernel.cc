@@ -183,6 +183,43 @@ MOLAE_INLINE void keep_in_register(Floats& vector) {
 #endif
 }
 
+template <class Item>
+MOLAE_INLINE void prefetch_pair(const Item* pair, size_t bytes) {
+#pragma GCC unroll 2
+  for (size_t line = 0; line < bytes; line += 64) {
+    __builtin_prefetch(reinterpret_cast<const std::byte*>(pair) + line, 0, 2);
+  }
+}
+
+// all_sums[j] += x . w[j] for one row. Columns take turns, so that both vectors of a pair come from one load and
+// weights need no registers of their own: with AVX2 there are not enough of them for eight columns otherwise.
+template <template <int> class Weights, int Lanes, int C, class Item>
+MOLAE_INLINE void stream_one_row(const float* x, int64_t piece, const Columns<Item>& w,
+                                 typename Vectors<Lanes>::Floats* all_sums) {
+  using Floats = typename Vectors<Lanes>::Floats;
+  constexpr int kPair = 2 * Lanes;
+  Floats sums[C];
+#pragma GCC unroll 16
+  for (int j = 0; j < C; ++j) sums[j] = all_sums[j];
+  const Item* from = w.data;
+  for (const Item* end = from + piece; from != end; from += kPair, x += kPair) {
+    Floats first_input, second_input;
+    load(first_input, x);
+    load(second_input, x + Lanes);
+#pragma GCC unroll 16
+    for (int j = 0; j < C; ++j) {
+      const Item* pair = from + j * w.stride;
+      prefetch_pair(pair + w.next, sizeof(Item) * kPair);
+      Floats first, second;
+      Weights<Lanes>::template read<0>(first, pair);
+      Weights<Lanes>::template read<1>(second, pair);
+      sums[j] = (sums[j] + first * first_input) + second * second_input;
+    }
+  }
+#pragma GCC unroll 16
+  for (int j = 0; j < C; ++j) all_sums[j] = sums[j];
+}
+
 // all_sums[i][j] += x[i] . w[j] for R rows and C columns: every weight is loaded once for all R rows and every input
 // once for all C columns.
 template <template <int> class Weights, int Lanes, int R, int C, class Item>
@@ -203,10 +240,7 @@ MOLAE_INLINE void stream_pass(const float* x, int64_t piece, const Columns<Item>
     for (int j = 0; j < C; ++j) {
       const Item* pair = from + j * w.stride;
       Weights<Lanes>::template read<0>(weights[j], pair);
-#pragma GCC unroll 2
-      for (size_t line = 0; line < sizeof(Item) * kPair; line += 64) {
-        __builtin_prefetch(reinterpret_cast<const std::byte*>(pair + w.next) + line, 0, 2);
-      }
+      prefetch_pair(pair + w.next, sizeof(Item) * kPair);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < R; ++i) {
@@ -238,7 +272,9 @@ MOLAE_INLINE void stream_pass(const float* x, int64_t piece, const Columns<Item>
 template <template <int> class Weights, int Lanes, int C, int R = most_rows(Lanes), class Item>
 MOLAE_INLINE void stream_pass_of(int64_t rows, const float* x, int64_t piece, const Columns<Item>& w,
                                  typename Vectors<Lanes>::Floats* sums) {
-  if constexpr (R > 0) {
+  if constexpr (R == 1) {
+    stream_one_row<Weights, Lanes, C>(x, piece, w, sums);
+  } else {
     if constexpr (R * C <= most_sums(Lanes)) {
       if (rows == R) return stream_pass<Weights, Lanes, R, C>(x, piece, w, sums);
     }
@@ -353,7 +389,7 @@ MOLAE_INLINE void stream(const StreamProduct<Item>& p) {
   // Fewer rows leave registers for more columns.
   const int64_t passes = passes_of(p.rows, Lanes);
   const int64_t most = pass_at(passes - 1, passes, p.rows).rows;
-  if (most * 8 <= most_sums(Lanes)) return stream_groups<Weights, Lanes, 8>(p);
+  if (most == 1) return stream_groups<Weights, Lanes, 8>(p);
   if (most * 4 <= most_sums(Lanes)) return stream_groups<Weights, Lanes, 4>(p);
   stream_groups<Weights, Lanes, 3>(p);
 }
