@@ -4,8 +4,9 @@
 #   scripts/sanitize.sh address [--quick]   # AddressSanitizer and UBSan: C++ tests, the TypeScript suite, hostile arguments
 #   scripts/sanitize.sh thread [--quick]    # ThreadSanitizer: C++ tests of queue, pool and core, hostile arguments
 #
-# --quick is what CI runs: fewer hostile arguments, and of the threads the tests that are about them. Builds in build-address or build-thread; the suite takes that addon by
-# MOLAE_PREBUILD. Needs npm ci and, for the TypeScript tests, npm run build:ts.
+# --quick is what CI runs: fewer hostile arguments, of the suite what is mostly native, and of the threads the tests that
+# are about them. Builds in build-address or build-thread; the suite takes that addon by MOLAE_PREBUILD. Needs npm ci and,
+# for the TypeScript tests, npm run build:ts.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -80,6 +81,14 @@ suite() {
     'test/cuda/library.test.ts: opens the CUDA library, which nvcc built without'
     'test/python/interop.test.ts: what computes there is PyTorch'
   )
+  if [ "$quick" -eq 1 ]; then
+    not_run+=(
+      'test/cli/**: processes that start, read and print around what other tests call'
+      'test/docs.test.ts: mostly the TypeScript compiler'
+      'test/environments.test.ts: other processes, too'
+      'test/examples.test.ts: other processes, too'
+    )
+  fi
   local exclude=() line
   for line in "${not_run[@]}"; do
     echo "not run: $line"
