@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <utility>
 
 #include "core/error.h"
 #include "core/half.h"
@@ -111,14 +112,46 @@ struct StreamProduct {
   float* inputs;  // x as passes read it
 };
 
-// Columns of weights, and how far after them the ones lie that are read next. Those are asked for so that memory has
-// the time: left to itself the processor starts anew on every row, which halves the speed where rows are short.
+// A piece of some columns of weights, and how far after it the piece lies that is read next.
 template <class Item>
 struct Columns {
   const Item* data;
   int64_t stride;
   int64_t next;
 };
+
+// Weights are asked for so that memory has the time: left to itself the processor starts anew on every column, and
+// never runs as far ahead as memory needs where it has sums to compute, too. Some 4 KB are on their way, whatever the
+// columns among which they lie: at the end of a piece those of the next.
+template <int Pair, int C, class Item>
+class Ahead {
+ public:
+  MOLAE_INLINE Ahead(const Columns<Item>& w, int64_t piece)
+      : at_(w.data + std::min(kElements, piece)), end_(w.data + piece), next_(w.data + w.next) {}
+
+  // Of the first column.
+  MOLAE_INLINE const Item* pair() {
+    at_ = at_ == end_ ? next_ : at_;
+    return std::exchange(at_, at_ + Pair);
+  }
+
+ private:
+  static constexpr int64_t kBytes = 4096;
+  static constexpr int64_t kElements = kBytes / (C * Pair * sizeof(Item)) * Pair;
+
+  const Item* at_;
+  const Item* end_;
+  const Item* next_;
+};
+
+// Of few columns there are many rows, whose inputs are to stay in the first cache: their weights wait in the second.
+template <int C, class Item>
+MOLAE_INLINE void prefetch_pair(const Item* pair, size_t bytes) {
+#pragma GCC unroll 2
+  for (size_t line = 0; line < bytes; line += 64) {
+    __builtin_prefetch(reinterpret_cast<const std::byte*>(pair) + line, 0, C > 3 ? 3 : 2);
+  }
+}
 
 // Rows are multiplied in passes of about the same number; the last has the most.
 struct Pass {
@@ -183,14 +216,6 @@ MOLAE_INLINE void keep_in_register(Floats& vector) {
 #endif
 }
 
-template <class Item>
-MOLAE_INLINE void prefetch_pair(const Item* pair, size_t bytes) {
-#pragma GCC unroll 2
-  for (size_t line = 0; line < bytes; line += 64) {
-    __builtin_prefetch(reinterpret_cast<const std::byte*>(pair) + line, 0, 2);
-  }
-}
-
 // all_sums[j] += x . w[j] for one row. Columns take turns, so that both vectors of a pair come from one load and
 // weights need no registers of their own: with AVX2 there are not enough of them for eight columns otherwise.
 template <template <int> class Weights, int Lanes, int C, class Item>
@@ -201,15 +226,17 @@ MOLAE_INLINE void stream_one_row(const float* x, int64_t piece, const Columns<It
   Floats sums[C];
 #pragma GCC unroll 16
   for (int j = 0; j < C; ++j) sums[j] = all_sums[j];
+  Ahead<kPair, C, Item> ahead(w, piece);
   const Item* from = w.data;
-  for (const Item* end = from + piece; from != end; from += kPair, x += kPair) {
+  for (const Item* end = w.data + piece; from != end; from += kPair, x += kPair) {
+    const Item* soon = ahead.pair();
     Floats first_input, second_input;
     load(first_input, x);
     load(second_input, x + Lanes);
 #pragma GCC unroll 16
     for (int j = 0; j < C; ++j) {
       const Item* pair = from + j * w.stride;
-      prefetch_pair(pair + w.next, sizeof(Item) * kPair);
+      prefetch_pair<C>(soon + j * w.stride, sizeof(Item) * kPair);
       Floats first, second;
       Weights<Lanes>::template read<0>(first, pair);
       Weights<Lanes>::template read<1>(second, pair);
@@ -233,14 +260,16 @@ MOLAE_INLINE void stream_pass(const float* x, int64_t piece, const Columns<Item>
 #pragma GCC unroll 16
     for (int j = 0; j < C; ++j) sums[i][j] = all_sums[i * kGroup + j];
   }
+  Ahead<kPair, C, Item> ahead(w, piece);
   const Item* from = w.data;
-  for (const Item* end = from + piece; from != end; from += kPair, x += R * kPair) {
+  for (const Item* end = w.data + piece; from != end; from += kPair, x += R * kPair) {
+    const Item* soon = ahead.pair();
     Floats weights[C];
 #pragma GCC unroll 16
     for (int j = 0; j < C; ++j) {
       const Item* pair = from + j * w.stride;
       Weights<Lanes>::template read<0>(weights[j], pair);
-      prefetch_pair(pair + w.next, sizeof(Item) * kPair);
+      prefetch_pair<C>(soon + j * w.stride, sizeof(Item) * kPair);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < R; ++i) {
@@ -294,13 +323,21 @@ MOLAE_INLINE void stream_columns(const float* x, int64_t rows, int64_t piece, Co
   }
 }
 
-// The sums of the lanes of eight vectors.
+// The sums of the lanes of eight vectors: two become one, which has the sums of pairs of lanes of both, and so on.
 MOLAE_INLINE void sum_lanes(const Vectors<8>::Floats* from, Floats8& to) {
-  Floats8 v[8];
-#pragma GCC unroll 8
-  for (int j = 0; j < 8; ++j) v[j] = from[j];
-  transpose(v);
-  to = ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
+  Floats8 pairs[4], quads[2];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const Floats8 &a = from[2 * i], &b = from[2 * i + 1];
+    pairs[i] = MOLAE_SHUFFLE8(a, b, 0, 8, 1, 9, 4, 12, 5, 13) + MOLAE_SHUFFLE8(a, b, 2, 10, 3, 11, 6, 14, 7, 15);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+    const Floats8 &a = pairs[2 * i], &b = pairs[2 * i + 1];
+    quads[i] = MOLAE_SHUFFLE8(a, b, 0, 1, 8, 9, 4, 5, 12, 13) + MOLAE_SHUFFLE8(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
+  }
+  to = MOLAE_SHUFFLE8(quads[0], quads[1], 0, 1, 2, 3, 8, 9, 10, 11) +
+       MOLAE_SHUFFLE8(quads[0], quads[1], 4, 5, 6, 7, 12, 13, 14, 15);
 }
 
 MOLAE_INLINE void sum_lanes(const Vectors<16>::Floats* from, Floats8& to) {
@@ -389,7 +426,8 @@ MOLAE_INLINE void stream(const StreamProduct<Item>& p) {
   // Fewer rows leave registers for more columns.
   const int64_t passes = passes_of(p.rows, Lanes);
   const int64_t most = pass_at(passes - 1, passes, p.rows).rows;
-  if (most == 1) return stream_groups<Weights, Lanes, 8>(p);
+  if (most == 1 || most * 8 <= most_sums(Lanes)) return stream_groups<Weights, Lanes, 8>(p);
+  if (most * 6 <= most_sums(Lanes)) return stream_groups<Weights, Lanes, 6>(p);
   if (most * 4 <= most_sums(Lanes)) return stream_groups<Weights, Lanes, 4>(p);
   stream_groups<Weights, Lanes, 3>(p);
 }
