@@ -82,18 +82,19 @@ MOLAE_INLINE void multiply_from(const PanelProduct& p, int64_t col) {
 
 // One function for each instruction set: the width of the vectors is part of the source, so clones of one function
 // would not do. `cols` of the three widths: sums take up to 12 of AVX2's 16 registers and 24 of AVX-512's 32. Of more
-// than 10 columns the compiler keeps the pointers in memory, which took an eighth of AVX-512's speed.
-#define MOLAE_PANEL_KERNEL(name, lanes, unit, cols1, cols2, cols3, attributes)              \
+// than 10 columns the compiler keeps the pointers in memory, which took an eighth of AVX-512's speed. `few` is half a
+// vector: measured on a Xeon, where as many rows one by one take a third (1 row) to nine tenths of a vector's time.
+#define MOLAE_PANEL_KERNEL(name, lanes, unit, few, cols1, cols2, cols3, attributes)         \
   attributes void name##_1(const PanelProduct& p) { multiply_from<lanes, 1, cols1>(p, 0); } \
   attributes void name##_2(const PanelProduct& p) { multiply_from<lanes, 2, cols2>(p, 0); } \
   attributes void name##_3(const PanelProduct& p) { multiply_from<lanes, 3, cols3>(p, 0); } \
-  constexpr PanelKernel name = {lanes, unit, {{cols1, name##_1}, {cols2, name##_2}, {cols3, name##_3}}};
+  constexpr PanelKernel name = {lanes, unit, few, {{cols1, name##_1}, {cols2, name##_2}, {cols3, name##_3}}};
 
 #define MOLAE_PLAIN
-MOLAE_PANEL_KERNEL(kPlain, 8, 4, 4, 2, 1, MOLAE_PLAIN)
+MOLAE_PANEL_KERNEL(kPlain, 8, 4, 0, 4, 2, 1, MOLAE_PLAIN)
 #if defined(__x86_64__)
-MOLAE_PANEL_KERNEL(kAvx2, 8, 12, 12, 6, 4, __attribute__((target("avx2,fma"))))
-MOLAE_PANEL_KERNEL(kAvx512, 16, 8, 8, 8, 8, __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,fma"))))
+MOLAE_PANEL_KERNEL(kAvx2, 8, 12, 4, 12, 6, 4, __attribute__((target("avx2,fma"))))
+MOLAE_PANEL_KERNEL(kAvx512, 16, 8, 8, 8, 8, 8, __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,fma"))))
 #endif
 
 const PanelKernel& choose() {

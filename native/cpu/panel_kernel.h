@@ -35,6 +35,7 @@ struct PanelKernel {
 
   int64_t lanes;
   int64_t unit;                // a multiple of all cols: as many columns leave no rest
+  int64_t few;                 // rows that take less time one by one than as lanes of a vector
   Width widths[kMostVectors];  // by vectors - 1
 
   const Width& of(int64_t width) const { return widths[width / lanes - 1]; }

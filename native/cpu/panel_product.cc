@@ -4,16 +4,15 @@
 #include <sanitizer/asan_interface.h>
 #endif
 
-#include <unistd.h>
-
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 #include <numeric>
 
 #include "cpu/convert.h"
 #include "cpu/multiversion.h"
 #include "cpu/panel_kernel.h"
+#include "cpu/processor.h"
+#include "cpu/stream_kernel.h"
 #include "cpu/vectors.h"
 
 namespace molae::cpu {
@@ -23,14 +22,7 @@ constexpr int64_t kBlockCols = 96;  // a multiple of the columns that any kernel
 
 // The inner size is cut so that all inputs of a block stay in the second cache, with its weights and those of the block
 // that comes next: 1.8 KB for each of it. Longer pieces load and store sums less often, 3% of the time in f32.
-int64_t most_inner() {
-#if defined(_SC_LEVEL2_CACHE_SIZE)
-  static const int64_t most = sysconf(_SC_LEVEL2_CACHE_SIZE) >= 2 << 20 ? 512 : 256;
-  return most;
-#else
-  return 256;
-#endif
-}
+int64_t most_inner() { return caches().second_bytes >= 2 << 20 ? 512 : 256; }
 
 // Blocks of weights are copied, and narrow ones widened, a few rows at a time just before the first panel needs them:
 // memory is read in the weights' own size, and the odd stride keeps rows out of each other's cache sets, where the
@@ -122,47 +114,35 @@ void multiply(const PanelProduct& product, int64_t width) {
 
 // How many of a kernel's columns may have their weights in one set of the first cache, beside those of the inputs.
 int64_t columns_in_a_set() {
-#if defined(_SC_LEVEL1_DCACHE_ASSOC)
-  static const int64_t ways = sysconf(_SC_LEVEL1_DCACHE_ASSOC);
-  if (ways > 0) return ways - 4;
-#endif
-  return 4;
+  const int64_t ways = caches().first_ways;
+  return ways > 0 ? ways - 4 : 4;
 }
 
-// F32 weights are read where they are for a few panels, of whose time copying takes up to a sixth. Not where the power
-// of two between the rows of a layer puts more of them into a set of the first cache than it holds. Copies have an odd
-// stride, which pays for itself with more panels.
+// F32 weights are read where they are, which saves copying them. Not where the power of two between the rows of a layer
+// puts more of them into a set of the first cache than it holds: copies have an odd stride.
 bool reads_in_place(const WeightBlock& block, int64_t rows) {
   constexpr int64_t kWayBytes = 4096;  // of the first cache of every processor that has one
-  constexpr int64_t kMostPanels = 3;
   if (block.dtype != DType::F32) return false;
-  int64_t panels = 0, together = 0;
-  for_panels(rows, [&](int64_t, int64_t, int64_t width) {
-    ++panels;
+  int64_t together = 0;
+  for_panels(rows_in_vectors(rows), [&](int64_t, int64_t, int64_t width) {
     together = std::max(together, panel_kernel().of(width).cols);
   });
-  return panels <= kMostPanels && together * std::gcd(block.stride, kWayBytes) <= columns_in_a_set() * kWayBytes;
+  return together * std::gcd(block.stride, kWayBytes) <= columns_in_a_set() * kWayBytes;
 }
 
-// The weights of a block in f32, for all panels.
-struct WideBlock {
-  const float* data;
-  int64_t stride;  // elements from column to column
-};
-
 // The first panel has the weights copied, a few columns at a time, for itself and for the panels that follow, and
-// brings in the columns that come next. In place there is nothing to copy.
-void multiply_first(const WeightBlock& block, PanelProduct product, int64_t width, const WideBlock& wide, float* copy) {
+// brings in the columns that come next.
+void copy_and_multiply(const WeightBlock& block, PanelProduct product, int64_t width, float* copy) {
   const PanelKernel::Width& kernel = panel_kernel().of(width);
   float* sums = product.sums;
   product.next_bytes = block.bytes();
   product.next_stride = block.stride;
   for (int64_t col = 0; col < block.cols; col += kernel.cols) {
     product.cols = std::min(kernel.cols, block.cols - col);
-    for (int64_t j = col; wide.data == copy && j < col + product.cols; ++j) {
+    for (int64_t j = col; j < col + product.cols; ++j) {
       widen_elements(block.dtype, block.data + j * block.stride, copy + j * block_stride(), block.inner);
     }
-    product.weights = wide.data + col * wide.stride;
+    product.weights = copy + col * block_stride();
     product.next = block.data + std::min(col + kernel.cols, block.cols - 1) * block.stride;
     product.sums = sums + col * width;
     multiply(product, width);
@@ -172,20 +152,23 @@ void multiply_first(const WeightBlock& block, PanelProduct product, int64_t widt
 // The rows of a tile, packed piece by piece.
 class PackedRows {
  public:
-  PackedRows(const Rows<float>& x, int64_t rows, float* scratch) : x_(x), rows_(rows), scratch_(scratch) {}
+  PackedRows(const Rows<float>& x, int64_t rows, float* packed) : x_(x), rows_(rows), packed_(packed) {}
 
   void take_piece(int64_t begin, int64_t inner) {
+    begin_ = begin;
     inner_ = inner;
-    for_panels(rows_, [&](int64_t row, int64_t count, int64_t width) {
-      pack_panel(x_, row, count, begin, inner, width, scratch_ + row * inner);
+    for_panels(rows_in_vectors(rows_), [&](int64_t row, int64_t count, int64_t width) {
+      pack_panel(x_, row, count, begin, inner, width, packed_ + row * inner);
     });
   }
-  const float* panel(int64_t row, int64_t) const { return scratch_ + row * inner_; }
+  const float* panel(int64_t row, int64_t) const { return packed_ + row * inner_; }
+  Rows<float> rows_from(int64_t row) const { return x_.from(row, begin_); }
 
  private:
   const Rows<float>& x_;
   int64_t rows_;
-  float* scratch_;
+  float* packed_;
+  int64_t begin_ = 0;
   int64_t inner_ = 0;
 };
 
@@ -196,6 +179,7 @@ class WholePanels {
 
   void take_piece(int64_t begin, int64_t) { begin_ = begin; }
   const float* panel(int64_t row, int64_t width) const { return data_ + row * size_ + begin_ * width; }
+  Rows<float> rows_from(int64_t row) const { return {panel(row, 1), size_}; }
 
  private:
   const float* data_;
@@ -203,26 +187,38 @@ class WholePanels {
   int64_t begin_ = 0;
 };
 
-// The panels of a tile, `cols` columns of sums each, times a block of columns from `col` on. While they compute, all
-// but the first bring in the weights of the next block, each its share of every column.
+// What a call has of its own.
+struct Scratch {
+  float* copy;    // of a block of weights
+  float* inputs;  // of a piece of the inner size
+
+  explicit Scratch(float* data) : copy(data), inputs(data + kBlockCols * block_stride()) {}
+};
+
+// The panels of a tile, `cols` columns of sums each, times a block of columns from `col` on. While they compute they
+// bring in the weights of the next block, each its share of every column, but for the first where it copies.
 template <class Inputs>
-void multiply_block(const WeightBlock& block, const WeightBlock* next, PanelProduct product, int64_t rows, int64_t cols,
-                    int64_t col, const Inputs& inputs, float* sums, float* copy) {
+void multiply_block(const WeightBlock& block, const WeightBlock* next, bool first, int64_t rows, int64_t cols,
+                    int64_t col, const Inputs& inputs, float* sums, const Scratch& scratch) {
+  const int64_t in_vectors = rows_in_vectors(rows);
   int64_t panels = 0;
-  for_panels(rows, [&](int64_t, int64_t, int64_t) { ++panels; });
-  const int64_t share = next && panels > 1 ? round_up(next->bytes() / (panels - 1) + 1, kLineBytes) : 0;
-  const WideBlock wide = reads_in_place(block, rows)
-                             ? WideBlock{reinterpret_cast<const float*>(block.data), block.stride / 4}
-                             : WideBlock{copy, block_stride()};
-  product.inner = block.inner;
+  for_panels(in_vectors, [&](int64_t, int64_t, int64_t) { ++panels; });
+  const bool in_place = reads_in_place(block, rows);
+  const int64_t asking = in_place ? panels : panels - 1;
+  const int64_t share = next && asking > 0 ? round_up(next->bytes() / asking + 1, kLineBytes) : 0;
+  const WideBlock wide = {in_place ? reinterpret_cast<const float*>(block.data) : scratch.copy,
+                          in_place ? block.stride / 4 : block_stride(), block.cols, block.inner};
+  PanelProduct product{};
+  product.weights = wide.data;
   product.weight_stride = wide.stride;
+  product.cols = wide.cols;
+  product.inner = wide.inner;
+  product.first = first;
   int64_t begun = 0;
-  for_panels(rows, [&](int64_t row, int64_t, int64_t width) {
+  for_panels(in_vectors, [&](int64_t row, int64_t, int64_t width) {
     product.inputs = inputs.panel(row, width);
     product.sums = sums + row * cols + col * width;
-    if (row == 0) return multiply_first(block, product, width, wide, copy);
-    product.cols = block.cols;
-    product.weights = wide.data;
+    if (row == 0 && !in_place) return copy_and_multiply(block, product, width, scratch.copy);
     product.next = nullptr;
     if (next && begun < next->bytes()) {
       product.next = next->data + begun;
@@ -232,11 +228,14 @@ void multiply_block(const WeightBlock& block, const WeightBlock* next, PanelProd
     }
     multiply(product, width);
   });
+  if (in_vectors == rows) return;
+  stream_block(inputs.rows_from(in_vectors), rows - in_vectors, wide, first, sums + in_vectors * cols + col, cols,
+               scratch.inputs + in_vectors * block.inner);
 }
 
 template <class Inputs>
 void multiply_blocks(Inputs inputs, int64_t rows, std::span<const PanelTarget> targets, int64_t col, int64_t cols,
-                     float* copy) {
+                     const Scratch& scratch) {
   const int64_t size = targets[0].weight.cols();
   const int64_t pieces = (size + most_inner() - 1) / most_inner();
   const int64_t piece = round_up((size + pieces - 1) / pieces, kBlock);
@@ -256,12 +255,10 @@ void multiply_blocks(Inputs inputs, int64_t rows, std::span<const PanelTarget> t
     const WeightBlock block = block_at(index);
     const int64_t begin = index / blocks_of_piece * piece;
     if (index % blocks_of_piece == 0) inputs.take_piece(begin, block.inner);
-    PanelProduct product{};
-    product.first = begin == 0;
     const WeightBlock next = block_at(std::min(index + 1, blocks - 1));
     float* sums = targets[index % blocks_of_piece / parts].sums;
-    multiply_block(block, index + 1 < blocks ? &next : nullptr, product, rows, cols, index % parts * kBlockCols, inputs,
-                   sums, copy);
+    multiply_block(block, index + 1 < blocks ? &next : nullptr, begin == 0, rows, cols, index % parts * kBlockCols,
+                   inputs, sums, scratch);
   }
 }
 
@@ -275,18 +272,23 @@ int64_t panel_scratch() { return kPanelRows * most_inner() + kBlockCols * block_
 
 void multiply_panels(const Rows<float>& x, int64_t rows, std::span<const PanelTarget> targets, int64_t col,
                      int64_t cols, float* scratch) {
-  multiply_blocks(PackedRows(x, rows, scratch), rows, targets, col, cols, scratch + kPanelRows * most_inner());
+  const Scratch parts(scratch);
+  multiply_blocks(PackedRows(x, rows, parts.inputs), rows, targets, col, cols, parts);
 }
 
 void multiply_panels(const float* panels, int64_t rows, std::span<const PanelTarget> targets, int64_t col, int64_t cols,
                      float* scratch) {
-  multiply_blocks(WholePanels(panels, targets[0].weight.cols()), rows, targets, col, cols, scratch);
+  multiply_blocks(WholePanels(panels, targets[0].weight.cols()), rows, targets, col, cols, Scratch(scratch));
 }
 
 void store_panels(const float* sums, int64_t rows, int64_t cols, float* out, int64_t out_stride) {
-  for_panels(rows, [&](int64_t row, int64_t count, int64_t width) {
+  const int64_t in_vectors = rows_in_vectors(rows);
+  for_panels(in_vectors, [&](int64_t row, int64_t count, int64_t width) {
     unpack_panel(sums + row * cols, width, count, cols, out + row * out_stride, out_stride);
   });
+  for (int64_t row = in_vectors; row < rows; ++row) {
+    std::memcpy(out + row * out_stride, sums + row * cols, cols * sizeof(float));
+  }
 }
 
 }  // namespace molae::cpu

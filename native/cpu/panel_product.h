@@ -25,18 +25,27 @@ struct PanelTarget {
   float* sums;           // panel_elements(rows, cols)
 };
 
-// The panels of a tile of so many rows. Calls body(first row, rows, lanes) for each; the last one's lanes may be more
-// than its rows. Three vectors are best: a weight that was loaded meets most rows. Two of them, or twice two, leave no
-// rest; one alone would be slow.
+// The rows of a tile that are in panels of vectors. Those after them are too few for one more: each is a panel of its
+// own, with one lane.
+inline int64_t rows_in_vectors(int64_t rows) {
+  const int64_t rest = rows % panel_kernel().lanes;
+  return rest < rows && rest <= panel_kernel().few ? rows - rest : rows;
+}
+
+// The panels of a tile of so many rows. Calls body(first row, rows, lanes) for each; the lanes of the last one of
+// vectors may be more than its rows. Three vectors are best: a weight that was loaded meets most rows. Two of them, or
+// twice two, leave no rest; one alone would be slow.
 template <class Body>
 void for_panels(int64_t rows, Body body) {
   const int64_t lanes = panel_kernel().lanes;
-  for (int64_t row = 0; row < rows;) {
-    const int64_t left = (rows - row + lanes - 1) / lanes;
+  const int64_t in_vectors = rows_in_vectors(rows);
+  for (int64_t row = 0; row < in_vectors;) {
+    const int64_t left = (in_vectors - row + lanes - 1) / lanes;
     const int64_t vectors = left == 2 || left == 4 ? 2 : std::min(left, PanelKernel::kMostVectors);
-    body(row, std::min(rows - row, vectors * lanes), vectors * lanes);
+    body(row, std::min(in_vectors - row, vectors * lanes), vectors * lanes);
     row += vectors * lanes;
   }
+  for (int64_t row = in_vectors; row < rows; ++row) body(row, 1, 1);
 }
 
 int64_t panel_elements(int64_t rows, int64_t cols);

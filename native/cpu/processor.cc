@@ -113,6 +113,16 @@ size_t memory_bytes() {
   return pages > 0 && page_bytes > 0 ? static_cast<size_t>(pages) * static_cast<size_t>(page_bytes) : 0;
 }
 
+const Caches& caches() {
+#if defined(_SC_LEVEL1_DCACHE_ASSOC) && defined(_SC_LEVEL2_CACHE_SIZE)
+  static const Caches found = {std::max<int64_t>(0, sysconf(_SC_LEVEL1_DCACHE_ASSOC)),
+                               std::max<int64_t>(0, sysconf(_SC_LEVEL2_CACHE_SIZE))};
+#else
+  static const Caches found = {};
+#endif
+  return found;
+}
+
 bool has_f16c() {
 #if defined(__x86_64__)
   static const bool found = [] {

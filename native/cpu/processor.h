@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -22,6 +23,14 @@ Instructions instructions();
 std::string processor_name();
 std::vector<std::string> processor_features();  // of the instruction sets that our kernels care about, those in use
 size_t memory_bytes();
+
+// Of the caches of a core; 0 where the system does not say.
+struct Caches {
+  int64_t first_ways;
+  int64_t second_bytes;
+};
+const Caches& caches();
+
 bool has_f16c();  // with AVX2 and FMA: vectors of halves become floats in one instruction
 
 }  // namespace molae::cpu

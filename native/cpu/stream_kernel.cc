@@ -1,93 +1,17 @@
 #include "cpu/stream_kernel.h"
 
 #include <algorithm>
-#include <bit>
 #include <cstring>
 #include <utility>
 
 #include "core/error.h"
-#include "core/half.h"
 #include "cpu/processor.h"
 #include "cpu/stream_blocks.h"
+#include "cpu/stream_weights.h"
 #include "cpu/vectors.h"
 
 namespace molae::cpu {
 namespace {
-
-template <int Lanes>
-struct Vectors {
-  typedef float Floats __attribute__((vector_size(Lanes * 4)));
-  typedef uint32_t Words __attribute__((vector_size(Lanes * 4)));
-  typedef int32_t Masks __attribute__((vector_size(Lanes * 4)));
-  typedef uint16_t Halves __attribute__((vector_size(Lanes * 2), aligned(2), may_alias));
-};
-
-// How weights become floats, a pair of vectors at a time. Of pairs of halves the first vector has the even and the
-// second the odd ones: the inputs are brought into the same order once (kSplit), which is cheaper than ordering every
-// weight.
-template <int Lanes>
-struct F32Weights {
-  using Item = float;
-  static constexpr bool kSplit = false;
-  using Floats = typename Vectors<Lanes>::Floats;
-  template <int Of>
-  static MOLAE_INLINE void read(Floats& to, const float* pair) {
-    load(to, pair + Of * Lanes);
-  }
-  static float one(float w) { return w; }
-};
-
-template <int Lanes>
-struct BF16Weights {
-  using Item = uint16_t;
-  static constexpr bool kSplit = true;
-  using Floats = typename Vectors<Lanes>::Floats;
-  template <int Of>
-  static MOLAE_INLINE void read(Floats& to, const uint16_t* pair) {
-    typename Vectors<Lanes>::Words words;
-    load(words, pair);
-    to = std::bit_cast<Floats>(Of == 0 ? words << 16 : words & 0xffff0000u);
-  }
-  static float one(uint16_t w) { return bf16_to_f32(w); }
-};
-
-template <int Lanes>
-struct F16Weights {
-  using Item = uint16_t;
-  static constexpr bool kSplit = true;
-  using Floats = typename Vectors<Lanes>::Floats;
-  using Words = typename Vectors<Lanes>::Words;
-  using Masks = typename Vectors<Lanes>::Masks;
-  template <int Of>
-  static MOLAE_INLINE void read(Floats& to, const uint16_t* pair) {
-    Words words;
-    load(words, pair);
-    widen(to, Of == 0 ? words & 0xffffu : words >> 16);
-  }
-  static MOLAE_INLINE void widen(Floats& to, const Words& bits) {
-    const Words magnitude = bits & 0x7fffu;
-    const Floats scaled = std::bit_cast<Floats>(magnitude << 13) * 0x1p112f;  // moves the exponent, subnormals too
-    const Words special = std::bit_cast<Words>(std::bit_cast<Masks>(magnitude) >= 0x7c00) & 0x7f800000u;
-    to = std::bit_cast<Floats>(std::bit_cast<Words>(scaled) | special | ((bits & 0x8000u) << 16));
-  }
-  static float one(uint16_t w) { return f16_to_f32(w); }
-};
-
-#if defined(__x86_64__)
-// The instruction for it, by name: always_inline functions can't ask for an instruction set that their callers lack.
-template <int Lanes>
-struct F16CWeights {
-  using Item = uint16_t;
-  static constexpr bool kSplit = false;
-  using Floats = typename Vectors<Lanes>::Floats;
-  template <int Of>
-  static MOLAE_INLINE void read(Floats& to, const uint16_t* pair) {
-    const auto* halves = reinterpret_cast<const typename Vectors<Lanes>::Halves*>(pair + Of * Lanes);
-    asm("vcvtph2ps %1, %0" : "=v"(to) : "m"(*halves));
-  }
-  static float one(uint16_t w) { return f16_to_f32(w); }
-};
-#endif
 
 // The running sums that stay in registers, beside weights and an input.
 constexpr int most_sums(int lanes) { return lanes == 16 ? 24 : 12; }
@@ -106,10 +30,27 @@ struct StreamProduct {
   const Rows<float>& x;
   int64_t rows;
   const Item* weights;  // of the first column
+  int64_t stride;       // from column to column
   int64_t inner, cols;
   float* out;
   int64_t out_stride;
+  bool first;     // what is in out is overwritten, not added to
   float* inputs;  // x as passes read it
+};
+
+// How the inner size is cut. The rest is less than a pair of vectors.
+struct Pieces {
+  int64_t whole;   // without the rest
+  int64_t length;  // but for the last
+};
+
+// The running sums of the columns of a group, row by row. With the first piece they begin at 0.
+template <class Floats>
+struct Sums {
+  Floats* data;
+  bool begun;
+
+  Sums of(int64_t row, int64_t col) const { return {data + row * kGroup + col, begun}; }
 };
 
 // A piece of some columns of weights, and how far after it the piece lies that is read next.
@@ -144,12 +85,14 @@ class Ahead {
   const Item* next_;
 };
 
-// Of few columns there are many rows, whose inputs are to stay in the first cache: their weights wait in the second.
-template <int C, class Item>
-MOLAE_INLINE void prefetch_pair(const Item* pair, size_t bytes) {
+// The inputs of many rows are to stay in the first cache: their weights wait in the second.
+template <int Lanes, int C, class Item>
+MOLAE_INLINE void prefetch_pair(const Item* pair) {
+  constexpr bool many_rows = most_rows(Lanes) * C <= most_sums(Lanes);
+  constexpr int kFirstCache = 3, kSecondCache = 2;
 #pragma GCC unroll 2
-  for (size_t line = 0; line < bytes; line += 64) {
-    __builtin_prefetch(reinterpret_cast<const std::byte*>(pair) + line, 0, C > 3 ? 3 : 2);
+  for (size_t line = 0; line < 2 * Lanes * sizeof(Item); line += 64) {
+    __builtin_prefetch(reinterpret_cast<const std::byte*>(pair) + line, 0, many_rows ? kSecondCache : kFirstCache);
   }
 }
 
@@ -216,16 +159,39 @@ MOLAE_INLINE void keep_in_register(Floats& vector) {
 #endif
 }
 
+template <int R, int C, class Floats>
+MOLAE_INLINE void begin(Floats (&sums)[R][C], const Sums<Floats>& all) {
+#pragma GCC unroll 16
+  for (int i = 0; i < R; ++i) {
+#pragma GCC unroll 16
+    for (int j = 0; j < C; ++j) sums[i][j] = Floats{};
+  }
+  if (!all.begun) return;
+#pragma GCC unroll 16
+  for (int i = 0; i < R; ++i) {
+#pragma GCC unroll 16
+    for (int j = 0; j < C; ++j) sums[i][j] = all.data[i * kGroup + j];
+  }
+}
+
+template <int R, int C, class Floats>
+MOLAE_INLINE void keep(const Floats (&sums)[R][C], const Sums<Floats>& all) {
+#pragma GCC unroll 16
+  for (int i = 0; i < R; ++i) {
+#pragma GCC unroll 16
+    for (int j = 0; j < C; ++j) all.data[i * kGroup + j] = sums[i][j];
+  }
+}
+
 // all_sums[j] += x . w[j] for one row. Columns take turns, so that both vectors of a pair come from one load and
 // weights need no registers of their own: with AVX2 there are not enough of them for eight columns otherwise.
 template <template <int> class Weights, int Lanes, int C, class Item>
 MOLAE_INLINE void stream_one_row(const float* x, int64_t piece, const Columns<Item>& w,
-                                 typename Vectors<Lanes>::Floats* all_sums) {
+                                 const Sums<typename Vectors<Lanes>::Floats>& all_sums) {
   using Floats = typename Vectors<Lanes>::Floats;
   constexpr int kPair = 2 * Lanes;
-  Floats sums[C];
-#pragma GCC unroll 16
-  for (int j = 0; j < C; ++j) sums[j] = all_sums[j];
+  Floats sums[1][C];
+  begin(sums, all_sums);
   Ahead<kPair, C, Item> ahead(w, piece);
   const Item* from = w.data;
   for (const Item* end = w.data + piece; from != end; from += kPair, x += kPair) {
@@ -236,30 +202,25 @@ MOLAE_INLINE void stream_one_row(const float* x, int64_t piece, const Columns<It
 #pragma GCC unroll 16
     for (int j = 0; j < C; ++j) {
       const Item* pair = from + j * w.stride;
-      prefetch_pair<C>(soon + j * w.stride, sizeof(Item) * kPair);
+      prefetch_pair<Lanes, C>(soon + j * w.stride);
       Floats first, second;
       Weights<Lanes>::template read<0>(first, pair);
       Weights<Lanes>::template read<1>(second, pair);
-      sums[j] = (sums[j] + first * first_input) + second * second_input;
+      sums[0][j] = (sums[0][j] + first * first_input) + second * second_input;
     }
   }
-#pragma GCC unroll 16
-  for (int j = 0; j < C; ++j) all_sums[j] = sums[j];
+  keep(sums, all_sums);
 }
 
 // all_sums[i][j] += x[i] . w[j] for R rows and C columns: every weight is loaded once for all R rows and every input
 // once for all C columns.
 template <template <int> class Weights, int Lanes, int R, int C, class Item>
 MOLAE_INLINE void stream_pass(const float* x, int64_t piece, const Columns<Item>& w,
-                              typename Vectors<Lanes>::Floats* all_sums) {
+                              const Sums<typename Vectors<Lanes>::Floats>& all_sums) {
   using Floats = typename Vectors<Lanes>::Floats;
   constexpr int kPair = 2 * Lanes;
   Floats sums[R][C];
-#pragma GCC unroll 16
-  for (int i = 0; i < R; ++i) {
-#pragma GCC unroll 16
-    for (int j = 0; j < C; ++j) sums[i][j] = all_sums[i * kGroup + j];
-  }
+  begin(sums, all_sums);
   Ahead<kPair, C, Item> ahead(w, piece);
   const Item* from = w.data;
   for (const Item* end = w.data + piece; from != end; from += kPair, x += R * kPair) {
@@ -269,7 +230,7 @@ MOLAE_INLINE void stream_pass(const float* x, int64_t piece, const Columns<Item>
     for (int j = 0; j < C; ++j) {
       const Item* pair = from + j * w.stride;
       Weights<Lanes>::template read<0>(weights[j], pair);
-      prefetch_pair<C>(soon + j * w.stride, sizeof(Item) * kPair);
+      prefetch_pair<Lanes, C>(soon + j * w.stride);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < R; ++i) {
@@ -290,17 +251,13 @@ MOLAE_INLINE void stream_pass(const float* x, int64_t piece, const Columns<Item>
       for (int j = 0; j < C; ++j) sums[i][j] += weights[j] * input;
     }
   }
-#pragma GCC unroll 16
-  for (int i = 0; i < R; ++i) {
-#pragma GCC unroll 16
-    for (int j = 0; j < C; ++j) all_sums[i * kGroup + j] = sums[i][j];
-  }
+  keep(sums, all_sums);
 }
 
 // As stream_pass, for a number of rows that is known only now.
 template <template <int> class Weights, int Lanes, int C, int R = most_rows(Lanes), class Item>
 MOLAE_INLINE void stream_pass_of(int64_t rows, const float* x, int64_t piece, const Columns<Item>& w,
-                                 typename Vectors<Lanes>::Floats* sums) {
+                                 const Sums<typename Vectors<Lanes>::Floats>& sums) {
   if constexpr (R == 1) {
     stream_one_row<Weights, Lanes, C>(x, piece, w, sums);
   } else {
@@ -314,11 +271,11 @@ MOLAE_INLINE void stream_pass_of(int64_t rows, const float* x, int64_t piece, co
 // C columns against all rows: the weights stay in the first cache meanwhile.
 template <template <int> class Weights, int Lanes, int C, class Item>
 MOLAE_INLINE void stream_columns(const float* x, int64_t rows, int64_t piece, Columns<Item> w,
-                                 typename Vectors<Lanes>::Floats* sums) {
+                                 const Sums<typename Vectors<Lanes>::Floats>& sums) {
   const int64_t passes = passes_of(rows, Lanes);
   for (int64_t index = 0; index < passes; ++index) {
     const Pass pass = pass_at(index, passes, rows);
-    stream_pass_of<Weights, Lanes, C>(pass.rows, x + pass.row * piece, piece, w, sums + pass.row * kGroup);
+    stream_pass_of<Weights, Lanes, C>(pass.rows, x + pass.row * piece, piece, w, sums.of(pass.row, 0));
     w.next = 0;  // asked for once
   }
 }
@@ -361,75 +318,84 @@ MOLAE_INLINE void add_rest(const float* x, const Item* w, int64_t rest, int64_t 
 
 // The sums of a row's columns, at most a group of them.
 template <int Lanes>
-MOLAE_INLINE void finish(const typename Vectors<Lanes>::Floats* sums, int64_t cols, float* out) {
+MOLAE_INLINE void finish(const typename Vectors<Lanes>::Floats* sums, int64_t cols, bool first, float* out) {
   for (int64_t j = 0; j < cols; j += 8) {
+    const size_t bytes = std::min<int64_t>(8, cols - j) * sizeof(float);
     Floats8 finished;
     sum_lanes(sums + j, finished);
-    std::memcpy(out + j, &finished, std::min<int64_t>(8, cols - j) * sizeof(float));
+    if (!first) {
+      Floats8 before{};
+      std::memcpy(&before, out + j, bytes);
+      finished += before;
+    }
+    std::memcpy(out + j, &finished, bytes);
   }
 }
 
-// Of how many elements of the inner size the inputs of all rows stay in the first cache, beside weights and sums.
-MOLAE_INLINE int64_t piece_of(int64_t rows, int64_t inner) {
+// Pieces of which the inputs of all rows stay in the first cache, beside weights and sums.
+template <int Lanes>
+MOLAE_INLINE Pieces cut_inner(int64_t rows, int64_t inner) {
   constexpr int64_t kUnit = 64;  // whole pairs of vectors, and lines
   constexpr int64_t kMostElements = 6144;
-  const int64_t pieces = std::max<int64_t>(1, (rows * inner + kMostElements - 1) / kMostElements);
-  return ((inner + pieces - 1) / pieces + kUnit - 1) / kUnit * kUnit;
+  const int64_t whole = inner / (2 * Lanes) * (2 * Lanes);
+  const int64_t pieces = std::max<int64_t>(1, (rows * whole + kMostElements - 1) / kMostElements);
+  const int64_t length = ((whole + pieces - 1) / pieces + kUnit - 1) / kUnit * kUnit;
+  return {whole, std::max(kUnit, length)};
 }
 
 // Columns [col, col + cols), at most a group.
 template <template <int> class Weights, int Lanes, int C, class Item>
-MOLAE_INLINE void stream_group(const StreamProduct<Item>& p, int64_t col, int64_t cols) {
+MOLAE_INLINE void stream_group(const StreamProduct<Item>& p, const Pieces& pieces, int64_t col, int64_t cols) {
   typename Vectors<Lanes>::Floats sums[kStreamRows * kGroup];
-  std::memset(sums, 0, p.rows * kGroup * sizeof sums[0]);
-  const Item* weights = p.weights + col * p.inner;
-  const Item* after = col + cols < p.cols ? weights + cols * p.inner : weights;
-  const int64_t rest = p.inner % (2 * Lanes), whole = p.inner - rest;
-  const int64_t most = piece_of(p.rows, whole);
-  for (int64_t begin = 0; begin < whole; begin += most) {
-    const int64_t piece = std::min(most, whole - begin);
+  const Item* weights = p.weights + col * p.stride;
+  const Item* after = col + cols < p.cols ? weights + cols * p.stride : weights;
+  int64_t begin = 0;
+  do {
+    const int64_t piece = std::min(pieces.length, pieces.whole - begin);
     const float* x = p.inputs + begin * p.rows;
-    const Item* next_piece = begin + piece < whole ? weights + begin + piece : after;
+    const Item* next_piece = begin + piece < pieces.whole ? weights + begin + piece : after;
+    const Sums<typename Vectors<Lanes>::Floats> group{sums, begin > 0};
     for (int64_t j = 0, count; j < cols; j += count) {
-      const Item* data = weights + j * p.inner + begin;
+      const Item* data = weights + j * p.stride + begin;
       count = j + C <= cols ? C : 1;
-      const Columns<Item> columns{data, p.inner, j + count < cols ? count * p.inner : next_piece - data};
+      const Columns<Item> columns{data, p.stride, j + count < cols ? count * p.stride : next_piece - data};
       if (count == C) {
-        stream_columns<Weights, Lanes, C>(x, p.rows, piece, columns, sums + j);
+        stream_columns<Weights, Lanes, C>(x, p.rows, piece, columns, group.of(0, j));
       } else {
-        stream_columns<Weights, Lanes, 1>(x, p.rows, piece, columns, sums + j);
+        stream_columns<Weights, Lanes, 1>(x, p.rows, piece, columns, group.of(0, j));
       }
     }
-  }
+    begin += piece;
+  } while (begin < pieces.whole);
+  const int64_t rest = p.inner - pieces.whole;
   for (int64_t i = 0; i < p.rows; ++i) {
     float* out = p.out + i * p.out_stride + col;
-    finish<Lanes>(sums + i * kGroup, cols, out);
-    if (rest > 0) add_rest<Weights>(p.x.row(i) + whole, weights + whole, rest, p.inner, cols, out);
+    finish<Lanes>(sums + i * kGroup, cols, p.first, out);
+    if (rest > 0) add_rest<Weights>(p.x.row(i) + pieces.whole, weights + pieces.whole, rest, p.stride, cols, out);
   }
 }
 
 template <template <int> class Weights, int Lanes, int C, class Item>
-MOLAE_INLINE void stream_groups(const StreamProduct<Item>& p) {
+MOLAE_INLINE void stream_groups(const StreamProduct<Item>& p, const Pieces& pieces) {
   for (int64_t col = 0; col < p.cols; col += kGroup) {
-    stream_group<Weights, Lanes, C>(p, col, std::min(kGroup, p.cols - col));
+    stream_group<Weights, Lanes, C>(p, pieces, col, std::min(kGroup, p.cols - col));
   }
 }
 
 template <template <int> class Weights, int Lanes, class Item>
 MOLAE_INLINE void stream(const StreamProduct<Item>& p) {
-  const int64_t whole = p.inner / (2 * Lanes) * (2 * Lanes);
-  const int64_t piece = piece_of(p.rows, whole);
-  for (int64_t begin = 0; begin < whole; begin += piece) {
-    arrange<Lanes, Weights<Lanes>::kSplit>(p.x, p.rows, begin, std::min(piece, whole - begin),
+  const Pieces pieces = cut_inner<Lanes>(p.rows, p.inner);
+  for (int64_t begin = 0; begin < pieces.whole; begin += pieces.length) {
+    arrange<Lanes, Weights<Lanes>::kSplit>(p.x, p.rows, begin, std::min(pieces.length, pieces.whole - begin),
                                            p.inputs + begin * p.rows);
   }
   // Fewer rows leave registers for more columns.
   const int64_t passes = passes_of(p.rows, Lanes);
   const int64_t most = pass_at(passes - 1, passes, p.rows).rows;
-  if (most == 1 || most * 8 <= most_sums(Lanes)) return stream_groups<Weights, Lanes, 8>(p);
-  if (most * 6 <= most_sums(Lanes)) return stream_groups<Weights, Lanes, 6>(p);
-  if (most * 4 <= most_sums(Lanes)) return stream_groups<Weights, Lanes, 4>(p);
-  stream_groups<Weights, Lanes, 3>(p);
+  if (most * 8 <= most_sums(Lanes)) return stream_groups<Weights, Lanes, 8>(p, pieces);
+  if (most * 6 <= most_sums(Lanes)) return stream_groups<Weights, Lanes, 6>(p, pieces);
+  if (most * 4 <= most_sums(Lanes)) return stream_groups<Weights, Lanes, 4>(p, pieces);
+  stream_groups<Weights, Lanes, 3>(p, pieces);
 }
 
 // x . w for one row of each, in four running sums.
@@ -454,7 +420,10 @@ MOLAE_INLINE float stream_row(const float* x, const float* w, int64_t inner) {
 // f32 weights of which one row of inputs reads one row after the other, in one long run.
 MOLAE_INLINE void stream_runs(const StreamProduct<float>& p) {
   if (p.rows != 1) return stream<F32Weights, 8>(p);
-  for (int64_t j = 0; j < p.cols; ++j) p.out[j] = stream_row(p.x.row(0), p.weights + j * p.inner, p.inner);
+  for (int64_t j = 0; j < p.cols; ++j) {
+    const float sum = stream_row(p.x.row(0), p.weights + j * p.stride, p.inner);
+    p.out[j] = p.first ? sum : p.out[j] + sum;
+  }
 }
 
 template <class Item>
@@ -511,7 +480,7 @@ void stream_rows(const Rows<float>& x, int64_t rows, const Tensor& weight, int64
   const StreamKernel& kernel = stream_kernel();
   const int64_t inner = weight.cols();
   const auto product = [&]<class Item>(const Item* weights) {
-    return StreamProduct<Item>{x, rows, weights + col * inner, inner, cols, out, out_stride, scratch};
+    return StreamProduct<Item>{x, rows, weights + col * inner, inner, inner, cols, out, out_stride, true, scratch};
   };
   switch (dtype) {
     case DType::F32:
@@ -523,6 +492,12 @@ void stream_rows(const Rows<float>& x, int64_t rows, const Tensor& weight, int64
     default:
       fail(ErrorCode::DTypeMismatch, "Cannot stream weights of ", dtype_name(dtype));
   }
+}
+
+void stream_block(const Rows<float>& x, int64_t rows, const WideBlock& block, bool first, float* sums,
+                  int64_t sums_stride, float* scratch) {
+  stream_kernel().f32(
+      {x, rows, block.data, block.stride, block.inner, block.cols, sums, sums_stride, first, scratch});
 }
 
 }  // namespace molae::cpu

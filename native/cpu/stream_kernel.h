@@ -23,4 +23,16 @@ constexpr int64_t stream_scratch(int64_t inner) {
 void stream_rows(const Rows<float>& x, int64_t rows, const Tensor& weight, int64_t col, int64_t cols, float* out,
                  int64_t out_stride, float* scratch);
 
+// Some columns of f32 weights, for a piece of the inner size.
+struct WideBlock {
+  const float* data;
+  int64_t stride;  // elements from column to column
+  int64_t cols;
+  int64_t inner;
+};
+
+// sums[i][j] (+)= x.row(i) . column j, rows <= kStreamRows; the first block's are overwritten. Scratch: rows * inner.
+void stream_block(const Rows<float>& x, int64_t rows, const WideBlock& block, bool first, float* sums,
+                  int64_t sums_stride, float* scratch);
+
 }  // namespace molae::cpu

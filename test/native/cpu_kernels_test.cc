@@ -105,7 +105,7 @@ std::vector<Sizes> tile_sizes(Context& context) {
   std::vector<Sizes> sizes = {{1, 1, 1},      {1, 31, 5},     {1, 37, 9},     {1, 704, 64},    {4, 33, 5},
                               {16, 256, 24},  {17, 256, 12},  {24, 1, 13},    {32, 512, 36},   {33, 513, 37},
                               {40, 257, 512}, {55, 1030, 85}, {73, 700, 253}, {100, 260, 170}, {256, 300, 31},
-                              {3, 95, 9},     {7, 31, 4},     {12, 160, 11}};
+                              {3, 95, 9},     {7, 31, 4},     {12, 160, 11},  {66, 515, 97},  {130, 96, 40}};
   for (int i = 0; i < 12; ++i) {
     sizes.push_back({context.integer(1, 80), context.integer(1, 600), context.integer(1, 100)});
   }
@@ -139,6 +139,25 @@ MOLAE_TEST("cpu kernels: streamed weights, every number of rows", Logic) {
   for (const DType dtype : {DType::F32, DType::BF16, DType::F16, DType::Q8, DType::Q4}) {
     for (int64_t rows = 1; rows <= kStreamRows + 1; ++rows) {
       for (const auto& [inner, cols] : {std::pair{31, 9}, {64, 24}, {768, 1}, {1031, 47}, {1600, 28}}) {
+        const Product product(cpu, rows, inner, cols, dtype);
+        std::vector<float> scratch = poisoned_scratch(inner);
+        const Values actual = result_of(rows, cols, [&](float* out, int64_t stride) {
+          linear_tile<float>(product.input(), rows, product.weight, product.col, cols, out, stride, scratch.data());
+        });
+        expect_sums(actual, product);
+      }
+    }
+  }
+}
+
+// As many vectors of rows as differ, and every number of rows beside them; one piece of the inner size and several, of
+// weights that are read where they are and of weights that are copied.
+MOLAE_TEST("cpu kernels: panels of vectors, every number of rows beside them", Logic) {
+  const auto backend = make_cpu_backend(1);
+  Context cpu{*backend, context.random};
+  for (const DType dtype : {DType::F32, DType::BF16}) {
+    for (int64_t rows = kStreamRows + 1; rows <= kStreamRows + 40; ++rows) {
+      for (const auto& [inner, cols] : {std::pair{31, 9}, {544, 27}, {1024, 101}}) {
         const Product product(cpu, rows, inner, cols, dtype);
         std::vector<float> scratch = poisoned_scratch(inner);
         const Values actual = result_of(rows, cols, [&](float* out, int64_t stride) {
