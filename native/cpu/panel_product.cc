@@ -48,8 +48,10 @@ MOLAE_MULTIVERSION void pack_panel(const Rows<float>& x, int64_t row, int64_t ro
         for (int64_t half = k; half < k + 16; half += 8) {
           Floats8 block[8];
 #pragma GCC unroll 8
-          for (int i = 0; i < 8; ++i) load(block[i], from[first + i] + half);
-          for (int64_t i = std::max<int64_t>(present - first, 0); i < 8; ++i) block[i] = Floats8{};
+          for (int i = 0; i < 8; ++i) {
+            block[i] = Floats8{};
+            if (first + i < present) load(block[i], from[first + i] + half);
+          }
           transpose(block);
 #pragma GCC unroll 8
           for (int i = 0; i < 8; ++i) store(to + (half + i) * width + lane + first, block[i]);
@@ -72,8 +74,10 @@ MOLAE_MULTIVERSION void unpack_panel(const float* sums, int64_t width, int64_t r
 #pragma GCC unroll 8
       for (int i = 0; i < 8; ++i) load(block[i], sums + (col + i) * width + lane);
       transpose(block);
-      for (int64_t i = 0; i < std::min<int64_t>(8, rows - lane); ++i)
-        store(out + (lane + i) * out_stride + col, block[i]);
+#pragma GCC unroll 8
+      for (int i = 0; i < 8; ++i) {
+        if (lane + i < rows) store(out + (lane + i) * out_stride + col, block[i]);
+      }
     }
   }
   for (; col < cols; ++col) {
