@@ -33,51 +33,59 @@ constexpr int64_t kLineBytes = 64;
 
 constexpr int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
-// Rows as columns, `width` lanes; missing rows are 0. Sixteen elements of sixteen rows at a time: whole cache lines are
-// read and written.
+// Rows as columns, `width` lanes; those without a row have the last one's values. Sixteen elements of sixteen rows at a
+// time: whole cache lines are read and written.
 MOLAE_MULTIVERSION void pack_panel(const Rows<float>& x, int64_t row, int64_t rows, int64_t begin, int64_t inner,
                                    int64_t width, float* to) {
   for (int64_t lane = 0; lane < width; lane += 16) {
     const int64_t lanes = std::min<int64_t>(16, width - lane);
     const float* from[16];
     for (int64_t i = 0; i < lanes; ++i) from[i] = x.row(row + std::min(lane + i, rows - 1)) + begin;
-    const int64_t present = std::clamp<int64_t>(rows - lane, 0, lanes);
     int64_t k = 0;
     for (; k + 16 <= inner; k += 16) {
       for (int64_t first = 0; first < lanes; first += 8) {
-        for (int64_t half = k; half < k + 16; half += 8) {
-          Floats8 block[8];
-#pragma GCC unroll 8
-          for (int i = 0; i < 8; ++i) {
-            block[i] = Floats8{};
-            if (first + i < present) load(block[i], from[first + i] + half);
-          }
-          transpose(block);
-#pragma GCC unroll 8
-          for (int i = 0; i < 8; ++i) store(to + (half + i) * width + lane + first, block[i]);
+        for (int64_t quad = k; quad < k + 16; quad += 4) {
+          Floats8 block[4];
+#pragma GCC unroll 4
+          for (int i = 0; i < 4; ++i) load_halves(block[i], from[first + i] + quad, from[first + 4 + i] + quad);
+          transpose_halves(block);
+#pragma GCC unroll 4
+          for (int i = 0; i < 4; ++i) store(to + (quad + i) * width + lane + first, block[i]);
         }
       }
     }
     for (; k < inner; ++k) {
-      for (int64_t i = 0; i < lanes; ++i) to[k * width + lane + i] = i < present ? from[i][k] : 0.0f;
+      for (int64_t i = 0; i < lanes; ++i) to[k * width + lane + i] = from[i][k];
     }
+  }
+}
+
+// Sixteen columns of eight lanes of sums become rows: whole cache lines are written.
+MOLAE_INLINE void unpack_block(const float* sums, int64_t width, float* out, int64_t out_stride) {
+  for (int64_t col = 0; col < 16; col += 4) {
+    Floats8 block[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) load(block[i], sums + (col + i) * width);
+    transpose_halves(block);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) store_halves(out + i * out_stride + col, out + (i + 4) * out_stride + col, block[i]);
   }
 }
 
 // The first `rows` lanes of a panel's sums become rows.
 MOLAE_MULTIVERSION void unpack_panel(const float* sums, int64_t width, int64_t rows, int64_t cols, float* out,
                                      int64_t out_stride) {
+  const int64_t whole = rows / 8 * 8;
   int64_t col = 0;
-  for (; col + 8 <= cols; col += 8) {
-    for (int64_t lane = 0; lane < rows; lane += 8) {
-      Floats8 block[8];
-#pragma GCC unroll 8
-      for (int i = 0; i < 8; ++i) load(block[i], sums + (col + i) * width + lane);
-      transpose(block);
-#pragma GCC unroll 8
-      for (int i = 0; i < 8; ++i) {
-        if (lane + i < rows) store(out + (lane + i) * out_stride + col, block[i]);
-      }
+  for (; col + 16 <= cols; col += 16) {
+    for (int64_t lane = 0; lane < whole; lane += 8) {
+      unpack_block(sums + col * width + lane, width, out + lane * out_stride + col, out_stride);
+    }
+    if (whole == rows) continue;
+    float last[8 * 16];
+    unpack_block(sums + col * width + whole, width, last, 16);
+    for (int64_t i = 0; i < rows - whole; ++i) {
+      std::memcpy(out + (whole + i) * out_stride + col, last + i * 16, 16 * sizeof(float));
     }
   }
   for (; col < cols; ++col) {

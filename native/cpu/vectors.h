@@ -35,26 +35,42 @@ MOLAE_INLINE float sum_of_lanes(const Floats8& sums) {
 #define MOLAE_SHUFFLE8(a, b, ...) __builtin_shuffle(a, b, Masks8{__VA_ARGS__})
 #endif
 
-// Rows become columns.
-MOLAE_INLINE void transpose(Floats8 (&v)[8]) {
-  Floats8 pairs[8], quads[8];
-#pragma GCC unroll 4
-  for (int i = 0; i < 8; i += 2) {
-    pairs[i] = MOLAE_SHUFFLE8(v[i], v[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
-    pairs[i + 1] = MOLAE_SHUFFLE8(v[i], v[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
-  }
-#pragma GCC unroll 2
-  for (int i = 0; i < 8; i += 4) {
-    quads[i] = MOLAE_SHUFFLE8(pairs[i], pairs[i + 2], 0, 1, 8, 9, 4, 5, 12, 13);
-    quads[i + 1] = MOLAE_SHUFFLE8(pairs[i], pairs[i + 2], 2, 3, 10, 11, 6, 7, 14, 15);
-    quads[i + 2] = MOLAE_SHUFFLE8(pairs[i + 1], pairs[i + 3], 0, 1, 8, 9, 4, 5, 12, 13);
-    quads[i + 3] = MOLAE_SHUFFLE8(pairs[i + 1], pairs[i + 3], 2, 3, 10, 11, 6, 7, 14, 15);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    v[i] = MOLAE_SHUFFLE8(quads[i], quads[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
-    v[i + 4] = MOLAE_SHUFFLE8(quads[i], quads[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
-  }
+// Four elements each.
+MOLAE_INLINE void load_halves(Floats8& to, const float* first, const float* second) {
+#if defined(__clang__)
+  typedef float Floats4 __attribute__((vector_size(16)));
+  Floats4 halves[2];
+  load(halves[0], first);
+  load(halves[1], second);
+  to = __builtin_shufflevector(halves[0], halves[1], 0, 1, 2, 3, 4, 5, 6, 7);
+#else  // which would load each half into a register first
+  __extension__ typedef __int128 Half;
+  typedef Half Halves __attribute__((vector_size(32)));
+  Half halves[2];
+  load(halves[0], first);
+  load(halves[1], second);
+  to = __builtin_bit_cast(Floats8, Halves{halves[0], halves[1]});
+#endif
+}
+
+MOLAE_INLINE void store_halves(float* first, float* second, const Floats8& from) {
+  typedef float Floats4 __attribute__((vector_size(16)));
+  Floats4 halves[2];
+  __builtin_memcpy(halves, &from, sizeof from);
+  store(first, halves[0]);
+  store(second, halves[1]);
+}
+
+// Rows of four elements become columns, those in the first halves and those in the second ones.
+MOLAE_INLINE void transpose_halves(Floats8 (&v)[4]) {
+  const Floats8 first = MOLAE_SHUFFLE8(v[0], v[1], 0, 8, 1, 9, 4, 12, 5, 13);
+  const Floats8 second = MOLAE_SHUFFLE8(v[2], v[3], 0, 8, 1, 9, 4, 12, 5, 13);
+  const Floats8 third = MOLAE_SHUFFLE8(v[0], v[1], 2, 10, 3, 11, 6, 14, 7, 15);
+  const Floats8 fourth = MOLAE_SHUFFLE8(v[2], v[3], 2, 10, 3, 11, 6, 14, 7, 15);
+  v[0] = MOLAE_SHUFFLE8(first, second, 0, 1, 8, 9, 4, 5, 12, 13);
+  v[1] = MOLAE_SHUFFLE8(first, second, 2, 3, 10, 11, 6, 7, 14, 15);
+  v[2] = MOLAE_SHUFFLE8(third, fourth, 0, 1, 8, 9, 4, 5, 12, 13);
+  v[3] = MOLAE_SHUFFLE8(third, fourth, 2, 3, 10, 11, 6, 7, 14, 15);
 }
 
 }  // namespace molae::cpu
