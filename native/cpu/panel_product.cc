@@ -136,9 +136,8 @@ bool reads_in_place(const WeightBlock& block, int64_t rows) {
   constexpr int64_t kWayBytes = 4096;  // of the first cache of every processor that has one
   if (block.dtype != DType::F32) return false;
   int64_t together = 0;
-  for_panels(rows_in_vectors(rows), [&](int64_t, int64_t, int64_t width) {
-    together = std::max(together, panel_kernel().of(width).cols);
-  });
+  for_panels(rows_in_vectors(rows),
+             [&](int64_t, int64_t, int64_t width) { together = std::max(together, panel_kernel().of(width).cols); });
   return together * std::gcd(block.stride, kWayBytes) <= columns_in_a_set() * kWayBytes;
 }
 

@@ -114,11 +114,16 @@ size_t memory_bytes() {
 }
 
 const Caches& caches() {
-#if defined(_SC_LEVEL1_DCACHE_ASSOC) && defined(_SC_LEVEL2_CACHE_SIZE)
-  static const Caches found = {std::max<int64_t>(0, sysconf(_SC_LEVEL1_DCACHE_ASSOC)),
-                               std::max<int64_t>(0, sysconf(_SC_LEVEL2_CACHE_SIZE))};
+  constexpr int64_t kUsualFirstBytes = 32 << 10;
+#if defined(_SC_LEVEL1_DCACHE_SIZE)
+  static const Caches found = [] {
+    const int64_t first_bytes = sysconf(_SC_LEVEL1_DCACHE_SIZE);
+    return Caches{first_bytes > 0 ? first_bytes : kUsualFirstBytes,
+                  std::max<int64_t>(0, sysconf(_SC_LEVEL1_DCACHE_ASSOC)),
+                  std::max<int64_t>(0, sysconf(_SC_LEVEL2_CACHE_SIZE))};
+  }();
 #else
-  static const Caches found = {};
+  static const Caches found = {kUsualFirstBytes, 0, 0};
 #endif
   return found;
 }

@@ -24,8 +24,9 @@ std::string processor_name();
 std::vector<std::string> processor_features();  // of the instruction sets that our kernels care about, those in use
 size_t memory_bytes();
 
-// Of the caches of a core; 0 where the system does not say.
+// Of the caches of a core. Where the system does not say: what most have, and 0 for what differs.
 struct Caches {
+  int64_t first_bytes;
   int64_t first_ways;
   int64_t second_bytes;
 };
