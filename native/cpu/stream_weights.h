@@ -6,7 +6,9 @@
 #include "core/half.h"
 #include "cpu/vectors.h"
 
-// How streamed weights become floats, a pair of vectors at a time.
+// How streamed weights become floats, a pair of vectors at a time. Of pairs of halves the first vector has the even and
+// the second the odd ones: the inputs are brought into the same order once (kSplit), which is cheaper than ordering
+// every weight.
 namespace molae::cpu {
 
 template <int Lanes>
@@ -17,9 +19,6 @@ struct Vectors {
   typedef uint16_t Halves __attribute__((vector_size(Lanes * 2), aligned(2), may_alias));
 };
 
-// Of pairs of halves the first vector has the even and the
-// second the odd ones: the inputs are brought into the same order once (kSplit), which is cheaper than ordering every
-// weight.
 template <int Lanes>
 struct F32Weights {
   using Item = float;
