@@ -15,12 +15,12 @@ namespace molae::cpu {
 namespace {
 
 // Rows that one pass over weights multiplies at most.
-constexpr int most_rows(int lanes) { return lanes == 16 ? 13 : 12; }
+constexpr int kMostRows = 13;
 
 // With so many columns: as many as have their running sums in registers, beside a weight of each column and an input.
 constexpr int rows_of_pass(int cols, int lanes) {
   const int registers = lanes == 16 ? 32 : 16;
-  return std::clamp((registers - 1 - cols) / cols, 1, most_rows(lanes));
+  return std::clamp((registers - 1 - cols) / cols, 1, kMostRows);
 }
 
 // Columns whose sums are finished together: a multiple of what any pass takes.
@@ -118,7 +118,7 @@ struct Pass {
 // One where registers allow it, as weights then go through the caches once: on a Xeon that took 10 to 20% less time for
 // 9 to 13 rows. But two of four rows and three columns are faster than one of eight rows and one column.
 MOLAE_INLINE int64_t passes_of(int64_t rows, int lanes) {
-  if (rows > most_rows(lanes) || (lanes == 8 && (rows == 7 || rows == 8))) {
+  if (rows > kMostRows || (lanes == 8 && (rows == 7 || rows == 8))) {
     const int most = rows_of_pass(3, lanes);
     return (rows + most - 1) / most;
   }
@@ -512,7 +512,7 @@ const StreamKernel& stream_kernel() {
 
 }  // namespace
 
-int64_t most_streamed_rows() { return instructions() == Instructions::Avx512 ? kStreamRows : 12; }
+int64_t most_streamed_rows() { return instructions() == Instructions::Avx512 ? kStreamRows : kMostRows; }
 
 void stream_rows(const Rows<float>& x, int64_t rows, const Tensor& weight, int64_t col, int64_t cols, float* out,
                  int64_t out_stride, float* scratch) {
