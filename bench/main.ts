@@ -90,8 +90,10 @@ async function main(args: readonly string[]): Promise<number> {
     // Stored results stay what they are: a check would otherwise move its own mark.
     const stored = readResults(join(folder, `${machineSlug(results)}.json`));
     if (!stored) throw new Error(`No stored results of this machine in ${folder} to check against`);
-    const fallen = compareResults(stored, context.rows);
-    process.stdout.write(fallen.length === 0 ? 'No tracked ratio fell.\n' : `${fallen.join('\n')}\n`);
+    const { compared, fallen } = compareResults(stored, context.rows);
+    if (compared === 0) throw new Error(`None of these ratios is among the stored results in ${folder}`);
+    process.stdout.write(`${compared} ratios compared, ${fallen.length} fell\n`);
+    for (const line of fallen) process.stdout.write(`${line}\n`);
     return failed || fallen.length > 0 ? 1 : 0;
   }
   for (const path of writeResults(folder, results)) process.stdout.write(`wrote ${path}\n`);

@@ -87,23 +87,33 @@ function trackedRatios(row: Row): Map<string, number> {
 
 const FALL = 0.85;
 
-/** One line for each tracked ratio that fell by more than 15%. */
-export function compareResults(before: Results, now: readonly Row[]): string[] {
+export interface Comparison {
+  /** Tracked ratios that both have. */
+  readonly compared: number;
+  /** One line for each of them that fell by more than 15%. */
+  readonly fallen: readonly string[];
+}
+
+export function compareResults(before: Results, now: readonly Row[]): Comparison {
   const key = (row: Row) =>
     [row.name, row.shape.replace(/: .*/, ''), row.tokens, row.dtype, row.threads].join('|');
   const known = new Map(before.results.map((row) => [key(row), row]));
-  return now.flatMap((row) => {
+  let compared = 0;
+  const fallen: string[] = [];
+  for (const row of now) {
     const old = known.get(key(row));
-    if (!old) return [];
+    if (!old) continue;
     const oldRatios = trackedRatios(old);
-    return [...trackedRatios(row)].flatMap(([name, ratio]) => {
+    for (const [name, ratio] of trackedRatios(row)) {
       const was = oldRatios.get(name);
-      if (was === undefined || ratio >= FALL * was) return [];
-      return [
-        `${row.name} ${row.shape} T=${row.tokens} ${row.dtype}: ${name} fell from ${was.toFixed(3)} to ${ratio.toFixed(3)}`,
-      ];
-    });
-  });
+      if (was === undefined) continue;
+      compared++;
+      if (ratio >= FALL * was) continue;
+      const place = `${row.name} ${row.shape} T=${row.tokens} ${row.dtype}`;
+      fallen.push(`${place}: ${name} fell from ${was.toFixed(3)} to ${ratio.toFixed(3)}`);
+    }
+  }
+  return { compared, fallen };
 }
 
 export function describeCeilings(results: Results): string {
