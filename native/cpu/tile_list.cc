@@ -17,6 +17,10 @@ constexpr int64_t kStreamTiles = 8;  // a thread
 constexpr int64_t kLeastStreamCols = 48;
 constexpr int64_t kMostStreamCols = 264;
 
+// So are those of panels, which pack their rows anew.
+constexpr int64_t kPanelTiles = 2;  // a thread
+constexpr int64_t kLeastPanelCols = 96;
+
 // Multiplications that one thread does sooner, in some 10 microseconds, than it has woken another.
 constexpr int64_t kLittleWork = 1 << 16;
 
@@ -35,13 +39,18 @@ void TileList::clear() {
   problems_.clear();
   tiles_.clear();
   streamed_cols_ = 0;
+  panel_cols_ = 0;
   products_ = 0;
 }
 
 void TileList::add(int32_t problem, int64_t rows, int64_t cols, int64_t inner) {
   if (rows == 0 || cols == 0) return;
   problems_.push_back({problem, rows, cols});
-  if (rows <= most_streamed_rows()) streamed_cols_ += cols;
+  if (rows <= most_streamed_rows()) {
+    streamed_cols_ += cols;
+  } else {
+    panel_cols_ += (rows + kTileRows - 1) / kTileRows * cols;
+  }
   products_ += rows * cols * inner;
 }
 
@@ -49,11 +58,12 @@ int TileList::cut(int threads) {
   if (products_ < kLittleWork) threads = 1;
   const int64_t stream_cols =
       std::clamp(round_up(streamed_cols_ / (threads * kStreamTiles), kStreamUnit), kLeastStreamCols, kMostStreamCols);
+  const int64_t panel_cols = std::clamp(panel_cols_ / (threads * kPanelTiles), kLeastPanelCols, kTileCols);
   for (const Problem& problem : problems_) {
     const bool streams = problem.rows <= most_streamed_rows();
     const int64_t height = part_size(problem.rows, kTileRows, kRowUnit);
     const int64_t width =
-        streams ? part_size(problem.cols, stream_cols, kStreamUnit) : part_size(problem.cols, kTileCols, panel_unit());
+        streams ? part_size(problem.cols, stream_cols, kStreamUnit) : part_size(problem.cols, panel_cols, panel_unit());
     for (int64_t row = 0; row < problem.rows; row += height) {
       for (int64_t col = 0; col < problem.cols; col += width) {
         tiles_.push_back(

@@ -31,7 +31,8 @@ class TileList {
 
   std::vector<Problem> problems_;
   std::vector<Tile> tiles_;
-  int64_t streamed_cols_ = 0;
+  int64_t streamed_cols_ = 0;  // of all problems
+  int64_t panel_cols_ = 0;     // the same, once for each block of rows
   int64_t products_ = 0;
 };
 

@@ -14,10 +14,13 @@ struct ProductCase {
   double relative;
 };
 
+enum class Transposed { ByChance, OnlyB };
+
 ProductCase product_case(Context& context, DType dtype, DType c_dtype, int64_t m, int64_t n, int64_t k,
-                         double alpha = 1, double beta = 0) {
+                         double alpha = 1, double beta = 0, Transposed transposed = Transposed::ByChance) {
   ProductCase result;
-  const bool ta = context.chance(0.5), tb = context.chance(0.5);
+  const bool ta = transposed == Transposed::ByChance && context.chance(0.5);
+  const bool tb = transposed == Transposed::OnlyB || context.chance(0.5);
   Values a = random_values(context, m * k), b = random_values(context, k * n), c = random_values(context, m * n);
   const Tensor left = make_tensor(context, dtype, ta ? Shape{k, m} : Shape{m, k}, a);
   const Tensor right = make_tensor(context, dtype, tb ? Shape{n, k} : Shape{k, n}, b);
@@ -57,6 +60,21 @@ MOLAE_TEST("linalg: products of all dtypes and shapes", Device) {
       context.backend.gemm({&product.problem, 1});
       expect_product(context, product);
     }
+  }
+}
+
+// As in a layer: rows times weights, few and many, that go through more than one tile and piece of the inner size.
+MOLAE_TEST("linalg: products of rows and weights", Device) {
+  for (const DType dtype : kFloats) {
+    std::vector<ProductCase> cases;
+    std::vector<Gemm> problems;
+    for (const int64_t m : {1, 5, 40, 129, 256, 300}) {
+      cases.push_back(product_case(context, dtype, random_result(context, dtype), m, context.integer(1, 1200),
+                                   context.integer(1, 900), 1, 0, Transposed::OnlyB));
+      problems.push_back(cases.back().problem);
+    }
+    context.backend.gemm(problems);
+    for (const ProductCase& product : cases) expect_product(context, product);
   }
 }
 
