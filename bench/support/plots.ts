@@ -71,16 +71,25 @@ function roofline(rows: readonly Row[], { fmaGflops, sgemmGflops, readGBps }: Ce
   };
 }
 
+/** The latent layer of a model with the most groups and the smallest rank: one line a model is what a plot can show. */
+function isSmallest(row: Row, layers: readonly Row[]): boolean {
+  const groups = ({ data }: Row) => Number(data.N) / Number(data.k);
+  return layers.every(
+    (other) =>
+      other.data.model !== row.data.model ||
+      (groups(other) <= groups(row) && Number(other.data.r) >= Number(row.data.r)),
+  );
+}
+
 function tokensPerSecond(rows: readonly Row[]): Chart | undefined {
   const layers = rows.filter(
     (row) => row.data.kind && row.data.distribution === 'uniform' && row.tokens && row.dtype === 'f32',
   );
   if (layers.length === 0) return undefined;
   const models = [...groupBy(layers, (row) => String(row.data.model)).keys()];
-  const lines = groupBy(layers, (row) =>
-    row.data.kind === 'dense'
-      ? `${row.data.model} dense`
-      : `${row.data.model} k${scaledGroup(row)} r${row.data.r}`,
+  const shown = layers.filter((row) => row.data.kind === 'dense' || isSmallest(row, layers));
+  const lines = groupBy(shown, ({ data }) =>
+    data.kind === 'dense' ? `${data.model} dense` : `${data.model} latent, r ${data.r}`,
   );
   const series = [...lines].map(([label, group]): Series => {
     const byTokens = new Map(group.map((row) => [row.tokens as number, row]));
@@ -107,10 +116,6 @@ function tokensPerSecond(rows: readonly Row[]): Chart | undefined {
 }
 
 /** k, which is "N" for one group of all experts, however many there are. */
-function scaledGroup({ data }: Row): string {
-  return data.k === data.N ? '=N' : String(data.k);
-}
-
 function factorizationTime(rows: readonly Row[]): Chart | undefined {
   const all = rows.filter((row) => row.question === 'factorize' && row.data.solver);
   const swept = [
