@@ -161,5 +161,6 @@ function text(x: number, y: number, content: string, attributes = ''): string {
 }
 
 function number(value: number): string {
-  return Number(value.toPrecision(4)).toLocaleString('en-US', { maximumSignificantDigits: 4 });
+  const digits = Number.isInteger(value) ? 15 : 4;
+  return value.toLocaleString('en-US', { maximumSignificantDigits: digits });
 }
