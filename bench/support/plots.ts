@@ -115,7 +115,6 @@ function tokensPerSecond(rows: readonly Row[]): Chart | undefined {
   };
 }
 
-/** k, which is "N" for one group of all experts, however many there are. */
 function factorizationTime(rows: readonly Row[]): Chart | undefined {
   const all = rows.filter((row) => row.question === 'factorize' && row.data.solver);
   const swept = [

@@ -116,8 +116,8 @@ void run(Context context, const std::vector<LinearProduct>& products) {
   });
 }
 
-// Halves are widened to f32 operand by operand, but weights as they are read: products and sums are f32, and C is
-// rounded once.
+// Halves are widened to f32 operand by operand, weights of linear products as they are read: products and sums are f32,
+// and C is rounded once.
 void run_widened(Context context, const Gemm& g) {
   float* a = context.workspace.get<float>(kOperandA, g.a.elements());
   const bool wide_result = g.c.dtype() == DType::F32;

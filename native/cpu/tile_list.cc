@@ -17,7 +17,7 @@ constexpr int64_t kStreamTiles = 8;  // a thread
 constexpr int64_t kLeastStreamCols = 48;
 constexpr int64_t kMostStreamCols = 264;
 
-// So are those of panels, which pack their rows anew.
+// Tiles of panels are as wide as keeps all threads busy: each packs its rows anew.
 constexpr int64_t kPanelTiles = 2;  // a thread
 constexpr int64_t kLeastPanelCols = 96;
 
