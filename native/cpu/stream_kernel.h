@@ -8,7 +8,8 @@
 namespace molae::cpu {
 
 // Up to this many rows weights are best streamed once, in their own dtype and order. Beyond it panels are faster. By
-// measurement, with weights from memory on a Xeon: 24 to 28 rows with the registers of AVX-512, 13 with those of AVX2.
+// measurement, with weights from memory on a Xeon: 24 to 28 rows with the registers of AVX-512, 13 with those of AVX2,
+// which is what one pass takes.
 int64_t most_streamed_rows();
 constexpr int64_t kStreamRows = 24;  // of any instruction set
 
