@@ -28,8 +28,10 @@ async function measure(
   const count = Math.max(2, Math.min(context.quick ? 6 : 16, Math.ceil(COLD_BYTES / least)));
   const layers = { dense: [] as DenseExperts[], latent: [] as LatentExperts[] };
   for (let layer = 0; layer < count; layer++) {
-    layers.dense.push(denseLayer(device, cell, dtype, layer));
-    layers.latent.push(latentLayer(device, cell, dtype, layer));
+    const [dense, latent] = [denseLayer(device, cell, dtype, layer), latentLayer(device, cell, dtype, layer)];
+    for (const experts of [dense, latent]) await experts.pack({ release: true });
+    layers.dense.push(dense);
+    layers.latent.push(latent);
   }
   for (const tokens of [1, 4]) {
     const routes = Array.from({ length: count }, (_, layer) => makeRoute(tokens, cell, 100 + layer));

@@ -41,6 +41,7 @@ async function measureDType(
   const { device } = context;
   using dense = denseLayer(device, cell, dtype);
   using latent = latentLayer(device, cell, dtype);
+  for (const experts of [dense, latent]) await experts.pack({ release: true });
   for (const tokens of batches) {
     const route = makeRoute(tokens, cell, ROUTE_SEED, distribution);
     const batch = makeBatch(device, cell, tokens, route);

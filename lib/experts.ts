@@ -45,6 +45,12 @@ export interface ForwardOptions {
   readonly signal?: AbortSignal | undefined;
 }
 
+export interface PackOptions {
+  /** Dispose the tensors that the layer owns once they are copied: gate, up and down can't be read any more. */
+  readonly release?: boolean | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+
 interface Common {
   readonly activation?: Activation | undefined;
   readonly sharedExpert?: SharedExpert | undefined;
@@ -174,6 +180,21 @@ export abstract class Experts {
       throw error;
     }
     return out;
+  }
+
+  /**
+   * Copies the weights into the order in which this device's kernels read them fastest: as many bytes again, unless `release`
+   * gives the others back. Calls of 8 tokens and more become faster from then on; their results differ by the rounding of sums.
+   * `forward` reads the copy only: whatever tensors were given may be disposed. Does nothing on GPUs, nor where weights are f64, q8
+   * or q4.
+   *
+   * @throws MolaeError `OUT_OF_MEMORY`, `ABORTED`: the layer is as it was.
+   */
+  async pack(options: PackOptions = {}): Promise<void> {
+    checkObject(options, 'options');
+    const { release = false, signal } = options;
+    await awaitAbortable(signal, (cancellation) => this.#alive().pack(cancellation));
+    if (release) for (const tensor of this.#owned) tensor.dispose();
   }
 
   /** Frees what the device prepared, and the tensors that the layer owns. */

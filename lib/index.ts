@@ -45,6 +45,7 @@ export {
   type LatentOperator,
   OPERATORS,
   type Operator,
+  type PackOptions,
   type SharedExpert,
 } from './experts.ts';
 export {

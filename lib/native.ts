@@ -251,6 +251,7 @@ export interface NativeLayer {
     cancellation?: NativeCancellation,
   ): Promise<void>;
   forwardSync(x: NativeTensor, ids: NativeTensor, weights: NativeTensor, out: NativeTensor): void;
+  pack(cancellation?: NativeCancellation): Promise<void>;
   dispose(): void;
 }
 

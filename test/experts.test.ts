@@ -48,6 +48,7 @@ const layerCase = fc.record({
   activation: fc.constantFrom<Activation>('silu', 'gelu', 'gelu_tanh', 'relu2'),
   shared: fc.constantFrom('none', 'plain', 'gated'),
   oneTakesAll: fc.boolean(),
+  packs: fc.boolean(),
 });
 
 type LayerCase = typeof layerCase extends fc.Arbitrary<infer Case> ? Case : never;
@@ -75,7 +76,7 @@ function sharedTensors(c: LayerCase, shared: DenseExpert | undefined, gateLogit:
 }
 
 describe('dense experts', () => {
-  test('forward equals plain f64 loops for any sizes, routing, dtype, activation and shared expert', async () => {
+  test('forward equals plain f64 loops for any sizes, routing, dtype, activation and shared expert, packed or not', async () => {
     await fc.assert(
       fc.asyncProperty(layerCase, async (c) => {
         const { random, topK, xDtype, x, ids, weights, shared, gateLogit } = drawInputs(c);
@@ -89,6 +90,7 @@ describe('dense experts', () => {
           sharedExpert: sharedTensors(c, shared, gateLogit),
         });
         const out = poisoned(device, xDtype, [c.tokens, c.n]);
+        if (c.packs) await layer.pack();
         await layer.forward(toTensor(device, xDtype, x), routingTensors(ids, weights, c.tokens, topK), {
           out,
         });
@@ -173,7 +175,7 @@ describe('latent experts', () => {
     shareGateUp: fc.boolean(),
   });
 
-  test('forward equals the dense experts A·B for ragged ranks, explicit groups and any mix of latent and dense operators', async () => {
+  test('forward equals the dense experts A·B for ragged ranks, explicit groups and any mix of latent and dense operators, packed or not', async () => {
     await fc.assert(
       fc.asyncProperty(latentCase, async ({ base: c, ...latent }) => {
         const { random, topK, xDtype, x, ids, weights, shared, gateLogit } = drawInputs(c);
@@ -201,6 +203,7 @@ describe('latent experts', () => {
           sharedExpert: sharedTensors(c, shared, gateLogit),
         });
         const out = poisoned(device, xDtype, [c.tokens, c.n]);
+        if (c.packs) await layer.pack();
         await layer.forward(toTensor(device, xDtype, x), routingTensors(ids, weights, c.tokens, topK), {
           out,
         });

@@ -43,8 +43,13 @@ export class LayerRing {
     const ring = new LayerRing(device, cell, dtype);
     try {
       for (let layer = 0; layer < count; layer++) {
-        ring.dense.push(denseLayer(device, cell, dtype, layer));
-        ring.latent.push(latentLayer(device, cell, dtype, layer));
+        const [dense, latent] = [
+          denseLayer(device, cell, dtype, layer),
+          latentLayer(device, cell, dtype, layer),
+        ];
+        ring.dense.push(dense);
+        ring.latent.push(latent);
+        for (const experts of [dense, latent]) await experts.pack({ release: true, signal });
         await setImmediate(); // signals come in between
         throwIfAborted(signal);
       }

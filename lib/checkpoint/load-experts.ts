@@ -49,18 +49,20 @@ export async function loadMoeBlock(
   layer: number,
   options: LoadOptions,
 ): Promise<MoeBlock> {
-  const loader = new Loader(checkpoint, options);
+  // The experts own what they load, and not the router: they may let go of it before.
+  const [routers, experts] = [new Loader(checkpoint, options), new Loader(checkpoint, options)];
   try {
     const { family, spec } = checkpoint;
     const bias = family.correctionBiasTensor?.(layer);
     return new MoeBlock({
-      router: await loader.fullPrecision(family.routerTensor(layer)),
+      router: await routers.fullPrecision(family.routerTensor(layer)),
       spec: spec.router,
-      correctionBias: bias === undefined ? undefined : await loader.fullPrecision(bias, [spec.numExperts]),
-      experts: await loader.experts(layer),
+      correctionBias: bias === undefined ? undefined : await routers.fullPrecision(bias, [spec.numExperts]),
+      experts: await experts.experts(layer),
     });
   } catch (error) {
-    loader.dispose();
+    routers.dispose();
+    experts.dispose();
     throw error;
   }
 }

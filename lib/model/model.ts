@@ -24,6 +24,8 @@ export interface ModelOptions {
   readonly stream?: boolean | undefined;
   /** Round the routed experts to blocks of 8 or 4 bits as they are loaded, and run them so. CPU only. */
   readonly quantize?: BlockDType | undefined;
+  /** `Experts.pack` every layer as it is loaded: for models that answer many prompts. Not where layers stream. */
+  readonly pack?: boolean | undefined;
   readonly signal?: AbortSignal | undefined;
   /** Called as layers are loaded. */
   readonly onProgress?: ((progress: { readonly done: number; readonly total: number }) => void) | undefined;
@@ -86,6 +88,12 @@ export class Model {
   static async open(path: string, options: ModelOptions = {}): Promise<Model> {
     const { quantize } = options;
     if (quantize !== undefined && !isBlockDType(quantize)) throw expected('q8 or q4', 'quantize', quantize);
+    if (options.pack && options.stream) {
+      throw new MolaeError(
+        'INVALID_ARGUMENT',
+        'Layers that are loaded for one use each are not worth packing: leave out pack or stream',
+      );
+    }
     const checkpoint = await openCheckpoint(path);
     const device = options.device ?? (await openDevice('auto'));
     const layers: DecoderLayer[] = [];
@@ -97,7 +105,9 @@ export class Model {
       checkVocabulary(spec, embedding, head, path);
       for (let index = 0; index < spec.numLayers && !options.stream; index++) {
         throwIfAborted(options.signal);
-        layers.push(await loadLayer(checkpoint, spec, index, { device, quantize }));
+        const layer = await loadLayer(checkpoint, spec, index, { device, quantize });
+        layers.push(layer);
+        if (options.pack) await layer.experts.pack({ release: true, signal: options.signal });
         options.onProgress?.({ done: index + 1, total: spec.numLayers });
       }
       const ownsDevice = options.device === undefined;

@@ -79,14 +79,15 @@ Napi::Function LayerObject::define(Napi::Env env) {
   return DefineClass(
       env, "Layer",
       {InstanceMethod<&LayerObject::forward>("forward"), InstanceMethod<&LayerObject::forward_sync>("forwardSync"),
-       InstanceMethod<&LayerObject::dispose>("dispose")});
+       InstanceMethod<&LayerObject::pack>("pack"), InstanceMethod<&LayerObject::dispose>("dispose")});
 }
 
 Napi::Object LayerObject::make(Napi::Env env, Device& device, Napi::Object description) {
   auto prepared = std::make_shared<Prepared>();
-  prepared->layer = to_layer(description);
-  check_layer(prepared->layer, &device.backend());
-  device.queue().run_inline([&] { prepared->forward = device.backend().prepare(prepared->layer); });
+  ExpertLayer layer = to_layer(description);
+  check_layer(layer, &device.backend());
+  prepared->hidden_size = layer.hidden_size;
+  device.queue().run_inline([&] { prepared->forward = device.backend().prepare(std::move(layer)); });
   Napi::Object object = Module::of(env).layer_constructor.New({});
   LayerObject* self = Unwrap(object);
   self->device_ = &device;
@@ -108,7 +109,7 @@ Napi::Value LayerObject::forward(const Napi::CallbackInfo& info) {
     const Args args(info);
     const auto prepared = alive();
     const Call call = to_call(args);
-    check_forward(prepared->layer, call.x, call.routing, call.y, &device_->backend());
+    check_forward(prepared->hidden_size, call.x, call.routing, call.y, &device_->backend());
     auto work = std::make_shared<Work>();
     work->cancellation = args.cancellation(4);
     if (!work->cancellation) work->cancellation = std::make_shared<Cancellation>();
@@ -123,9 +124,22 @@ void LayerObject::forward_sync(const Napi::CallbackInfo& info) {
   guarded(info.Env(), [&] {
     const auto prepared = alive();
     const Call call = to_call(Args(info));
-    check_forward(prepared->layer, call.x, call.routing, call.y, &device_->backend());
+    check_forward(prepared->hidden_size, call.x, call.routing, call.y, &device_->backend());
     const Cancellation never;
     device_->queue().run_inline([&] { prepared->forward->run(call.x, call.routing, call.y, never); });
+  });
+}
+
+Napi::Value LayerObject::pack(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    const auto prepared = alive();
+    auto work = std::make_shared<Work>();
+    work->cancellation = Args(info).cancellation(0);
+    if (!work->cancellation) work->cancellation = std::make_shared<Cancellation>();
+    work->run = [prepared, cancellation = work->cancellation] {
+      if (auto packed = prepared->forward->packed(*cancellation)) prepared->forward = std::move(packed);
+    };
+    return Module::of(info.Env()).submit(info.Env(), *device_, work, [](Napi::Env env) { return env.Undefined(); });
   });
 }
 

@@ -19,13 +19,14 @@ class LayerObject final : public Napi::ObjectWrap<LayerObject> {
 
  private:
   struct Prepared {
-    ExpertLayer layer;
+    int64_t hidden_size;
     std::unique_ptr<LayerForward> forward;
   };
 
   std::shared_ptr<Prepared> alive() const;
   Napi::Value forward(const Napi::CallbackInfo& info);  // (x, ids, weights, out, cancellation?) -> Promise
   void forward_sync(const Napi::CallbackInfo& info);    // (x, ids, weights, out)
+  Napi::Value pack(const Napi::CallbackInfo& info);     // (cancellation?) -> Promise
   void dispose(const Napi::CallbackInfo& info);
 
   Device* device_ = nullptr;

@@ -46,12 +46,15 @@ struct Gemm {
 // shares its output (left singular) space.
 enum class SharedSide { Input, Output };
 
-// The forward pass of one layer, prepared for one backend (packed weights, captured graphs, workspaces).
+// The forward pass of one layer, prepared for one backend (captured graphs, workspaces).
 class LayerForward {
  public:
   virtual ~LayerForward() = default;
   // y [T, n] = the experts applied to x [T, n]; both of one floating dtype.
   virtual void run(const Tensor& x, const Routing& routing, const Tensor& y, const Cancellation& cancel) = 0;
+  // The same with its own copy of the weights, in the order in which the kernels read fastest; null where they read
+  // weights as they came, or are packed already.
+  virtual std::unique_ptr<LayerForward> packed(const Cancellation&) const { return nullptr; }
 };
 
 // What a device can do. One operation at a time: the device's queue sees to it. Arguments have been checked

@@ -147,13 +147,13 @@ void check_route(const Tensor& logits, const RouterSpec& spec, const Routing& ro
   check_result(routing.weights, "weights", DType::F32, {logits.rows(), spec.top_k}, owner);
 }
 
-void check_forward(const ExpertLayer& layer, const Tensor& x, const Routing& routing, const Tensor& y,
+void check_forward(int64_t hidden_size, const Tensor& x, const Routing& routing, const Tensor& y,
                    const Backend* owner) {
   check_matrix(x, "x", owner);
   check_matrix(y, "out", owner);
   check_same_dtype(x, "x", y, "out");
-  if (x.cols() != layer.hidden_size) {
-    fail(ErrorCode::ShapeMismatch, "Expected shape [tokens, ", layer.hidden_size, "] for x but received ",
+  if (x.cols() != hidden_size) {
+    fail(ErrorCode::ShapeMismatch, "Expected shape [tokens, ", hidden_size, "] for x but received ",
          shape_name(x.shape()));
   }
   if (y.shape() != x.shape()) {

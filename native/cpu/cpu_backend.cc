@@ -102,7 +102,7 @@ class CpuBackend final : public Backend {
   }
   std::unique_ptr<LayerForward> prepare(ExpertLayer layer) override {
     check_layer(layer, this);
-    return cpu::make_layer_forward(context(), std::move(layer));
+    return cpu::make_layer_forward(*this, context(), layer);
   }
   Decoder* decoder() override { return decoder_.get(); }
   CalibrationSteps* calibration_steps() override { return calibration_steps_.get(); }

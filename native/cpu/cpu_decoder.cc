@@ -176,7 +176,7 @@ class CpuDecoder final : public Decoder {
   }
 
   Context context_;
-  TileList tiles_;
+  TileList tiles_{tile_shape<Tensor>()};
 };
 
 }  // namespace

@@ -7,6 +7,7 @@
 
 #include "cpu/compute_pool.h"
 #include "cpu/convert.h"
+#include "cpu/layer_weights.h"
 #include "cpu/linear_tile.h"
 #include "cpu/tile_list.h"
 
@@ -40,18 +41,15 @@ constexpr size_t kChunkBytes = size_t{256} << 20;
 // Sums of less than this many elements are not worth waking other threads for.
 constexpr int64_t kInlineElements = 1 << 15;
 
-template <class Real>
-class CpuLayerForward final : public LayerForward {
+// Weight: how weights are kept, a Tensor or a PackedWeight.
+template <class Real, class Weight>
+class CpuLayerForward : public LayerForward {
  public:
-  CpuLayerForward(Context context, ExpertLayer layer)
-      : context_(context),
-        layer_(std::move(layer)),
-        group_of_(layer_.group_of_expert()),
-        num_groups_(std::max<int64_t>(1, layer_.groups.size())),
-        shares_basis_(layer_.shares_gate_up_basis()) {
+  CpuLayerForward(Context context, LayerWeights<Weight> layer)
+      : context_(context), layer_(std::move(layer)), num_groups_(std::max<int64_t>(1, layer_.num_groups)) {
     largest_inner_ = std::max(layer_.hidden_size, layer_.intermediate_size);
-    for (const ExpertOperator* op : {&layer_.gate, &layer_.up, &layer_.down}) {
-      for (const Tensor& b : op->shared) largest_inner_ = std::max({largest_inner_, b.rows(), b.cols()});
+    for (const OperatorWeights<Weight>* op : {&layer_.gate, &layer_.up, &layer_.down}) {
+      for (const Weight& b : op->shared) largest_inner_ = std::max({largest_inner_, b.rows(), b.cols()});
     }
     if (layer_.shared_expert) largest_inner_ = std::max(largest_inner_, layer_.shared_expert->gate.rows());
   }
@@ -70,6 +68,10 @@ class CpuLayerForward final : public LayerForward {
     }
   }
 
+ protected:
+  const Context& context() const { return context_; }
+  const LayerWeights<Weight>& layer() const { return layer_; }
+
  private:
   static constexpr DType kReal = sizeof(Real) == 4 ? DType::F32 : DType::F64;
 
@@ -85,18 +87,18 @@ class CpuLayerForward final : public LayerForward {
     return std::clamp<int64_t>(kChunkBytes / token_bytes, 64, 8192);
   }
 
-  static int64_t largest_rank(const ExpertOperator& op, size_t axis) {
+  static int64_t largest_rank(const OperatorWeights<Weight>& op, size_t axis) {
     int64_t largest = 0;
-    for (const Tensor& b : op.shared) largest = std::max(largest, b.dim(axis));
+    for (const Weight& b : op.shared) largest = std::max(largest, b.dim(axis));
     return largest;
   }
 
   void run_chunk(DType x_dtype, const void* x, DType y_dtype, void* y, const Cancellation& cancel) {
     const int64_t elements = tokens_ * layer_.hidden_size;
-    sorted_.sort({ids_, static_cast<size_t>(tokens_ * top_k_)}, tokens_, top_k_, group_of_, num_groups_);
-    x_ = input(x_dtype, x, elements);
+    sorted_.sort({ids_, static_cast<size_t>(tokens_ * top_k_)}, tokens_, top_k_, layer_.group_of, num_groups_);
+    x_ = input(x_dtype, x);
     y_ = kReal == y_dtype ? static_cast<Real*>(y) : get(kOutput, elements);
-    scratch_stride_ = tile_scratch<Real>(largest_inner_) + kTileRows * kTileCols;
+    scratch_stride_ = tile_scratch<Real, Weight>(largest_inner_) + kTileRows * kTileCols;
     scratch_ = get(kTileScratch, scratch_stride_ * context_.threads);
 
     cancel.check();
@@ -114,36 +116,45 @@ class CpuLayerForward final : public LayerForward {
   // The rows that gate or up matrices of latent experts multiply: those of all groups, group after group, `begin[g]`
   // the first element of group g.
   struct Latent {
-    const ExpertOperator* op = nullptr;
+    const OperatorWeights<Weight>* op = nullptr;
     Real* data = nullptr;
     std::vector<int64_t> begin;
   };
 
-  const Real* input(DType dtype, const void* x, int64_t elements) {
-    if (dtype == kReal) return static_cast<const Real*>(x);
-    Real* wide = get(kInput, elements);
-    widen_elements(dtype, x, wide, elements);
-    return wide;
+  // How far apart rows lie that products read.
+  static int64_t stride(int64_t size) { return row_stride<Weight>(size); }
+
+  // The rows of x as products read them.
+  const Real* input(DType dtype, const void* x) {
+    const int64_t size = layer_.hidden_size;
+    if (dtype == kReal && stride(size) == size) return static_cast<const Real*>(x);
+    Real* rows = get(kInput, tokens_ * stride(size));
+    const int threads = tokens_ * size < kInlineElements ? 1 : context_.threads;
+    const auto row_bytes = size * static_cast<int64_t>(item_size(dtype));
+    ComputePool::instance().parallel_for(threads, tokens_, [&](int64_t token, int) {
+      widen_elements(dtype, static_cast<const std::byte*>(x) + token * row_bytes, rows + token * stride(size), size);
+    });
+    return rows;
   }
 
   // Stage 1, gate and up in one. The problem of group g is g for gate and G + g for up.
   void latent_inputs() {
     tiles_.clear();
     if (layer_.gate.latent()) add_latent_input(latent_gate_, layer_.gate, kLatentGate, 0);
-    if (layer_.up.latent() && !shares_basis_) add_latent_input(latent_up_, layer_.up, kLatentUp, num_groups_);
+    if (layer_.up.latent() && !layer_.shares_basis) add_latent_input(latent_up_, layer_.up, kLatentUp, num_groups_);
     for_tiles([&](const Tile& tile, Real* scratch) {
       const bool is_gate = tile.problem < num_groups_;
       const int64_t g = is_gate ? tile.problem : tile.problem - num_groups_;
       const Latent& latent = is_gate ? latent_gate_ : latent_up_;
-      const Tensor& b = latent.op->shared[g];
-      const int64_t rank = b.rows();
+      const Weight& b = latent.op->shared[g];
+      const int64_t rank_stride = stride(b.rows());
       const int32_t* tokens = sorted_.latent_token.data() + sorted_.group_begin[g] + tile.row;
-      linear_tile<Real>(Rows<Real>{x_, layer_.hidden_size, tokens}, tile.rows, b, tile.col, tile.cols,
-                        latent.data + latent.begin[g] + tile.row * rank + tile.col, rank, scratch);
+      linear_tile<Real>(Rows<Real>{x_, stride(layer_.hidden_size), tokens}, tile.rows, b, tile.col, tile.cols,
+                        latent.data + latent.begin[g] + tile.row * rank_stride + tile.col, rank_stride, scratch);
     });
   }
 
-  void add_latent_input(Latent& latent, const ExpertOperator& op, size_t slot, int64_t first_problem) {
+  void add_latent_input(Latent& latent, const OperatorWeights<Weight>& op, size_t slot, int64_t first_problem) {
     latent.op = &op;
     latent_begins(op, 0, latent.begin);
     latent.data = get(slot, latent.begin.back());
@@ -159,32 +170,34 @@ class CpuLayerForward final : public LayerForward {
     const auto experts = static_cast<int32_t>(layer_.num_experts());
     hidden_begin_.assign(experts + 1, 0);
     for (int32_t i = 0; i < experts; ++i) {
-      hidden_begin_[i + 1] = hidden_begin_[i] + hidden_elements<Real>(expert_rows(i), m);
+      hidden_begin_[i + 1] = hidden_begin_[i] + hidden_elements<Real, Weight>(expert_rows(i), m);
       tiles_.add(i, expert_rows(i), m, layer_.gate.per_expert[i].cols());
     }
     hidden_ = get(kHidden, hidden_begin_.back());
     if (layer_.shared_expert) add_shared_hidden(*layer_.shared_expert, experts);
-    const Latent& latent_up = shares_basis_ ? latent_gate_ : latent_up_;
+    const Latent& latent_up = layer_.shares_basis ? latent_gate_ : latent_up_;
     for_tiles([&](const Tile& tile, Real* scratch) {
       if (tile.problem == experts) return shared_hidden(*layer_.shared_expert, tile, scratch);
       const int64_t row = sorted_.expert_begin[tile.problem] + tile.row;
-      gated_tile<Real>(expert_input(layer_.gate, latent_gate_, tile.problem, row),
-                       expert_input(layer_.up, latent_up, tile.problem, row), layer_.activation, tile.rows, tile.col,
-                       tile.cols, hidden_of(tile), scratch);
+      gated_tile<Real, Weight>(expert_input(layer_.gate, latent_gate_, tile.problem, row),
+                               expert_input(layer_.up, latent_up, tile.problem, row), layer_.activation, tile.rows,
+                               tile.col, tile.cols, hidden_of(tile), scratch);
     });
   }
 
   // Those of the rows of a tile of an expert.
   Hidden<Real> hidden_of(const Tile& tile) const {
-    const int64_t m = layer_.intermediate_size;
-    return {hidden_ + hidden_begin_[tile.problem] + tile.row * m, m};
+    const int64_t m_stride = stride(layer_.intermediate_size);
+    return {hidden_ + hidden_begin_[tile.problem] + tile.row * m_stride, m_stride};
   }
 
   // What one expert's gate or up matrix multiplies, from a row of the sorted routing on.
-  GatedSide<Real> expert_input(const ExpertOperator& op, const Latent& latent, int32_t expert, int64_t row) const {
-    const Tensor& weight = op.per_expert[expert];
-    if (!op.latent()) return {{x_, layer_.hidden_size, sorted_.row_token.data() + row}, weight};
-    return {{latent.data + latent.begin[group_of_[expert]], weight.cols(), sorted_.row_latent.data() + row}, weight};
+  GatedSide<Real, Weight> expert_input(const OperatorWeights<Weight>& op, const Latent& latent, int32_t expert,
+                                       int64_t row) const {
+    const Weight& weight = op.per_expert[expert];
+    if (!op.latent()) return {{x_, stride(layer_.hidden_size), sorted_.row_token.data() + row}, weight};
+    const Real* rows = latent.data + latent.begin[layer_.group_of[expert]];
+    return {{rows, stride(weight.cols()), sorted_.row_latent.data() + row}, weight};
   }
 
   // Stage 3. The outputs of expert i begin at out_begin_[i]; their width is that of its down matrix.
@@ -199,7 +212,7 @@ class CpuLayerForward final : public LayerForward {
     }
     expert_out_ = get(kExpertOut, out_begin_.back());
     for_tiles([&](const Tile& tile, Real* scratch) {
-      const Tensor& weight = layer_.down.per_expert[tile.problem];
+      const Weight& weight = layer_.down.per_expert[tile.problem];
       const int64_t width = weight.rows();
       linear_tile<Real>(hidden_of(tile), tile.rows, weight, tile.col, tile.cols,
                         expert_out_ + out_begin_[tile.problem] + tile.row * width + tile.col, width, scratch);
@@ -225,11 +238,11 @@ class CpuLayerForward final : public LayerForward {
   void latent_outputs_of(int64_t token) {
     for (int64_t slot = token * top_k_; slot < (token + 1) * top_k_; ++slot) {
       const int32_t expert = ids_[slot];
-      const int32_t group = group_of_[expert];
+      const int32_t group = layer_.group_of[expert];
       const int64_t rank = layer_.down.shared[group].cols();
-      Real* d = latent_out_ + latent_out_begin_[group] + sorted_.row_latent[sorted_.row_of_slot[slot]] * rank;
-      const bool first =
-          std::none_of(ids_ + token * top_k_, ids_ + slot, [&](int32_t before) { return group_of_[before] == group; });
+      Real* d = latent_out_ + latent_out_begin_[group] + sorted_.row_latent[sorted_.row_of_slot[slot]] * stride(rank);
+      const bool first = std::none_of(ids_ + token * top_k_, ids_ + slot,
+                                      [&](int32_t before) { return layer_.group_of[before] == group; });
       if (first) std::fill(d, d + rank, Real(0));
       add_scaled(d, slot_output(slot), rank, weights_[slot]);
     }
@@ -269,9 +282,10 @@ class CpuLayerForward final : public LayerForward {
     const auto end = tokens + sorted_.group_begin[g + 1];
     const auto first = std::lower_bound(begin, end, tile.row);
     const auto last = std::lower_bound(first, end, tile.row + tile.rows);
-    const Tensor& b = layer_.down.shared[g];
-    Real* product = scratch + tile_scratch<Real>(largest_inner_);
-    linear_tile<Real>(Rows<Real>{latent_out_ + latent_out_begin_[g] + (first - begin) * b.cols(), b.cols()},
+    const Weight& b = layer_.down.shared[g];
+    Real* product = scratch + tile_scratch<Real, Weight>(largest_inner_);
+    const int64_t rank_stride = stride(b.cols());
+    linear_tile<Real>(Rows<Real>{latent_out_ + latent_out_begin_[g] + (first - begin) * rank_stride, rank_stride},
                       last - first, b, tile.col, tile.cols, product, tile.cols, scratch);
     for (auto token = first; token != last; ++token) {
       add_scaled(y_ + *token * layer_.hidden_size + tile.col, product + (token - first) * tile.cols, tile.cols,
@@ -289,18 +303,19 @@ class CpuLayerForward final : public LayerForward {
   }
 
   // The shared expert's hidden values and, where it has a gate, how much it counts for each token.
-  void add_shared_hidden(const SharedExpert& shared, int32_t problem) {
+  void add_shared_hidden(const SharedWeights<Weight>& shared, int32_t problem) {
     const int64_t width = shared.gate.rows();
-    shared_hidden_ = get(kSharedHidden, hidden_elements<Real>(tokens_, width));
+    shared_hidden_ = get(kSharedHidden, hidden_elements<Real, Weight>(tokens_, width));
     shared_scale_ = get(kSharedScale, tokens_);
     tiles_.add(problem, tokens_, width, layer_.hidden_size);
   }
 
-  void shared_hidden(const SharedExpert& shared, const Tile& tile, Real* scratch) {
+  void shared_hidden(const SharedWeights<Weight>& shared, const Tile& tile, Real* scratch) {
     const int64_t width = shared.gate.rows();
-    const Rows<Real> rows{x_ + tile.row * layer_.hidden_size, layer_.hidden_size};
-    gated_tile<Real>({rows, shared.gate}, {rows, shared.up}, layer_.activation, tile.rows, tile.col, tile.cols,
-                     {shared_hidden_ + tile.row * width, width}, scratch);
+    const int64_t x_stride = stride(layer_.hidden_size);
+    const Rows<Real> rows{x_ + tile.row * x_stride, x_stride};
+    gated_tile<Real, Weight>({rows, shared.gate}, {rows, shared.up}, layer_.activation, tile.rows, tile.col, tile.cols,
+                             {shared_hidden_ + tile.row * stride(width), stride(width)}, scratch);
     if (tile.col != 0) return;
     Real* scale = shared_scale_ + tile.row;
     if (!shared.gate_logit) {
@@ -311,11 +326,11 @@ class CpuLayerForward final : public LayerForward {
     for (int64_t i = 0; i < tile.rows; ++i) scale[i] = Real(1) / (Real(1) + std::exp(-scale[i]));
   }
 
-  void add_shared_output(const SharedExpert& shared, const Tile& tile, Real* scratch) {
+  void add_shared_output(const SharedWeights<Weight>& shared, const Tile& tile, Real* scratch) {
     const int64_t width = shared.gate.rows();
-    Real* product = scratch + tile_scratch<Real>(largest_inner_);
-    linear_tile<Real>(Hidden<Real>{shared_hidden_ + tile.row * width, width}, tile.rows, shared.down, tile.col,
-                      tile.cols, product, tile.cols, scratch);
+    Real* product = scratch + tile_scratch<Real, Weight>(largest_inner_);
+    linear_tile<Real>(Hidden<Real>{shared_hidden_ + tile.row * stride(width), stride(width)}, tile.rows, shared.down,
+                      tile.col, tile.cols, product, tile.cols, scratch);
     for (int64_t i = 0; i < tile.rows; ++i) {
       add_scaled(y_ + (tile.row + i) * layer_.hidden_size + tile.col, product + i * tile.cols, tile.cols,
                  shared_scale_[tile.row + i]);
@@ -330,9 +345,9 @@ class CpuLayerForward final : public LayerForward {
   int64_t latent_rows(int64_t g) const { return sorted_.group_begin[g + 1] - sorted_.group_begin[g]; }
 
   // First element of each group's latent rows; the rank is the size of the shared matrices along `axis`.
-  void latent_begins(const ExpertOperator& op, size_t axis, std::vector<int64_t>& begin) const {
+  void latent_begins(const OperatorWeights<Weight>& op, size_t axis, std::vector<int64_t>& begin) const {
     begin.assign(num_groups_ + 1, 0);
-    for (int64_t g = 0; g < num_groups_; ++g) begin[g + 1] = begin[g] + latent_rows(g) * op.shared[g].dim(axis);
+    for (int64_t g = 0; g < num_groups_; ++g) begin[g + 1] = begin[g] + latent_rows(g) * stride(op.shared[g].dim(axis));
   }
 
   template <class Body>
@@ -346,10 +361,8 @@ class CpuLayerForward final : public LayerForward {
   Real* get(size_t slot, int64_t count) { return context_.workspace.get<Real>(slot, count); }
 
   Context context_;
-  ExpertLayer layer_;
-  std::vector<int32_t> group_of_;
+  LayerWeights<Weight> layer_;
   int64_t num_groups_;
-  bool shares_basis_;  // z_up is z_gate
   int64_t largest_inner_ = 0;
 
   // The chunk at hand.
@@ -358,7 +371,7 @@ class CpuLayerForward final : public LayerForward {
   const float* weights_ = nullptr;
   const int32_t* ids_ = nullptr;
   SortedRouting sorted_;
-  TileList tiles_;
+  TileList tiles_{tile_shape<Weight>()};
   const Real* x_ = nullptr;
   Real* y_ = nullptr;
   Latent latent_gate_;
@@ -375,13 +388,30 @@ class CpuLayerForward final : public LayerForward {
   int64_t scratch_stride_ = 0;
 };
 
+// Weights as they came.
+template <class Real>
+class UnpackedForward final : public CpuLayerForward<Real, Tensor> {
+ public:
+  UnpackedForward(Backend& backend, Context context, const ExpertLayer& layer)
+      : CpuLayerForward<Real, Tensor>(context, weights_of(layer)), backend_(backend) {}
+
+  std::unique_ptr<LayerForward> packed(const Cancellation& cancel) const override {
+    if (!can_pack(this->layer())) return nullptr;
+    auto weights = pack(backend_, this->context().threads, this->layer(), cancel);
+    return std::make_unique<CpuLayerForward<float, PackedWeight>>(this->context(), std::move(weights));
+  }
+
+ private:
+  Backend& backend_;
+};
+
 }  // namespace
 
-std::unique_ptr<LayerForward> make_layer_forward(Context context, ExpertLayer layer) {
+std::unique_ptr<LayerForward> make_layer_forward(Backend& backend, Context context, const ExpertLayer& layer) {
   if (layer.gate.per_expert[0].dtype() == DType::F64) {
-    return std::make_unique<CpuLayerForward<double>>(context, std::move(layer));
+    return std::make_unique<UnpackedForward<double>>(backend, context, layer);
   }
-  return std::make_unique<CpuLayerForward<float>>(context, std::move(layer));
+  return std::make_unique<UnpackedForward<float>>(backend, context, layer);
 }
 
 }  // namespace molae::cpu

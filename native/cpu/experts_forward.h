@@ -7,6 +7,6 @@
 
 namespace molae::cpu {
 
-std::unique_ptr<LayerForward> make_layer_forward(Context context, ExpertLayer layer);
+std::unique_ptr<LayerForward> make_layer_forward(Backend& backend, Context context, const ExpertLayer& layer);
 
 }  // namespace molae::cpu

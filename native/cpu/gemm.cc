@@ -98,7 +98,7 @@ bool is_linear(const Gemm& g) {
 }
 
 void run(Context context, const std::vector<LinearProduct>& products) {
-  TileList tiles;
+  TileList tiles(tile_shape<Tensor>());
   int64_t inner = 0;
   for (size_t i = 0; i < products.size(); ++i) {
     const auto& [rows, weight, out, num_rows] = products[i];

@@ -34,18 +34,23 @@ void blas_tile(const Rows<double>& x, int64_t rows, const Tensor& weight, int64_
 }  // namespace
 
 template <>
-int64_t tile_scratch<float>(int64_t inner) {
+int64_t tile_scratch<float, Tensor>(int64_t inner) {
   return std::max(2 * kSums + panel_scratch(), stream_scratch(inner) + kStreamRows * kTileCols);
 }
 
 template <>
-int64_t tile_scratch<double>(int64_t inner) {
+int64_t tile_scratch<double, Tensor>(int64_t inner) {
   return kTileRows * inner + kSums;
 }
 
 template <>
-void linear_tile<float>(const Rows<float>& x, int64_t rows, const Tensor& weight, int64_t col, int64_t cols, float* out,
-                        int64_t out_stride, float* scratch) {
+int64_t row_stride<Tensor>(int64_t size) {
+  return size;
+}
+
+template <>
+void linear_tile<float, Tensor>(const Rows<float>& x, int64_t rows, const Tensor& weight, int64_t col, int64_t cols,
+                                float* out, int64_t out_stride, float* scratch) {
   if (rows == 0 || cols == 0) return;
   if (rows <= most_streamed_rows()) return stream_rows(x, rows, weight, col, cols, out, out_stride, scratch);
   const PanelTarget target{weight, scratch};
@@ -54,32 +59,32 @@ void linear_tile<float>(const Rows<float>& x, int64_t rows, const Tensor& weight
 }
 
 template <>
-void linear_tile<double>(const Rows<double>& x, int64_t rows, const Tensor& weight, int64_t col, int64_t cols,
-                         double* out, int64_t out_stride, double* scratch) {
+void linear_tile<double, Tensor>(const Rows<double>& x, int64_t rows, const Tensor& weight, int64_t col, int64_t cols,
+                                 double* out, int64_t out_stride, double* scratch) {
   if (rows == 0 || cols == 0) return;
   blas_tile(x, rows, weight, col, cols, out, out_stride, scratch);
 }
 
 template <>
-int64_t hidden_elements<float>(int64_t rows, int64_t size) {
+int64_t hidden_elements<float, Tensor>(int64_t rows, int64_t size) {
   return panel_elements(rows, size);
 }
 
 template <>
-int64_t hidden_elements<double>(int64_t rows, int64_t size) {
+int64_t hidden_elements<double, Tensor>(int64_t rows, int64_t size) {
   return rows * size;
 }
 
 template <>
-void gated_tile<float>(const GatedSide<float>& gate, const GatedSide<float>& up, Activation activation, int64_t rows,
-                       int64_t col, int64_t cols, const Hidden<float>& out, float* scratch) {
+void gated_tile<float, Tensor>(const GatedSide<float>& gate, const GatedSide<float>& up, Activation activation,
+                               int64_t rows, int64_t col, int64_t cols, const Hidden<float>& out, float* scratch) {
   if (rows == 0 || cols == 0) return;
   if (rows <= most_streamed_rows()) {
     float* up_out = scratch + stream_scratch(std::max(gate.weight.cols(), up.weight.cols()));
-    stream_rows(gate.x, rows, gate.weight, col, cols, out.data + col, out.size, scratch);
+    stream_rows(gate.x, rows, gate.weight, col, cols, out.data + col, out.stride, scratch);
     stream_rows(up.x, rows, up.weight, col, cols, up_out, cols, scratch);
     for (int64_t i = 0; i < rows; ++i) {
-      float* row = out.data + i * out.size + col;
+      float* row = out.data + i * out.stride + col;
       gate_times_up(activation, row, up_out + i * cols, row, cols);
     }
     return;
@@ -94,28 +99,28 @@ void gated_tile<float>(const GatedSide<float>& gate, const GatedSide<float>& up,
   }
   for_panels(rows, [&](int64_t row, int64_t, int64_t width) {
     gate_times_up(activation, targets[0].sums + row * cols, targets[1].sums + row * cols,
-                  out.data + row * out.size + col * width, cols * width);
+                  out.data + row * out.stride + col * width, cols * width);
   });
 }
 
 template <>
-void gated_tile<double>(const GatedSide<double>& gate, const GatedSide<double>& up, Activation activation, int64_t rows,
-                        int64_t col, int64_t cols, const Hidden<double>& out, double* scratch) {
+void gated_tile<double, Tensor>(const GatedSide<double>& gate, const GatedSide<double>& up, Activation activation,
+                                int64_t rows, int64_t col, int64_t cols, const Hidden<double>& out, double* scratch) {
   if (rows == 0 || cols == 0) return;
   double* up_out = scratch + kTileRows * std::max(gate.weight.cols(), up.weight.cols());
-  blas_tile(gate.x, rows, gate.weight, col, cols, out.data + col, out.size, scratch);
+  blas_tile(gate.x, rows, gate.weight, col, cols, out.data + col, out.stride, scratch);
   blas_tile(up.x, rows, up.weight, col, cols, up_out, cols, scratch);
   for (int64_t i = 0; i < rows; ++i) {
-    double* row = out.data + i * out.size + col;
+    double* row = out.data + i * out.stride + col;
     gate_times_up(activation, row, up_out + i * cols, row, cols);
   }
 }
 
 template <>
-void linear_tile<float>(const Hidden<float>& x, int64_t rows, const Tensor& weight, int64_t col, int64_t cols,
-                        float* out, int64_t out_stride, float* scratch) {
+void linear_tile<float, Tensor>(const Hidden<float>& x, int64_t rows, const Tensor& weight, int64_t col, int64_t cols,
+                                float* out, int64_t out_stride, float* scratch) {
   if (rows <= most_streamed_rows()) {
-    return linear_tile<float>(Rows<float>{x.data, x.size}, rows, weight, col, cols, out, out_stride, scratch);
+    return linear_tile<float>(Rows<float>{x.data, x.stride}, rows, weight, col, cols, out, out_stride, scratch);
   }
   if (cols == 0) return;
   const PanelTarget target{weight, scratch};
@@ -124,9 +129,9 @@ void linear_tile<float>(const Hidden<float>& x, int64_t rows, const Tensor& weig
 }
 
 template <>
-void linear_tile<double>(const Hidden<double>& x, int64_t rows, const Tensor& weight, int64_t col, int64_t cols,
-                         double* out, int64_t out_stride, double* scratch) {
-  linear_tile<double>(Rows<double>{x.data, x.size}, rows, weight, col, cols, out, out_stride, scratch);
+void linear_tile<double, Tensor>(const Hidden<double>& x, int64_t rows, const Tensor& weight, int64_t col, int64_t cols,
+                                 double* out, int64_t out_stride, double* scratch) {
+  linear_tile<double>(Rows<double>{x.data, x.stride}, rows, weight, col, cols, out, out_stride, scratch);
 }
 
 }  // namespace molae::cpu

@@ -3,14 +3,11 @@
 #include <algorithm>
 
 #include "cpu/linear_tile.h"
+#include "cpu/packed_product.h"
 #include "cpu/stream_kernel.h"
 
 namespace molae::cpu {
 namespace {
-
-// Multiples of what kernels take at a time: parts of these units leave no rest but the last.
-constexpr int64_t kRowUnit = 32;
-constexpr int64_t kStreamUnit = 24;
 
 // Tiles that stream weights are large, so that memory is read in long runs, and many enough that threads end together.
 constexpr int64_t kStreamTiles = 8;  // a thread
@@ -35,6 +32,16 @@ int64_t part_size(int64_t count, int64_t most, int64_t unit) {
 
 }  // namespace
 
+template <>
+TileShape tile_shape<Tensor>() {
+  return {most_streamed_rows(), 32, 24, panel_unit()};
+}
+
+template <>
+TileShape tile_shape<PackedWeight>() {
+  return {24, 24, kGroupCols, kGroupCols};
+}
+
 void TileList::clear() {
   problems_.clear();
   tiles_.clear();
@@ -46,7 +53,7 @@ void TileList::clear() {
 void TileList::add(int32_t problem, int64_t rows, int64_t cols, int64_t inner) {
   if (rows == 0 || cols == 0) return;
   problems_.push_back({problem, rows, cols});
-  if (rows <= most_streamed_rows()) {
+  if (rows <= shape_.streamed_rows) {
     streamed_cols_ += cols;
   } else {
     panel_cols_ += (rows + kTileRows - 1) / kTileRows * cols;
@@ -56,14 +63,14 @@ void TileList::add(int32_t problem, int64_t rows, int64_t cols, int64_t inner) {
 
 int TileList::cut(int threads) {
   if (products_ < kLittleWork) threads = 1;
-  const int64_t stream_cols =
-      std::clamp(round_up(streamed_cols_ / (threads * kStreamTiles), kStreamUnit), kLeastStreamCols, kMostStreamCols);
+  const int64_t stream_cols = std::clamp(round_up(streamed_cols_ / (threads * kStreamTiles), shape_.stream_unit),
+                                         kLeastStreamCols, kMostStreamCols);
   const int64_t panel_cols = std::clamp(panel_cols_ / (threads * kPanelTiles), kLeastPanelCols, kTileCols);
   for (const Problem& problem : problems_) {
-    const bool streams = problem.rows <= most_streamed_rows();
-    const int64_t height = part_size(problem.rows, kTileRows, kRowUnit);
-    const int64_t width =
-        streams ? part_size(problem.cols, stream_cols, kStreamUnit) : part_size(problem.cols, panel_cols, panel_unit());
+    const bool streams = problem.rows <= shape_.streamed_rows;
+    const int64_t height = part_size(problem.rows, kTileRows, shape_.row_unit);
+    const int64_t width = streams ? part_size(problem.cols, stream_cols, shape_.stream_unit)
+                                  : part_size(problem.cols, panel_cols, shape_.col_unit);
     for (int64_t row = 0; row < problem.rows; row += height) {
       for (int64_t col = 0; col < problem.cols; col += width) {
         tiles_.push_back(

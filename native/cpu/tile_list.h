@@ -11,9 +11,23 @@ struct Tile {
   int64_t row, rows, col, cols;
 };
 
+// What kernels of a kind take at a time: parts of these units leave no rest but the last.
+struct TileShape {
+  int64_t streamed_rows;  // up to so many, reading weights takes longer than computing
+  int64_t row_unit;
+  int64_t stream_unit;  // columns, with so few rows
+  int64_t col_unit;     // with more
+};
+
+// For weights as they came or packed.
+template <class Weight>
+TileShape tile_shape();
+
 // The tiles of one stage: independent products, whose tiles threads take one after the other. Keeps its memory.
 class TileList {
  public:
+  explicit TileList(const TileShape& shape) : shape_(shape) {}
+
   void clear();
   // One rows x cols product of `inner` elements each.
   void add(int32_t problem, int64_t rows, int64_t cols, int64_t inner);
@@ -29,6 +43,7 @@ class TileList {
     int64_t rows, cols;
   };
 
+  TileShape shape_;
   std::vector<Problem> problems_;
   std::vector<Tile> tiles_;
   int64_t streamed_cols_ = 0;  // of all problems

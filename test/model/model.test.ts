@@ -67,6 +67,27 @@ describe('a converted model', () => {
   });
 });
 
+describe('a packed model', () => {
+  test('predicts the same, and keeps no second copy of its experts', async () => {
+    await using packed = await Model.open(source, { device, pack: true });
+    using logits = await packed.forward(ids.slice(0, 50));
+    using wanted = await model.forward(ids.slice(0, 50));
+    expect(relativeError(await logits.read(), await wanted.read())).toBeLessThan(
+      expertsTolerance(device, 1e-5),
+    );
+    const experts = await packed.withLayer(0, async (layer) => layer.experts);
+    expect(() => (experts as DenseExperts).gate[0]?.readSync()).toThrow(
+      expect.objectContaining({ code: 'DISPOSED' }),
+    );
+  });
+
+  test('is refused where layers stream', async () => {
+    await expect(Model.open(source, { device, pack: true, stream: true })).rejects.toMatchObject({
+      code: 'INVALID_ARGUMENT',
+    });
+  });
+});
+
 test('the perplexity of a text does not depend on which windows go through the model together', async () => {
   const window = 64;
   const together = await perplexity(model, ids, { window });

@@ -40,17 +40,22 @@ MOLAE_TEST("cpu: repeated forwards of a layer allocate nothing", Logic) {
       }
       const auto forward = backend->prepare(random.layer);
       const Cancellation never;
-      const auto run_all = [&] {
-        for (const Call& call : calls) forward->run(call.x, call.routing, call.y, never);
-      };
-      run_all();
-      const size_t workspaces = backend->memory_usage().workspaces;
-      {
-        const int64_t before = heap_allocations();
-        for (int i = 0; i < 10; ++i) run_all();
-        expect_equal(heap_allocations() - before, 0, latent ? "latent " : "dense ", dtype_name(dtype), " allocations");
+      const auto packed = forward->packed(never);
+      for (LayerForward* one : {forward.get(), packed.get()}) {
+        if (!one) continue;
+        const auto run_all = [&] {
+          for (const Call& call : calls) one->run(call.x, call.routing, call.y, never);
+        };
+        run_all();
+        const size_t workspaces = backend->memory_usage().workspaces;
+        {
+          const int64_t before = heap_allocations();
+          for (int i = 0; i < 10; ++i) run_all();
+          expect_equal(heap_allocations() - before, 0, one == packed.get() ? "packed " : "",
+                       latent ? "latent " : "dense ", dtype_name(dtype), " allocations");
+        }
+        expect_equal(backend->memory_usage().workspaces, workspaces, "bytes of workspaces");
       }
-      expect_equal(backend->memory_usage().workspaces, workspaces, "bytes of workspaces");
     }
   }
 }

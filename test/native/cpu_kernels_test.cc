@@ -193,6 +193,55 @@ MOLAE_TEST("cpu kernels: sums do not depend on the columns beside them", Logic) 
   }
 }
 
+std::vector<float> packed_scratch_of() { return std::vector<float>(tile_scratch<float, PackedWeight>(0), kPoison); }
+
+// Every number of rows of one pass and of a few, and tiles of many; groups of one, two and three blocks, whole and not;
+// one piece of the inner size and several, with an odd step.
+MOLAE_TEST("cpu kernels: packed weights, every number of rows", Logic) {
+  const auto backend = make_cpu_backend(2);
+  Context cpu{*backend, context.random};
+  std::vector<int64_t> counts = {64, 101, 256};
+  for (int64_t rows = 1; rows <= 40; ++rows) counts.push_back(rows);
+  for (const DType dtype : {DType::F32, DType::BF16, DType::F16}) {
+    for (const int64_t rows : counts) {
+      for (const auto& [inner, cols] : {std::pair{1, 9}, {31, 16}, {257, 40}, {512, 48}, {1031, 99}}) {
+        Product product(cpu, rows, inner, cols, dtype);
+        product.col = 0;
+        const PackedWeight packed(*backend, 2, product.weight);
+        std::vector<float> scratch = packed_scratch_of();
+        const Values actual = result_of(rows, cols, [&](float* out, int64_t stride) {
+          linear_tile<float>(product.input(), rows, packed, 0, cols, out, stride, scratch.data());
+        });
+        expect_sums(actual, product);
+      }
+    }
+  }
+}
+
+MOLAE_TEST("cpu kernels: sums with packed weights do not depend on the columns beside them", Logic) {
+  const auto backend = make_cpu_backend(1);
+  Context cpu{*backend, context.random};
+  constexpr int64_t kCols = 121;
+  for (const DType dtype : {DType::F32, DType::BF16, DType::F16}) {
+    for (const int64_t rows : {int64_t{1}, int64_t{5}, int64_t{13}, cpu.integer(1, 100)}) {
+      Product product(cpu, rows, cpu.integer(1, 1500), kCols, dtype);
+      product.col = 0;
+      const PackedWeight packed(*backend, 1, product.weight);
+      std::vector<float> scratch = packed_scratch_of();
+      const auto in_tiles = [&](int64_t width) {
+        return result_of(rows, kCols, [&](float* out, int64_t stride) {
+          for (int64_t col = 0; col < kCols; col += width) {
+            linear_tile<float>(product.input(), rows, packed, col, std::min(width, kCols - col), out + col, stride,
+                               scratch.data());
+          }
+        });
+      };
+      const Values whole = in_tiles(kCols);
+      for (const int64_t width : {16, 48, 64}) expect(in_tiles(width) == whole, rows, " rows in tiles of ", width);
+    }
+  }
+}
+
 // Each element, to the rounding errors of its two sums: a norm would not see small ones, nor know of cancellation.
 void expect_gated(const Values& actual, const Product& gate, const Product& up, Activation activation) {
   const Values gates = gate.reference(), gate_magnitudes = gate.magnitudes();
@@ -245,6 +294,28 @@ MOLAE_TEST("cpu kernels: gated tiles, of the same and of other rows", Logic) {
   }
 }
 
+MOLAE_TEST("cpu kernels: gated tiles of packed weights", Logic) {
+  const auto backend = make_cpu_backend(1);
+  Context cpu{*backend, context.random};
+  const DType dtypes[] = {DType::F32, DType::BF16, DType::F16};
+  for (const auto& [rows, inner, cols] : tile_sizes(cpu)) {
+    const auto activation = static_cast<Activation>(cpu.integer(0, 3));
+    Product gate(cpu, rows, inner, cols, dtypes[cpu.integer(0, 2)]);
+    Product up(cpu, rows, cpu.integer(1, 600), cols, dtypes[cpu.integer(0, 2)]);
+    gate.col = up.col = 0;
+    const PackedWeight packed_gate(*backend, 1, gate.weight), packed_up(*backend, 1, up.weight);
+    std::vector<float> scratch = packed_scratch_of();
+    const int64_t first_cols = std::min(cols, cpu.integer(0, 3) * kPackedCols);
+    const Values actual = result_of(rows, cols, [&](float* out, int64_t stride) {
+      for (const auto& [col, count] : {std::pair(int64_t{0}, first_cols), std::pair(first_cols, cols - first_cols)}) {
+        gated_tile<float, PackedWeight>({gate.input(), packed_gate}, {up.input(), packed_up}, activation, rows, col,
+                                        count, {out, stride}, scratch.data());
+      }
+    });
+    expect_gated(actual, gate, up, activation);
+  }
+}
+
 // Relative. In the tails of GELU the rounding of exp's argument, about x^2, is multiplied by that argument.
 double bound_of(Activation activation, double x) {
   const bool gelu = activation == Activation::Gelu || activation == Activation::GeluTanh;
@@ -289,8 +360,9 @@ MOLAE_TEST("cpu kernels: f32 weights whose rows share a cache set", Logic) {
 }
 
 MOLAE_TEST("cpu kernels: tiles cover every product once", Logic) {
-  for (int round = 0; round < 50; ++round) {
-    TileList tiles;
+  for (int round = 0; round < 100; ++round) {
+    const bool packed = round % 2 == 1;
+    TileList tiles(packed ? tile_shape<PackedWeight>() : tile_shape<Tensor>());
     std::vector<Sizes> problems;
     for (int64_t i = context.integer(0, 6); i > 0; --i) {
       problems.push_back({context.integer(0, context.chance(0.5) ? 20 : 700), 64, context.integer(1, 1500)});
@@ -304,6 +376,7 @@ MOLAE_TEST("cpu kernels: tiles cover every product once", Logic) {
     for (int64_t t = 0; t < tiles.size(); ++t) {
       const Tile& tile = tiles[t];
       expect(tile.rows <= kTileRows && tile.cols <= kTileCols, "a tile of ", tile.rows, " x ", tile.cols);
+      expect(!packed || tile.col % kPackedCols == 0, "a tile from column ", tile.col, " on");
       for (int64_t i = tile.row; i < tile.row + tile.rows; ++i) {
         for (int64_t j = tile.col; j < tile.col + tile.cols; ++j)
           ++seen[tile.problem][i * problems[tile.problem].cols + j];

@@ -120,20 +120,38 @@ double layer_tolerance(const LayerOptions& options, DType x_dtype) {
   return relative;
 }
 
+// Twice the same, on poisoned outputs.
+Values output_of(Context& context, LayerForward& forward, const Tensor& x, const Routing& routing) {
+  const Tensor y = poisoned(context, x.dtype(), x.shape()), again = poisoned(context, x.dtype(), x.shape());
+  forward.run(x, routing, y, Cancellation());
+  forward.run(x, routing, again, Cancellation());
+  Values values = read(context.backend, y);
+  expect(read(context.backend, again) == values, "the same call gave another result");
+  return values;
+}
+
+// The CPU packs what is neither f64 nor in blocks.
+bool is_packed(Context& context, const LayerOptions& options) {
+  return context.backend.knows_blocks() && std::all_of(options.dtypes.begin(), options.dtypes.end(), [](DType dtype) {
+           return dtype == DType::F32 || is_half(dtype);
+         });
+}
+
 void check_forward_of(Context& context, const LayerOptions& options, const RandomRouting& routing, DType x_dtype) {
   const RandomLayer random = random_layer(context, options, routing.groups);
   Values x = random_values(context, routing.tokens * options.hidden_size);
   const Tensor input = make_tensor(context, x_dtype, {routing.tokens, options.hidden_size}, x);
-  const Tensor y = poisoned(context, x_dtype, input.shape());
-  const auto forward = context.backend.prepare(random.layer);
   const Routing given = upload(context, routing);
-  forward->run(input, given, y, Cancellation());
-  const Values first = read(context.backend, y);
-  expect_close(first, reference_forward(random, x, routing), forward_scale(random, x, routing),
-               layer_tolerance(options, x_dtype), "y");
-  const Tensor again = poisoned(context, x_dtype, input.shape());
-  forward->run(input, given, again, Cancellation());
-  expect(read(context.backend, again) == first, "the same call gave another result");
+  const Values wanted = reference_forward(random, x, routing);
+  const Values scale = forward_scale(random, x, routing);
+  const auto forward = context.backend.prepare(random.layer);
+  expect_close(output_of(context, *forward, input, given), wanted, scale, layer_tolerance(options, x_dtype), "y");
+  const auto packed = forward->packed(Cancellation());
+  expect_equal(packed != nullptr, is_packed(context, options), "whether weights were packed");
+  if (!packed) return;
+  expect_close(output_of(context, *packed, input, given), wanted, scale, layer_tolerance(options, x_dtype),
+               "y with packed weights");
+  expect(packed->packed(Cancellation()) == nullptr, "packed weights were packed again");
 }
 
 MOLAE_TEST("experts: forward of random layers", Device) {

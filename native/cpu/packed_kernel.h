@@ -1,0 +1,47 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "core/dtype.h"
+
+namespace molae::cpu {
+
+// Some rows against some blocks of a packed weight, for a piece of the inner size:
+//   sums[i][j] (+)= sum over k of x[i][k] * weights[k][j]
+struct PackedProduct {
+  static constexpr int64_t kMostBlocks = 3;
+
+  const std::byte* weights;  // of the first block, from the first step of the piece on
+  int64_t block_bytes;       // from block to block
+  int64_t blocks;
+  const float* const* x;  // where the piece begins, row by row
+  int64_t rows;
+  int64_t inner;  // odd only where the weight's ends
+  float* sums;    // [rows][blocks * kPackedCols]
+  bool first;     // sums are overwritten, not added to
+  // What to bring into the caches meanwhile, at an even rate: so many bytes of each of as many blocks.
+  const std::byte* next;
+  int64_t next_block_bytes;  // from block to block
+  int64_t next_bytes;
+};
+
+// The kernels of one instruction set.
+struct PackedKernel {
+  // With so few rows what comes next is brought into the first cache, beside the piece at hand.
+  static constexpr int64_t kFewRows = 4;
+
+  static constexpr int64_t kMostRows = 8;  // of any instruction set
+
+  using Multiply = void (*)(const PackedProduct&);
+
+  int64_t most_rows;  // of a product
+  Multiply f32, bf16, f16;
+
+  Multiply of(DType dtype) const { return dtype == DType::F32 ? f32 : dtype == DType::BF16 ? bf16 : f16; }
+};
+
+// The best for this processor.
+const PackedKernel& packed_kernel();
+
+}  // namespace molae::cpu

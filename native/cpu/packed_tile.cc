@@ -1,0 +1,68 @@
+#include <cstring>
+
+#include "cpu/gating.h"
+#include "cpu/linear_tile.h"
+#include "cpu/packed_product.h"
+
+// Tiles with packed weights.
+namespace molae::cpu {
+namespace {
+
+// Of one weight.
+constexpr int64_t kSums = kTileRows * kTileCols;
+
+}  // namespace
+
+template <>
+int64_t tile_scratch<float, PackedWeight>(int64_t) {
+  return 2 * kSums + packed_scratch();
+}
+
+template <>
+int64_t row_stride<PackedWeight>(int64_t size) {
+  return packed_stride(size);
+}
+
+template <>
+int64_t hidden_elements<float, PackedWeight>(int64_t rows, int64_t size) {
+  return rows * packed_stride(size);
+}
+
+template <>
+void linear_tile<float, PackedWeight>(const Rows<float>& x, int64_t rows, const PackedWeight& weight, int64_t col,
+                                      int64_t cols, float* out, int64_t out_stride, float* scratch) {
+  if (rows == 0 || cols == 0) return;
+  float* sums = scratch + packed_scratch();
+  const PackedTarget target{x, weight, sums};
+  multiply_packed({&target, 1}, rows, col, cols, scratch);
+  for (int64_t i = 0; i < rows; ++i) {
+    for_groups_of_row(sums, rows, i, cols, [&](const float* group, int64_t first, int64_t count) {
+      std::memcpy(out + i * out_stride + first, group, count * sizeof(float));
+    });
+  }
+}
+
+template <>
+void gated_tile<float, PackedWeight>(const GatedSide<float, PackedWeight>& gate,
+                                     const GatedSide<float, PackedWeight>& up, Activation activation, int64_t rows,
+                                     int64_t col, int64_t cols, const Hidden<float>& out, float* scratch) {
+  if (rows == 0 || cols == 0) return;
+  float* gates = scratch + packed_scratch();
+  float* ups = gates + kSums;
+  const PackedTarget targets[] = {{gate.x, gate.weight, gates}, {up.x, up.weight, ups}};
+  multiply_packed(targets, rows, col, cols, scratch);
+  for (int64_t i = 0; i < rows; ++i) {
+    float* to = out.data + i * out.stride + col;
+    for_groups_of_row(gates, rows, i, cols, [&](const float* group, int64_t first, int64_t count) {
+      gate_times_up(activation, group, ups + (group - gates), to + first, count);
+    });
+  }
+}
+
+template <>
+void linear_tile<float, PackedWeight>(const Hidden<float>& x, int64_t rows, const PackedWeight& weight, int64_t col,
+                                      int64_t cols, float* out, int64_t out_stride, float* scratch) {
+  linear_tile<float>(Rows<float>{x.data, x.stride}, rows, weight, col, cols, out, out_stride, scratch);
+}
+
+}  // namespace molae::cpu

@@ -1,0 +1,107 @@
+import { afterAll, describe, expect, test } from 'vitest';
+import { openDevice } from '../lib/device.ts';
+import { DenseExperts } from '../lib/experts.ts';
+import type { Routing } from '../lib/routing.ts';
+import type { Tensor } from '../lib/tensor.ts';
+import { openTestDevice } from './support/device.ts';
+import { Random, toTensor } from './support/random.ts';
+import { relativeError } from './support/reference.ts';
+
+const device = await openTestDevice();
+afterAll(() => device.dispose());
+const packs = device.kind === 'cpu';
+
+const [TOKENS, N, M, EXPERTS, TOP_K] = [40, 96, 80, 5, 2];
+
+/** A layer that owns its weights, and a batch for it. */
+function randomLayer(seed = 1, on = device) {
+  const random = new Random(seed);
+  const operator = (rows: number, cols: number) =>
+    Array.from({ length: EXPERTS }, () =>
+      toTensor(on, 'bf16', random.matrix(rows, cols, 1 / Math.sqrt(cols), 'bf16')),
+    );
+  const [gate, up, down] = [operator(M, N), operator(M, N), operator(N, M)];
+  const { ids, weights } = random.routing(TOKENS, EXPERTS, TOP_K);
+  const routing: Routing = {
+    ids: on.tensor('i32', ids, [TOKENS, TOP_K]),
+    weights: on.tensor('f32', weights, [TOKENS, TOP_K]),
+  };
+  const x = toTensor(on, 'f32', random.matrix(TOKENS, N, 1));
+  return { layer: new DenseExperts({ gate, up, down, owned: [...gate, ...up, ...down] }), x, routing };
+}
+
+async function outputs(layer: DenseExperts, x: Tensor, routing: Routing): Promise<Float32Array> {
+  using y = await layer.forward(x, routing);
+  return (await y.read()) as Float32Array;
+}
+
+describe('pack', () => {
+  test('results stay, to the rounding of sums, also when it is done twice', async () => {
+    const { layer, x, routing } = randomLayer();
+    using _ = layer;
+    const before = await outputs(layer, x, routing);
+    await layer.pack();
+    const after = await outputs(layer, x, routing);
+    expect(relativeError(after, before)).toBeLessThan(1e-6);
+    await layer.pack();
+    expect(await outputs(layer, x, routing)).toEqual(after);
+  });
+
+  test('forward needs none of the tensors that were given, and release gives their memory back', async () => {
+    const own = await openDevice(device.kind);
+    using _device = own;
+    const { layer, x, routing } = randomLayer(2, own);
+    using _ = layer;
+    const before = await outputs(layer, x, routing);
+    const tensors = own.memoryUsage().tensors;
+    const weightBytes = 3 * EXPERTS * N * M * 2;
+    await layer.pack();
+    if (packs) expect(own.memoryUsage().tensors - tensors).toBeGreaterThanOrEqual(weightBytes);
+    await layer.pack({ release: true });
+    expect(() => layer.gate[0]?.readSync()).toThrow(expect.objectContaining({ code: 'DISPOSED' }));
+    // Sizes of 16 columns, as these are, need no more than they had.
+    expect(Math.abs(own.memoryUsage().tensors - tensors)).toBeLessThan(weightBytes / 10);
+    expect(relativeError(await outputs(layer, x, routing), before)).toBeLessThan(1e-6);
+  });
+
+  test('packed results do not depend on the number of threads', async () => {
+    const seen: Float32Array[] = [];
+    for (const threads of [1, 2, 3]) {
+      using own = await openDevice('cpu', { threads });
+      const { layer, x, routing } = randomLayer(3, own);
+      using _ = layer;
+      await layer.pack({ release: true });
+      seen.push(await outputs(layer, x, routing));
+    }
+    expect(seen[1]).toEqual(seen[0]);
+    expect(seen[2]).toEqual(seen[0]);
+  });
+
+  test('calls before, while and after it is done give the same, to the rounding of sums', async () => {
+    const { layer, x, routing } = randomLayer(4);
+    using _ = layer;
+    const [first, , second] = await Promise.all([
+      outputs(layer, x, routing),
+      layer.pack(),
+      outputs(layer, x, routing),
+    ]);
+    expect(relativeError(second, first)).toBeLessThan(1e-6);
+  });
+
+  test('an aborted pack leaves the layer as it was, a disposed layer says so', async () => {
+    const { layer, x, routing } = randomLayer(5);
+    const before = await outputs(layer, x, routing);
+    const abort = new AbortController();
+    abort.abort();
+    await expect(layer.pack({ release: true, signal: abort.signal })).rejects.toThrow(/abort/i);
+    expect(await outputs(layer, x, routing)).toEqual(before);
+    layer.dispose();
+    await expect(layer.pack()).rejects.toMatchObject({ code: 'DISPOSED' });
+  });
+
+  test('options that are no object are refused', async () => {
+    const { layer } = randomLayer(6);
+    using _ = layer;
+    await expect(layer.pack(7 as never)).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' });
+  });
+});
