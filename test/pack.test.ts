@@ -77,6 +77,22 @@ describe('pack', () => {
     expect(seen[2]).toEqual(seen[0]);
   });
 
+  test('a token has the same result, bit for bit, alone and among others', async () => {
+    if (!packs) return;
+    const { layer, x, routing } = randomLayer(7);
+    using _ = layer;
+    await layer.pack();
+    const together = await outputs(layer, x, routing);
+    for (const token of [0, 1, TOKENS - 1]) {
+      const alone = {
+        ids: routing.ids.rows(token, token + 1),
+        weights: routing.weights.rows(token, token + 1),
+      };
+      const y = await outputs(layer, x.rows(token, token + 1), alone);
+      expect(y).toEqual(together.subarray(token * N, (token + 1) * N));
+    }
+  });
+
   test('calls before, while and after it is done give the same, to the rounding of sums', async () => {
     const { layer, x, routing } = randomLayer(4);
     using _ = layer;

@@ -9,7 +9,9 @@
 #include "cpu/convert.h"
 #include "cpu/layer_weights.h"
 #include "cpu/linear_tile.h"
+#include "cpu/multiversion.h"
 #include "cpu/tile_list.h"
+#include "cpu/vectors.h"
 
 // The forward pass of a layer of dense or latent experts, as stages of tiles over sorted tokens:
 //   1. latent inputs   z[g] = x B_g^T             once per distinct (token, group), for gate and for up
@@ -40,6 +42,20 @@ constexpr size_t kChunkBytes = size_t{256} << 20;
 
 // Sums of less than this many elements are not worth waking other threads for.
 constexpr int64_t kInlineElements = 1 << 15;
+
+template <class Real>
+MOLAE_INLINE void add_scaled_to(Real* sum, const Real* values, int64_t count, Real scale) {
+  for (int64_t j = 0; j < count; ++j) sum[j] += scale * values[j];
+}
+
+// sum += scale * values
+MOLAE_MULTIVERSION void add_scaled(float* sum, const float* values, int64_t count, float scale) {
+  add_scaled_to(sum, values, count, scale);
+}
+
+MOLAE_MULTIVERSION void add_scaled(double* sum, const double* values, int64_t count, double scale) {
+  add_scaled_to(sum, values, count, scale);
+}
 
 // Weight: how weights are kept, a Tensor or a PackedWeight.
 template <class Real, class Weight>
@@ -285,12 +301,11 @@ class CpuLayerForward : public LayerForward {
     const Weight& b = layer_.down.shared[g];
     Real* product = scratch + tile_scratch<Real, Weight>(largest_inner_);
     const int64_t rank_stride = stride(b.cols());
-    linear_tile<Real>(Rows<Real>{latent_out_ + latent_out_begin_[g] + (first - begin) * rank_stride, rank_stride},
-                      last - first, b, tile.col, tile.cols, product, tile.cols, scratch);
-    for (auto token = first; token != last; ++token) {
-      add_scaled(y_ + *token * layer_.hidden_size + tile.col, product + (token - first) * tile.cols, tile.cols,
-                 Real(1));
-    }
+    const Rows<Real> rows{latent_out_ + latent_out_begin_[g] + (first - begin) * rank_stride, rank_stride};
+    for_linear_tile(rows, last - first, b, tile.col, tile.cols, product, scratch,
+                    [&](int64_t row, int64_t col, int64_t cols, const Real* values) {
+                      add_scaled(y_ + first[row] * layer_.hidden_size + tile.col + col, values, cols, Real(1));
+                    });
   }
 
   void add_expert_outputs(const Tile& tile) {
@@ -329,16 +344,12 @@ class CpuLayerForward : public LayerForward {
   void add_shared_output(const SharedWeights<Weight>& shared, const Tile& tile, Real* scratch) {
     const int64_t width = shared.gate.rows();
     Real* product = scratch + tile_scratch<Real, Weight>(largest_inner_);
-    linear_tile<Real>(Hidden<Real>{shared_hidden_ + tile.row * stride(width), stride(width)}, tile.rows, shared.down,
-                      tile.col, tile.cols, product, tile.cols, scratch);
-    for (int64_t i = 0; i < tile.rows; ++i) {
-      add_scaled(y_ + (tile.row + i) * layer_.hidden_size + tile.col, product + i * tile.cols, tile.cols,
-                 shared_scale_[tile.row + i]);
-    }
-  }
-
-  static void add_scaled(Real* sum, const Real* values, int64_t count, Real scale) {
-    for (int64_t j = 0; j < count; ++j) sum[j] += scale * values[j];
+    const Hidden<Real> rows{shared_hidden_ + tile.row * stride(width), stride(width)};
+    for_linear_tile(rows, tile.rows, shared.down, tile.col, tile.cols, product, scratch,
+                    [&](int64_t row, int64_t col, int64_t cols, const Real* values) {
+                      const int64_t token = tile.row + row;
+                      add_scaled(y_ + token * layer_.hidden_size + tile.col + col, values, cols, shared_scale_[token]);
+                    });
   }
 
   int64_t expert_rows(int64_t i) const { return sorted_.expert_begin[i + 1] - sorted_.expert_begin[i]; }

@@ -102,10 +102,35 @@ class Ahead {
   int64_t due_ = 0;
 };
 
+// The same for the inputs of a pass: some steps that follow the piece, as most rows that need them are not yet in the
+// caches when the first columns of a tile come. A line with every two steps suffices for them.
+template <int R>
+class InputsAhead {
+ public:
+  MOLAE_INLINE explicit InputsAhead(const PackedProduct& p) : x_(p.x), step_(p.inner), end_(p.inner + p.next_inner) {}
+
+  MOLAE_INLINE void ask() {
+    if (step_ >= end_) return;
+    __builtin_prefetch(x_[row_] + step_, 0, 2);
+    if (++row_ < R) return;
+    row_ = 0;
+    step_ += kLine;
+  }
+
+ private:
+  static constexpr int64_t kLine = 16;  // floats
+
+  const float* const* x_;
+  int row_ = 0;
+  int64_t step_;
+  int64_t end_;
+};
+
 // R rows and V vectors of columns: all sums stay in registers, a weight is loaded once for all rows and an input once
 // for all columns.
 template <template <int> class Weights, template <int> class Input, int Lanes, int Blocks, int R, int V>
-MOLAE_INLINE void multiply_columns(const PackedProduct& p, int col, Ahead<Blocks, R>& ahead) {
+MOLAE_INLINE void multiply_columns(const PackedProduct& p, int col, Ahead<Blocks, R>& ahead,
+                                   InputsAhead<R>& inputs_ahead) {
   using Floats = typename Vectors<Lanes>::Floats;
   using W = Weights<Lanes>;
   constexpr int kWidth = Blocks * kPackedCols;
@@ -149,6 +174,7 @@ MOLAE_INLINE void multiply_columns(const PackedProduct& p, int col, Ahead<Blocks
   const int64_t whole = p.inner / 2 * 2;
   for (int64_t k = 0; k < whole; k += 2, steps += 2 * kPackedCols) {
     ahead.ask();
+    inputs_ahead.ask();
     add(kFirst, k);
     add(kSecond, k);
   }
@@ -176,9 +202,10 @@ MOLAE_INLINE void multiply_blocks(const PackedProduct& p) {
   constexpr int kVectors = vectors_of(Lanes, R, kWidth / Lanes);
   constexpr int kCols = kVectors * Lanes;
   Ahead<Blocks, R> ahead(p, std::max<int64_t>(1, p.inner / 2 * (kWidth / kCols)));
+  InputsAhead<R> inputs_ahead(p);
 #pragma GCC unroll 3
   for (int col = 0; col < kWidth; col += kCols) {
-    multiply_columns<Weights, Input, Lanes, Blocks, R, kVectors>(p, col, ahead);
+    multiply_columns<Weights, Input, Lanes, Blocks, R, kVectors>(p, col, ahead, inputs_ahead);
   }
 }
 

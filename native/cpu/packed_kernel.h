@@ -24,6 +24,7 @@ struct PackedProduct {
   const std::byte* next;
   int64_t next_block_bytes;  // from block to block
   int64_t next_bytes;
+  int64_t next_inner;  // and so many inputs of each row, after those of the piece
 };
 
 // The kernels of one instruction set.

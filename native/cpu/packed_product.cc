@@ -20,7 +20,11 @@ constexpr int64_t kWidenedPasses = 4;
 constexpr int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
 // Pieces of the inner size, of which the weights of a group take half of the first cache as floats.
-int64_t most_steps() { return caches().first_bytes / 2 / static_cast<int64_t>(kGroupCols * sizeof(float)) / 32 * 32; }
+int64_t most_steps() {
+  constexpr int64_t kUnit = 32;
+  const int64_t steps = caches().first_bytes / 2 / static_cast<int64_t>(kGroupCols * sizeof(float));
+  return std::max(kUnit, steps / kUnit * kUnit);
+}
 
 int64_t most_steps(int64_t rows) { return rows <= PackedKernel::kFewRows ? most_steps() / 2 : most_steps(); }
 
@@ -41,7 +45,7 @@ struct Piece {
 };
 
 // The pieces of products in the order of the work: target after target, in each part after part of the inner size, in
-// each block after block.
+// each group after group.
 class Pieces {
  public:
   Pieces(std::span<const PackedTarget> targets, int64_t rows, int64_t col, int64_t cols)
@@ -54,7 +58,7 @@ class Pieces {
     if (target_ == targets_.size()) return false;
     const PackedWeight& weight = targets_[target_].weight;
     const int64_t end = std::min(weight.cols(), part_begin_ + part_);
-    const int64_t inner = std::min(first_ ? kFirstSteps : steps_, end - begin_);
+    const int64_t inner = std::min(first_ && rows_ <= kFewRows ? kFirstSteps : steps_, end - begin_);
     const int64_t step_bytes = kPackedCols * static_cast<int64_t>(item_size(weight.dtype()));
     piece = {&targets_[target_],
              weight.block(col_ + group_, begin_),
@@ -71,8 +75,9 @@ class Pieces {
   }
 
  private:
-  // Of the very first piece, as nobody asked for it before.
+  // Of the very first piece, as nobody asked for it before: with few rows all wait for memory.
   static constexpr int64_t kFirstSteps = 16;
+  static constexpr int64_t kFewRows = 24;
 
   void cut_target() {
     const int64_t inner = targets_[target_].weight.cols();
@@ -104,8 +109,10 @@ class Pieces {
   int64_t begin_ = 0;
 };
 
+typedef uint32_t Pair __attribute__((may_alias));
+
 // Pairs of bf16 to steps of floats.
-MOLAE_MULTIVERSION void widen_pairs(const uint32_t* pairs, int64_t inner, float* to) {
+MOLAE_MULTIVERSION void widen_pairs(const Pair* pairs, int64_t inner, float* to) {
   for (int64_t k = 0; k < inner; k += 2, pairs += kPackedCols, to += 2 * kPackedCols) {
     for (int64_t j = 0; j < kPackedCols; ++j) to[j] = std::bit_cast<float>(pairs[j] << 16);
     for (int64_t j = 0; j < kPackedCols; ++j) to[kPackedCols + j] = std::bit_cast<float>(pairs[j] & 0xffff0000u);
@@ -119,7 +126,7 @@ Piece widened(const Piece& piece, float* to) {
   for (int64_t block = 0; block < piece.blocks; ++block) {
     const std::byte* from = piece.weights + block * piece.block_bytes;
     if (dtype == DType::BF16) {
-      widen_pairs(reinterpret_cast<const uint32_t*>(from), piece.inner, to + block * elements);
+      widen_pairs(reinterpret_cast<const Pair*>(from), piece.inner, to + block * elements);
     } else {
       widen_elements(dtype, from, to + block * elements, elements);
     }
@@ -145,6 +152,7 @@ void multiply_piece(const Piece& piece, DType dtype, int64_t rows, const Piece* 
   product.x = inputs;
   product.inner = piece.inner;
   product.first = piece.begin == 0;
+  product.next_inner = next && piece.col == 0 && next->col == 0 ? next->inner : 0;
   for (int64_t pass = 0; pass < passes; ++pass) {
     const int64_t row = rows * pass / passes;
     product.rows = rows * (pass + 1) / passes - row;

@@ -29,6 +29,7 @@ struct PackedTarget {
 // Columns that kernels compute together.
 constexpr int64_t kGroupCols = 3 * kPackedCols;
 
+// Each sum is taken step after step, whatever is computed beside it: it does not depend on the other rows and columns.
 // The sums of a target are x.row(i) . weight[col + j], i < rows, j < cols: group after group of columns, of each
 // [rows][its columns], as the kernels have them. `col` begins a block.
 void multiply_packed(std::span<const PackedTarget> targets, int64_t rows, int64_t col, int64_t cols, float* scratch);

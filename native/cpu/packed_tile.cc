@@ -31,15 +31,10 @@ int64_t hidden_elements<float, PackedWeight>(int64_t rows, int64_t size) {
 template <>
 void linear_tile<float, PackedWeight>(const Rows<float>& x, int64_t rows, const PackedWeight& weight, int64_t col,
                                       int64_t cols, float* out, int64_t out_stride, float* scratch) {
-  if (rows == 0 || cols == 0) return;
-  float* sums = scratch + packed_scratch();
-  const PackedTarget target{x, weight, sums};
-  multiply_packed({&target, 1}, rows, col, cols, scratch);
-  for (int64_t i = 0; i < rows; ++i) {
-    for_groups_of_row(sums, rows, i, cols, [&](const float* group, int64_t first, int64_t count) {
-      std::memcpy(out + i * out_stride + first, group, count * sizeof(float));
-    });
-  }
+  for_linear_tile(x, rows, weight, col, cols, scratch + packed_scratch(), scratch,
+                  [&](int64_t row, int64_t first, int64_t count, const float* values) {
+                    std::memcpy(out + row * out_stride + first, values, count * sizeof(float));
+                  });
 }
 
 template <>
@@ -62,7 +57,7 @@ void gated_tile<float, PackedWeight>(const GatedSide<float, PackedWeight>& gate,
 template <>
 void linear_tile<float, PackedWeight>(const Hidden<float>& x, int64_t rows, const PackedWeight& weight, int64_t col,
                                       int64_t cols, float* out, int64_t out_stride, float* scratch) {
-  linear_tile<float>(Rows<float>{x.data, x.stride}, rows, weight, col, cols, out, out_stride, scratch);
+  linear_tile<float>(rows_of(x), rows, weight, col, cols, out, out_stride, scratch);
 }
 
 }  // namespace molae::cpu
