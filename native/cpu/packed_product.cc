@@ -58,7 +58,7 @@ class Pieces {
     if (target_ == targets_.size()) return false;
     const PackedWeight& weight = targets_[target_].weight;
     const int64_t end = std::min(weight.cols(), part_begin_ + part_);
-    const int64_t inner = std::min(first_ && rows_ <= kFewRows ? kFirstSteps : steps_, end - begin_);
+    const int64_t inner = std::min(first_ && rows_ <= kPackedStreamRows ? kFirstSteps : steps_, end - begin_);
     const int64_t step_bytes = kPackedCols * static_cast<int64_t>(item_size(weight.dtype()));
     piece = {&targets_[target_],
              weight.block(col_ + group_, begin_),
@@ -77,7 +77,6 @@ class Pieces {
  private:
   // Of the very first piece, as nobody asked for it before: with few rows all wait for memory.
   static constexpr int64_t kFirstSteps = 16;
-  static constexpr int64_t kFewRows = 24;
 
   void cut_target() {
     const int64_t inner = targets_[target_].weight.cols();
@@ -137,6 +136,11 @@ Piece widened(const Piece& piece, float* to) {
   return wide;
 }
 
+// The first group of a part of the inner size finds most of its inputs in memory or in a cache that threads share.
+bool brings_in_inputs(const Piece& piece, const Piece& next) {
+  return piece.col == 0 && next.target == piece.target && next.begin == piece.begin + piece.inner;
+}
+
 // All rows against a piece, in passes of about the same number. Each brings in its share of what is read next: so
 // memory is asked for at an even rate, which is what lets reading and computing overlap.
 void multiply_piece(const Piece& piece, DType dtype, int64_t rows, const Piece* next) {
@@ -152,7 +156,7 @@ void multiply_piece(const Piece& piece, DType dtype, int64_t rows, const Piece* 
   product.x = inputs;
   product.inner = piece.inner;
   product.first = piece.begin == 0;
-  product.next_inner = next && piece.col == 0 && next->col == 0 ? next->inner : 0;
+  product.next_inner = next && brings_in_inputs(piece, *next) ? next->inner : 0;
   for (int64_t pass = 0; pass < passes; ++pass) {
     const int64_t row = rows * pass / passes;
     product.rows = rows * (pass + 1) / passes - row;

@@ -26,6 +26,9 @@ struct PackedTarget {
   float* sums;  // rows * packed_cols(cols)
 };
 
+// Up to so many rows, reading weights takes as long as computing or longer.
+constexpr int64_t kPackedStreamRows = 24;
+
 // Columns that kernels compute together.
 constexpr int64_t kGroupCols = 3 * kPackedCols;
 

@@ -39,7 +39,7 @@ TileShape tile_shape<Tensor>() {
 
 template <>
 TileShape tile_shape<PackedWeight>() {
-  return {24, 24, kGroupCols, kGroupCols};
+  return {kPackedStreamRows, 24, kGroupCols, kGroupCols};
 }
 
 void TileList::clear() {
