@@ -76,30 +76,63 @@ struct BroadcastInput {
 #endif
 
 // Requests for what is read next, at an even rate: some bytes with every two steps, of all blocks in turns. They go to
-// the second cache, as the first has the weights at hand; but with few rows there is room for both.
-template <int Blocks, int R>
-class Ahead {
+// the second cache, as the first has the weights at hand.
+template <int Blocks>
+class PieceAhead {
  public:
-  MOLAE_INLINE Ahead(const PackedProduct& p, int64_t asks)
+  MOLAE_INLINE PieceAhead(const PackedProduct& p, int64_t asks)
       : at_(p.next), block_bytes_(p.next_block_bytes), step_(p.next_bytes / asks) {}
 
   MOLAE_INLINE void ask() {
     due_ += step_;
     for (; due_ >= kLineBytes; due_ -= kLineBytes, at_ += kLineBytes) {
 #pragma GCC unroll 3
-      for (int i = 0; i < Blocks; ++i) __builtin_prefetch(at_ + i * block_bytes_, 0, kCache);
+      for (int i = 0; i < Blocks; ++i) __builtin_prefetch(at_ + i * block_bytes_, 0, 2);
     }
   }
 
  private:
   static constexpr int64_t kLineBytes = 64;
-  static constexpr int kFirstCache = 3, kSecondCache = 2;
-  static constexpr int kCache = R <= PackedKernel::kFewRows ? kFirstCache : kSecondCache;
 
   const std::byte* at_;
   int64_t block_bytes_;
   int64_t step_;  // of a block
   int64_t due_ = 0;
+};
+
+// With few rows: what is read a little later, into the first cache; at the end of the piece the beginning of the next.
+template <int Blocks, class Item>
+class RunAhead {
+ public:
+  MOLAE_INLINE RunAhead(const PackedProduct& p, int64_t)
+      : at_(p.weights + std::min(kAhead, p.inner / 2 * kPair)),
+        end_(p.weights + p.inner / 2 * kPair),
+        block_bytes_(p.block_bytes),
+        next_(p.next ? p.next : p.weights),
+        next_block_bytes_(p.next_block_bytes) {}
+
+  MOLAE_INLINE void ask() {
+    if (at_ == end_) {
+      at_ = next_;
+      block_bytes_ = next_block_bytes_;
+    }
+#pragma GCC unroll 3
+    for (int i = 0; i < Blocks; ++i) {
+#pragma GCC unroll 2
+      for (int64_t line = 0; line < kPair; line += 64) __builtin_prefetch(at_ + i * block_bytes_ + line, 0, 3);
+    }
+    at_ += kPair;
+  }
+
+ private:
+  static constexpr int64_t kPair = 2 * kPackedCols * sizeof(Item);  // bytes of two steps
+  static constexpr int64_t kAhead = 1280;                           // in each block
+
+  const std::byte* at_;
+  const std::byte* end_;
+  int64_t block_bytes_;
+  const std::byte* next_;
+  int64_t next_block_bytes_;
 };
 
 // The same for the inputs of a pass: some steps that follow the piece, as most rows that need them are not yet in the
@@ -128,9 +161,8 @@ class InputsAhead {
 
 // R rows and V vectors of columns: all sums stay in registers, a weight is loaded once for all rows and an input once
 // for all columns.
-template <template <int> class Weights, template <int> class Input, int Lanes, int Blocks, int R, int V>
-MOLAE_INLINE void multiply_columns(const PackedProduct& p, int col, Ahead<Blocks, R>& ahead,
-                                   InputsAhead<R>& inputs_ahead) {
+template <template <int> class Weights, template <int> class Input, int Lanes, int Blocks, int R, int V, class Ahead>
+MOLAE_INLINE void multiply_columns(const PackedProduct& p, int col, Ahead& ahead, InputsAhead<R>& inputs_ahead) {
   using Floats = typename Vectors<Lanes>::Floats;
   using W = Weights<Lanes>;
   constexpr int kWidth = Blocks * kPackedCols;
@@ -195,13 +227,16 @@ constexpr int vectors_of(int lanes, int rows, int vectors) {
 }
 
 constexpr int most_rows(int lanes) { return lanes == 16 ? PackedKernel::kMostRows : 6; }
+constexpr int few_rows(int lanes) { return lanes == 16 ? 4 : 2; }
 
 template <template <int> class Weights, template <int> class Input, int Lanes, int R, int Blocks>
 MOLAE_INLINE void multiply_blocks(const PackedProduct& p) {
   constexpr int kWidth = Blocks * kPackedCols;
   constexpr int kVectors = vectors_of(Lanes, R, kWidth / Lanes);
   constexpr int kCols = kVectors * Lanes;
-  Ahead<Blocks, R> ahead(p, std::max<int64_t>(1, p.inner / 2 * (kWidth / kCols)));
+  using Item = typename Weights<Lanes>::Item;
+  using Ahead = std::conditional_t<R <= few_rows(Lanes), RunAhead<Blocks, Item>, PieceAhead<Blocks>>;
+  Ahead ahead(p, std::max<int64_t>(1, p.inner / 2 * (kWidth / kCols)));
   InputsAhead<R> inputs_ahead(p);
 #pragma GCC unroll 3
   for (int col = 0; col < kWidth; col += kCols) {
@@ -230,7 +265,7 @@ MOLAE_INLINE void multiply_rows(const PackedProduct& p) {
 MOLAE_PACKED(plain_f32, PackedF32, PlainInput, 8, MOLAE_PLAIN)
 MOLAE_PACKED(plain_bf16, PackedBF16, PlainInput, 8, MOLAE_PLAIN)
 MOLAE_PACKED(plain_f16, PackedF16, PlainInput, 8, MOLAE_PLAIN)
-constexpr PackedKernel kPlain = {most_rows(8), plain_f32, plain_bf16, plain_f16};
+constexpr PackedKernel kPlain = {most_rows(8), few_rows(8), plain_f32, plain_bf16, plain_f16};
 #if defined(__x86_64__)
 #define MOLAE_AVX2 __attribute__((target("avx2,fma,f16c")))
 #define MOLAE_AVX512 __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,fma")))
@@ -240,8 +275,8 @@ MOLAE_PACKED(avx2_f16, PackedF16C, BroadcastInput, 8, MOLAE_AVX2)
 MOLAE_PACKED(avx512_f32, PackedF32, BroadcastInput, 16, MOLAE_AVX512)
 MOLAE_PACKED(avx512_bf16, PackedBF16, BroadcastInput, 16, MOLAE_AVX512)
 MOLAE_PACKED(avx512_f16, PackedF16C, BroadcastInput, 16, MOLAE_AVX512)
-constexpr PackedKernel kAvx2 = {most_rows(8), avx2_f32, avx2_bf16, avx2_f16};
-constexpr PackedKernel kAvx512 = {most_rows(16), avx512_f32, avx512_bf16, avx512_f16};
+constexpr PackedKernel kAvx2 = {most_rows(8), few_rows(8), avx2_f32, avx2_bf16, avx2_f16};
+constexpr PackedKernel kAvx512 = {most_rows(16), few_rows(16), avx512_f32, avx512_bf16, avx512_f16};
 #endif
 
 }  // namespace

@@ -20,7 +20,8 @@ struct PackedProduct {
   int64_t inner;  // odd only where the weight's ends
   float* sums;    // [rows][blocks * kPackedCols]
   bool first;     // sums are overwritten, not added to
-  // What to bring into the caches meanwhile, at an even rate: so many bytes of each of as many blocks.
+  // What to bring into the caches meanwhile, at an even rate: so many bytes of each of as many blocks. With few rows it
+  // is what lies some way ahead, in this piece and then in the next.
   const std::byte* next;
   int64_t next_block_bytes;  // from block to block
   int64_t next_bytes;
@@ -29,14 +30,12 @@ struct PackedProduct {
 
 // The kernels of one instruction set.
 struct PackedKernel {
-  // With so few rows what comes next is brought into the first cache, beside the piece at hand.
-  static constexpr int64_t kFewRows = 4;
-
   static constexpr int64_t kMostRows = 8;  // of any instruction set
 
   using Multiply = void (*)(const PackedProduct&);
 
   int64_t most_rows;  // of a product
+  int64_t few_rows;   // up to so many, one pass reads the weights of all columns: pieces need not stay in a cache
   Multiply f32, bf16, f16;
 
   Multiply of(DType dtype) const { return dtype == DType::F32 ? f32 : dtype == DType::BF16 ? bf16 : f16; }

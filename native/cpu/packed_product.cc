@@ -26,7 +26,11 @@ int64_t most_steps() {
   return std::max(kUnit, steps / kUnit * kUnit);
 }
 
-int64_t most_steps(int64_t rows) { return rows <= PackedKernel::kFewRows ? most_steps() / 2 : most_steps(); }
+// With few rows, pieces of which the inputs do.
+int64_t most_steps(int64_t rows) {
+  if (rows > packed_kernel().few_rows) return most_steps();
+  return caches().first_bytes / 2 / (rows * static_cast<int64_t>(sizeof(float))) / 2 * 2;
+}
 
 // Parts of the inner size of which the rows of a tile take half of the second cache.
 int64_t most_inner(int64_t rows) {
@@ -58,7 +62,8 @@ class Pieces {
     if (target_ == targets_.size()) return false;
     const PackedWeight& weight = targets_[target_].weight;
     const int64_t end = std::min(weight.cols(), part_begin_ + part_);
-    const int64_t inner = std::min(first_ && rows_ <= kPackedStreamRows ? kFirstSteps : steps_, end - begin_);
+    const int64_t inner = std::min(
+        first_ && rows_ <= kPackedStreamRows && rows_ > packed_kernel().few_rows ? kFirstSteps : steps_, end - begin_);
     const int64_t step_bytes = kPackedCols * static_cast<int64_t>(item_size(weight.dtype()));
     piece = {&targets_[target_],
              weight.block(col_ + group_, begin_),
