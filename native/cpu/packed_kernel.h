@@ -10,12 +10,10 @@ namespace molae::cpu {
 // Some rows against some blocks of a packed weight, for a piece of the inner size:
 //   sums[i][j] (+)= sum over k of x[i][k] * weights[k][j]
 struct PackedProduct {
-  static constexpr int64_t kMostBlocks = 3;
-
   const std::byte* weights;  // of the first block, from the first step of the piece on
   int64_t block_bytes;       // from block to block
-  int64_t blocks;
-  const float* const* x;  // where the piece begins, row by row
+  int64_t blocks;            // 3 at most
+  const float* const* x;     // where the piece begins, row by row
   int64_t rows;
   int64_t inner;  // odd only where the weight's ends
   float* sums;    // [rows][blocks * kPackedCols]
