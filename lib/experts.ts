@@ -184,7 +184,7 @@ export abstract class Experts {
 
   /**
    * Copies the weights into the order in which this device's kernels read them fastest: as many bytes again, unless `release`
-   * gives the others back. Calls of 16 tokens and more become faster from then on; results differ by the rounding of sums.
+   * gives the others back. Calls of more than 16 tokens become faster from then on; results differ by the rounding of sums.
    * `forward` reads the copy only: whatever tensors were given may be disposed. Does nothing on GPUs, nor where weights are f64, q8
    * or q4.
    *

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <span>
 
 #include "cpu/packed_weight.h"
 #include "cpu/rows.h"

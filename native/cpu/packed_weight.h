@@ -16,8 +16,8 @@ constexpr int64_t kPackedCols = 16;
 // (columns of a product), one after the other, of which each has
 //   f32, f16: [inner][kPackedCols]       bf16: [inner / 2][kPackedCols][2]
 // Columns that the last block lacks, and the second of the last two steps of an odd inner size, are zeros. So a product
-// reads long runs of memory, whatever the shape. On a Xeon it then needs some fifth more time than the longer of
-// reading and computing takes (f32, 12 to 24 rows), where with rows of weights it took nearly the sum of both.
+// reads long runs of memory, whatever the shape. On a Xeon it then needs a fifth more time than the longer of reading
+// and computing takes (f32, 12 to 24 rows), where with rows of weights it took two thirds more, or twice as long.
 class PackedWeight {
  public:
   // f32, bf16, f16.
