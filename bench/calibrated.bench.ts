@@ -1,12 +1,12 @@
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { tensor } from '../lib/bench/data.ts';
-import { factorizeCalibrated } from '../lib/calibrated.ts';
-import type { LayerInputs } from '../lib/calibrated-group.ts';
-import { convertCheckpoint } from '../lib/checkpoint/conversion/convert.ts';
+import { convertCalibrated } from '../lib/conversion/calibrated/convert.ts';
+import { convertCheckpoint } from '../lib/conversion/convert.ts';
 import { DenseExperts } from '../lib/experts.ts';
-import { factorizeExperts } from '../lib/factorize.ts';
-import { convertCalibrated } from '../lib/methods/convert-calibrated.ts';
+import { factorizeCalibrated } from '../lib/factorization/calibrated.ts';
+import type { LayerInputs } from '../lib/factorization/calibrated-group.ts';
+import { factorizeExperts } from '../lib/factorization/factorize.ts';
 import { calibrate, sampleWindows } from '../lib/model/calibration.ts';
 import { Model } from '../lib/model/model.ts';
 import { Tokenizer } from '../lib/model/tokenizer.ts';

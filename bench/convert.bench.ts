@@ -2,8 +2,8 @@ import { cp, mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { WrongResult } from '../lib/bench/check.ts';
 import { values } from '../lib/bench/data.ts';
-import { convertCheckpoint } from '../lib/checkpoint/conversion/convert.ts';
 import { SafetensorsWriter, type TensorDeclaration } from '../lib/checkpoint/safetensors/writer.ts';
+import { convertCheckpoint } from '../lib/conversion/convert.ts';
 import type { Context, Question } from './support/context.ts';
 import { ROOT } from './support/peers.ts';
 

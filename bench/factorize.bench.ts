@@ -6,7 +6,7 @@ import type { Stats } from '../lib/bench/timing.ts';
 import { openCheckpoint } from '../lib/checkpoint/checkpoint.ts';
 import { loadExperts } from '../lib/checkpoint/load-experts.ts';
 import { DenseExperts } from '../lib/experts.ts';
-import { factorizeExperts } from '../lib/factorize.ts';
+import { factorizeExperts } from '../lib/factorization/factorize.ts';
 import { svd } from '../lib/linalg.ts';
 import { type Context, goal, type Question } from './support/context.ts';
 import { numpyLinalg, type PeerResult, ROOT } from './support/peers.ts';

@@ -1,6 +1,6 @@
 import type { Device } from './device.ts';
 import { checkObject, expected, MolaeError } from './errors.ts';
-import type { FactorizationReport } from './factorize.ts';
+import type { FactorizationReport } from './factorization/factorize.ts';
 import { awaitAbortable, callNative, type NativeLayer, type NativeOperator } from './native.ts';
 import type { Routing } from './routing.ts';
 import { checkTensor, Tensor, withResults } from './tensor.ts';

@@ -1,11 +1,17 @@
-export {
-  type CalibratedGroups,
-  type CalibratedOptions,
-  calibratedSpectra,
-  factorizeCalibrated,
-} from './calibrated.ts';
-export type { CalibratedSteps, LayerInputs, OperatorSpectrum } from './calibrated-group.ts';
 export { Checkpoint, openCheckpoint } from './checkpoint/checkpoint.ts';
+export type { Family, MoeSpec } from './checkpoint/family.ts';
+export { type Inspection, inspectCheckpoint } from './checkpoint/inspect.ts';
+export type { MoeLayer } from './checkpoint/layers.ts';
+export type { LoadOptions } from './checkpoint/load-experts.ts';
+export { SafetensorsFile } from './checkpoint/safetensors/reader.ts';
+export { SafetensorsWriter, type TensorDeclaration } from './checkpoint/safetensors/writer.ts';
+export {
+  type CalibratedConversionOptions,
+  type CalibratedConversionReport,
+  type CalibrationCoverage,
+  convertCalibrated,
+} from './conversion/calibrated/convert.ts';
+export type { GroupUseReport } from './conversion/calibrated/group-use.ts';
 export {
   type Change,
   type ConversionReport,
@@ -13,13 +19,7 @@ export {
   type ConvertProgress,
   convertCheckpoint,
   type LayerReport,
-} from './checkpoint/conversion/convert.ts';
-export type { Family, MoeSpec } from './checkpoint/family.ts';
-export { type Inspection, inspectCheckpoint } from './checkpoint/inspect.ts';
-export type { MoeLayer } from './checkpoint/layers.ts';
-export type { LoadOptions } from './checkpoint/load-experts.ts';
-export { SafetensorsFile } from './checkpoint/safetensors/reader.ts';
-export { SafetensorsWriter, type TensorDeclaration } from './checkpoint/safetensors/writer.ts';
+} from './conversion/convert.ts';
 export { distinctGroups } from './costs/distinct-groups.ts';
 export {
   type Comparison,
@@ -49,6 +49,13 @@ export {
   type SharedExpert,
 } from './experts.ts';
 export {
+  type CalibratedGroups,
+  type CalibratedOptions,
+  calibratedSpectra,
+  factorizeCalibrated,
+} from './factorization/calibrated.ts';
+export type { CalibratedSteps, LayerInputs, OperatorSpectrum } from './factorization/calibrated-group.ts';
+export {
   type FactorizationReport,
   type FactorizationSpec,
   type FactorizeOptions,
@@ -57,8 +64,8 @@ export {
   factorizeExperts,
   type GroupedWork,
   type Solver,
-} from './factorize.ts';
-export { type AllocationOptions, allocateLatentSizes, type Spending } from './latent-sizes.ts';
+} from './factorization/factorize.ts';
+export { type AllocationOptions, allocateLatentSizes, type Spending } from './factorization/latent-sizes.ts';
 export {
   batchedGemm,
   type Eigh,
@@ -71,15 +78,15 @@ export {
   svd,
   transpose,
 } from './linalg.ts';
-export type { CalibratedForm } from './methods/calibrated.ts';
-export { type CompareRequest, type ComparisonRow, compareMethods } from './methods/compare.ts';
+export type { CalibratedForm } from './methods/calibrated/calibrated.ts';
 export {
-  type CalibratedConversionOptions,
-  type CalibratedConversionReport,
-  type CalibrationCoverage,
-  convertCalibrated,
-} from './methods/convert-calibrated.ts';
-export type { GroupUseReport } from './methods/group-use.ts';
+  type SearchCandidate,
+  type SearchedForm,
+  type SearchOptions,
+  type SearchReport,
+  searchCalibrated,
+} from './methods/calibrated/search.ts';
+export { type CompareRequest, type ComparisonRow, compareMethods } from './methods/compare.ts';
 export type { Grouping } from './methods/grouping/grouping.ts';
 export {
   type CompressedLayer,
@@ -90,13 +97,6 @@ export {
   withExperts,
 } from './methods/method.ts';
 export { METHODS } from './methods/methods.ts';
-export {
-  type SearchCandidate,
-  type SearchedForm,
-  type SearchOptions,
-  type SearchReport,
-  searchCalibrated,
-} from './methods/search.ts';
 export {
   type CalibrationLayer,
   type CalibrationOptions,

@@ -3,7 +3,7 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { type Checkpoint, openCheckpoint } from '../lib/checkpoint/checkpoint.ts';
 import { SafetensorsFile } from '../lib/checkpoint/safetensors/reader.ts';
 import type { DenseExperts } from '../lib/experts.ts';
-import { factorizeExperts } from '../lib/factorize.ts';
+import { factorizeExperts } from '../lib/factorization/factorize.ts';
 import { MoeBlock } from '../lib/moe-block.ts';
 import { expertsTolerance, openTestDevice } from './support/device.ts';
 import { relativeError } from './support/reference.ts';

@@ -3,7 +3,7 @@ import { afterAll, describe, expect, test } from 'vitest';
 import { openDevice } from '../lib/device.ts';
 import type { BlockDType } from '../lib/dtype.ts';
 import { DenseExperts, LatentExperts, type LatentOperator } from '../lib/experts.ts';
-import { factorizeExperts } from '../lib/factorize.ts';
+import { factorizeExperts } from '../lib/factorization/factorize.ts';
 import { quantizeExperts } from '../lib/quantize.ts';
 import { Tensor } from '../lib/tensor.ts';
 import { encode, fromF16Bits, Random, toF16Bits } from './support/random.ts';

@@ -1,7 +1,7 @@
+import type { Ceilings } from '../../lib/bench/ceilings.ts';
 import { type Row as MachineRow, type Measured, makeRow } from '../../lib/bench/row.ts';
 import { type Call, type Effort, type Stats, timeTogether } from '../../lib/bench/timing.ts';
 import { Yardstick } from '../../lib/bench/yardstick.ts';
-import type { Ceilings } from '../../lib/ceilings.ts';
 import type { Device } from '../../lib/device.ts';
 import type { PeerResult } from './peers.ts';
 import { time, timeCalls } from './timing.ts';

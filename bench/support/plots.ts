@@ -1,4 +1,4 @@
-import type { Ceilings } from '../../lib/ceilings.ts';
+import type { Ceilings } from '../../lib/bench/ceilings.ts';
 import { type Chart, renderChart, type Series } from '../../lib/chart.ts';
 import type { Row } from './context.ts';
 

@@ -1,8 +1,8 @@
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import type { Ceilings } from '../../lib/bench/ceilings.ts';
 import { describeMachine, type Machine } from '../../lib/bench/machine.ts';
 import { type CeilingsSpread, ceilingsSpread, medianCeilings } from '../../lib/bench/yardstick.ts';
-import type { Ceilings } from '../../lib/ceilings.ts';
 import type { DeviceInfo } from '../../lib/device.ts';
 import type { Row } from './context.ts';
 import { makePlots } from './plots.ts';

@@ -1,6 +1,6 @@
 import type { Device } from '../device.ts';
 import { DenseExperts } from '../experts.ts';
-import { factorizeExperts, type Solver } from '../factorize.ts';
+import { factorizeExperts, type Solver } from '../factorization/factorize.ts';
 import { WrongResult } from './check.ts';
 import { tensor, type WeightDType } from './data.ts';
 import type { Measured } from './row.ts';

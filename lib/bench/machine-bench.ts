@@ -1,8 +1,8 @@
-import type { Ceilings } from '../ceilings.ts';
 import type { Device } from '../device.ts';
 import { MolaeError, throwIfAborted } from '../errors.ts';
 import { packageVersion } from '../package.ts';
 import { measureCalls } from './call-speed.ts';
+import type { Ceilings } from './ceilings.ts';
 import { CELLS, type LayerCell, scaleDown } from './cells.ts';
 import { type FactorizationSize, measureFactorization } from './factorization-speed.ts';
 import { COLD_BYTES, LayerRing, measureLayers } from './layer-speed.ts';

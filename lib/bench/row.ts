@@ -1,4 +1,4 @@
-import type { Ceilings } from '../ceilings.ts';
+import type { Ceilings } from './ceilings.ts';
 import type { Stats } from './timing.ts';
 
 /** What was timed, and how much useful work one call does, where that is defined. */

@@ -1,4 +1,4 @@
-import { type Ceilings, measureCeilings } from '../ceilings.ts';
+import { type Ceilings, measureCeilings } from './ceilings.ts';
 
 /** What the machine could do while something ran. The machine is shared and its speed drifts, so it is asked again and again. */
 export class Yardstick {

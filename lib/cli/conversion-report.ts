@@ -1,11 +1,11 @@
 import { relative as relativePath, sep } from 'node:path';
-import type { Change, ConversionReport } from '../checkpoint/conversion/convert.ts';
 import type { MoeSpec } from '../checkpoint/family.ts';
+import type { CalibratedConversionReport } from '../conversion/calibrated/convert.ts';
+import type { GroupUseReport } from '../conversion/calibrated/group-use.ts';
+import type { Change, ConversionReport } from '../conversion/convert.ts';
 import { type Comparison, layerCosts } from '../costs/layer-costs.ts';
 import { OPERATORS, type Operator } from '../experts.ts';
-import type { CalibratedConversionReport } from '../methods/convert-calibrated.ts';
-import type { GroupUseReport } from '../methods/group-use.ts';
-import type { SearchCandidate, SearchedForm, SearchReport } from '../methods/search.ts';
+import type { SearchCandidate, SearchedForm, SearchReport } from '../methods/calibrated/search.ts';
 import { bytes, count, duration, relative, table, times, wrap } from './table.ts';
 
 /** Per token, over all MoE layers, of the latent form, whichever form was written; by measured routing where there is one. */

@@ -1,16 +1,12 @@
 import { basename, resolve } from 'node:path';
-import {
-  type ConversionReport,
-  type ConvertOptions,
-  convertCheckpoint,
-} from '../checkpoint/conversion/convert.ts';
 import type { MoeSpec } from '../checkpoint/family.ts';
-import { openDevice } from '../device.ts';
 import {
   type CalibratedConversionOptions,
   type CalibratedConversionReport,
   convertCalibrated,
-} from '../methods/convert-calibrated.ts';
+} from '../conversion/calibrated/convert.ts';
+import { type ConversionReport, type ConvertOptions, convertCheckpoint } from '../conversion/convert.ts';
+import { openDevice } from '../device.ts';
 import { GROUPINGS } from '../methods/grouping/grouping.ts';
 import { calibrationTokens, sampleWindows } from '../model/calibration.ts';
 import { Tokenizer } from '../model/tokenizer.ts';

@@ -1,5 +1,5 @@
 import { openDevice } from '../device.ts';
-import { resolveGroups } from '../factorize.ts';
+import { resolveGroups } from '../factorization/factorize.ts';
 import { calibrate, groupProbabilities } from '../model/calibration.ts';
 import { Model } from '../model/model.ts';
 import { Tokenizer } from '../model/tokenizer.ts';

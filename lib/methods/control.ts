@@ -6,7 +6,7 @@ import {
   OPERATORS,
   type Operator,
 } from '../experts.ts';
-import { factorizeExperts } from '../factorize.ts';
+import { factorizeExperts } from '../factorization/factorize.ts';
 import { gemm } from '../linalg.ts';
 import type { Tensor } from '../tensor.ts';
 import { type Method, withExperts } from './method.ts';

@@ -1,5 +1,5 @@
-import { calibratedAffinity } from './affinity.ts';
-import { calibrated, calibrated4Bits, calibrated8Bits, calibratedUniform } from './calibrated.ts';
+import { calibratedAffinity } from './calibrated/affinity.ts';
+import { calibrated, calibrated4Bits, calibrated8Bits, calibratedUniform } from './calibrated/calibrated.ts';
 import { stackedSvdControl } from './control.ts';
 import { d2Moe } from './d2-moe.ts';
 import { hcSmoe } from './hc-smoe.ts';

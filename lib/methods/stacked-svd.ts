@@ -1,5 +1,5 @@
 import type { DenseExperts } from '../experts.ts';
-import { factorizeExperts } from '../factorize.ts';
+import { factorizeExperts } from '../factorization/factorize.ts';
 import { type Method, withExperts } from './method.ts';
 import { costsOf, planSizes } from './sizes.ts';
 

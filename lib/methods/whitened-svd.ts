@@ -1,5 +1,5 @@
-import { factorizeCalibrated } from '../calibrated.ts';
 import type { DenseExperts } from '../experts.ts';
+import { factorizeCalibrated } from '../factorization/calibrated.ts';
 import { type Method, withExperts } from './method.ts';
 import { costsOf, planSizes } from './sizes.ts';
 

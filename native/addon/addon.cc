@@ -10,10 +10,10 @@
 #include "addon/module.h"
 #include "addon/node_api.h"
 #include "addon/tensor_object.h"
-#include "core/backend_library.h"
-#include "core/fp8.h"
-#include "cpu/ceilings.h"
+#include "core/device/backend_library.h"
+#include "core/tensor/fp8.h"
 #include "cpu/cpu_backend.h"
+#include "cpu/system/ceilings.h"
 
 namespace molae::addon {
 namespace {

@@ -7,7 +7,7 @@
 
 #include "addon/node_api.h"
 #include "core/cancellation.h"
-#include "core/tensor.h"
+#include "core/tensor/tensor.h"
 
 namespace molae::addon {
 

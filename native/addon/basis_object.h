@@ -3,8 +3,8 @@
 #include <memory>
 
 #include "addon/node_api.h"
-#include "core/device.h"
-#include "core/shared_basis.h"
+#include "core/device/device.h"
+#include "core/factorization/shared_basis.h"
 
 namespace molae::addon {
 

@@ -4,8 +4,8 @@
 #include <memory>
 
 #include "addon/node_api.h"
-#include "core/calibrated_group.h"
-#include "core/device.h"
+#include "core/device/device.h"
+#include "core/factorization/calibrated_group.h"
 
 namespace molae::addon {
 

@@ -1,7 +1,7 @@
 #pragma once
 
 #include "addon/node_api.h"
-#include "core/device.h"
+#include "core/device/device.h"
 
 // The operations of a decoder, as methods of a device: each takes tensors that the caller made, and returns a promise.
 namespace molae::addon::decoder {

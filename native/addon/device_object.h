@@ -1,7 +1,7 @@
 #pragma once
 
 #include "addon/node_api.h"
-#include "core/device.h"
+#include "core/device/device.h"
 
 namespace molae::addon {
 

@@ -3,7 +3,7 @@
 #include <memory>
 
 #include "addon/node_api.h"
-#include "core/device.h"
+#include "core/device/device.h"
 
 namespace molae::addon {
 

@@ -10,7 +10,7 @@
 
 #include "addon/node_api.h"
 #include "core/cancellation.h"
-#include "core/device.h"
+#include "core/device/device.h"
 
 namespace molae::addon {
 

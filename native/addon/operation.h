@@ -6,7 +6,7 @@
 #include "addon/args.h"
 #include "addon/errors.h"
 #include "addon/module.h"
-#include "core/device.h"
+#include "core/device/device.h"
 
 // Operations of a device, each declared as its arguments, its check and what it calls. Checks are thrown by the call
 // itself; the operation runs on the device's queue, and the call returns a promise of nothing.

@@ -1,8 +1,8 @@
 #pragma once
 
 #include "addon/node_api.h"
-#include "core/device.h"
-#include "core/tensor.h"
+#include "core/device/device.h"
+#include "core/tensor/tensor.h"
 
 namespace molae::addon {
 

@@ -13,7 +13,7 @@
 #include "core/error.h"
 #include "core/expert_layer.h"
 #include "core/routing.h"
-#include "core/tensor.h"
+#include "core/tensor/tensor.h"
 
 namespace molae {
 

@@ -1,7 +1,7 @@
 #pragma once
 
 #include "core/activation.h"
-#include "core/tensor.h"
+#include "core/tensor/tensor.h"
 
 namespace molae {
 

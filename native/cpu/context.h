@@ -1,6 +1,6 @@
 #pragma once
 
-#include "cpu/memory.h"
+#include "cpu/system/memory.h"
 
 namespace molae::cpu {
 

@@ -5,18 +5,18 @@
 #include <cstring>
 #include <vector>
 
-#include "core/blocks.h"
-#include "cpu/blas.h"
-#include "cpu/blas_kernels.h"
-#include "cpu/calibration.h"
-#include "cpu/compute_pool.h"
-#include "cpu/convert.h"
-#include "cpu/cpu_decoder.h"
-#include "cpu/experts_forward.h"
-#include "cpu/linalg.h"
-#include "cpu/memory.h"
-#include "cpu/processor.h"
-#include "cpu/route.h"
+#include "core/tensor/blocks.h"
+#include "cpu/decoder/cpu_decoder.h"
+#include "cpu/factorization/calibration_steps.h"
+#include "cpu/layer/experts_forward.h"
+#include "cpu/layer/route.h"
+#include "cpu/linalg/blas.h"
+#include "cpu/linalg/blas_kernels.h"
+#include "cpu/linalg/linalg.h"
+#include "cpu/simd/convert.h"
+#include "cpu/system/compute_pool.h"
+#include "cpu/system/memory.h"
+#include "cpu/system/processor.h"
 
 namespace molae {
 namespace {

@@ -3,8 +3,9 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeEach, describe, expect, test } from 'vitest';
 import { openCheckpoint } from '../../lib/checkpoint/checkpoint.ts';
-import { type ConvertOptions, convertCheckpoint } from '../../lib/checkpoint/conversion/convert.ts';
 import { inspectCheckpoint } from '../../lib/checkpoint/inspect.ts';
+import { convertCalibrated } from '../../lib/conversion/calibrated/convert.ts';
+import { type ConvertOptions, convertCheckpoint } from '../../lib/conversion/convert.ts';
 import { openDevice } from '../../lib/device.ts';
 import type { BlockDType } from '../../lib/dtype.ts';
 import {
@@ -14,8 +15,7 @@ import {
   OPERATORS,
   type Operator,
 } from '../../lib/experts.ts';
-import { factorizeExperts } from '../../lib/factorize.ts';
-import { convertCalibrated } from '../../lib/methods/convert-calibrated.ts';
+import { factorizeExperts } from '../../lib/factorization/factorize.ts';
 import { Model } from '../../lib/model/model.ts';
 import { perplexity } from '../../lib/model/perplexity.ts';
 import { Tokenizer } from '../../lib/model/tokenizer.ts';

@@ -9,10 +9,10 @@
 #include <string>
 #include <vector>
 
-#include "core/device.h"
+#include "core/device/device.h"
 #include "core/error.h"
-#include "core/half.h"
-#include "core/shared_basis.h"
+#include "core/factorization/shared_basis.h"
+#include "core/tensor/half.h"
 
 // Times a device against its own ceilings: molae_device_bench [--device cuda|cpu] [--tiles mma|hopper|small]
 // [--launch stream|graph] [--cells few|all] [--smoke]. JSON on stdout.

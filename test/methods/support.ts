@@ -2,12 +2,12 @@ import { createHash } from 'node:crypto';
 import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { expect } from 'vitest';
-import type { Device } from '../../lib/device.ts';
-import { DenseExperts, OPERATORS, type Operator } from '../../lib/experts.ts';
 import type {
   CalibratedConversionOptions,
   CalibratedConversionReport,
-} from '../../lib/methods/convert-calibrated.ts';
+} from '../../lib/conversion/calibrated/convert.ts';
+import type { Device } from '../../lib/device.ts';
+import { DenseExperts, OPERATORS, type Operator } from '../../lib/experts.ts';
 import type { Compressor, Method, MethodRequest } from '../../lib/methods/method.ts';
 import type { CalibrationLayer } from '../../lib/model/calibration.ts';
 import type { Model } from '../../lib/model/model.ts';

@@ -1,7 +1,7 @@
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, describe, expect, test } from 'vitest';
-import { convertCheckpoint } from '../../lib/checkpoint/conversion/convert.ts';
+import { convertCheckpoint } from '../../lib/conversion/convert.ts';
 import { calibrate } from '../../lib/model/calibration.ts';
 import { compareModels } from '../../lib/model/compare.ts';
 import { generate } from '../../lib/model/generate.ts';

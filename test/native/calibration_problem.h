@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "core/calibrated_group.h"
+#include "core/factorization/calibrated_group.h"
 #include "native/tensors.h"
 
 // Small groups of experts with the definitions of what calibrated factorization minimizes, in plain f64 loops.

@@ -3,7 +3,7 @@
 #include <limits>
 #include <utility>
 
-#include "cpu/divide_and_conquer.h"
+#include "cpu/linalg/divide_and_conquer.h"
 #include "native/tensors.h"
 
 // Divide and conquer on its own: matrices of which much, little or all is deflated.

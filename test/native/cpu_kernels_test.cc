@@ -8,12 +8,12 @@
 #include <numeric>
 #include <thread>
 
-#include "cpu/compute_pool.h"
 #include "cpu/cpu_backend.h"
-#include "cpu/gating.h"
-#include "cpu/linear_tile.h"
-#include "cpu/stream_kernel.h"
-#include "cpu/tile_list.h"
+#include "cpu/layer/gating.h"
+#include "cpu/linear/linear_tile.h"
+#include "cpu/linear/stream_kernel.h"
+#include "cpu/linear/tile_list.h"
+#include "cpu/system/compute_pool.h"
 #include "native/tensors.h"
 
 // The CPU's kernels on their own, against plain f64 loops.

@@ -1,6 +1,6 @@
 #include <cmath>
 
-#include "core/shared_basis.h"
+#include "core/factorization/shared_basis.h"
 #include "native/calibration_problem.h"
 
 // Calibrated factorization of small groups, against the definitions of its objectives in f64 and against chance.

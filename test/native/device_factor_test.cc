@@ -1,7 +1,7 @@
 #include <algorithm>
 
 #include "core/error.h"
-#include "core/shared_basis.h"
+#include "core/factorization/shared_basis.h"
 #include "native/tensors.h"
 
 // The steps of factorization, and factorization itself.

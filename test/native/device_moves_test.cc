@@ -3,7 +3,7 @@
 #include <limits>
 
 #include "core/error.h"
-#include "core/half.h"
+#include "core/tensor/half.h"
 #include "native/tensors.h"
 
 // Copies, conversions, transposition, permutation, scans.

@@ -10,7 +10,8 @@
 namespace molae::test {
 namespace {
 
-// native/cpu/memory.cc maps blocks from 1 MiB on. OpenBLAS maps its buffers, too; those are larger, and not ours.
+// native/cpu/system/memory.cc maps blocks from 1 MiB on. OpenBLAS maps its buffers, too; those are larger, and not
+// ours.
 constexpr size_t kSmallestMapping = size_t{1} << 20;
 constexpr size_t kLargestMapping = size_t{16} << 20;
 

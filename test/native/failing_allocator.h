@@ -6,7 +6,10 @@
 // (CMakeLists.txt): every allocation of the native code passes here, on whatever thread.
 namespace molae::test {
 
-enum class Allocations { Heap, Mappings };  // operator new; mmap of the blocks that native/cpu/memory.cc maps itself
+enum class Allocations {
+  Heap,
+  Mappings
+};  // operator new; mmap of the blocks that native/cpu/system/memory.cc maps itself
 
 // The allocation number `index` of this kind from now on fails, and with `lasting` all after it.
 void fail_allocation(Allocations kind, int64_t index, bool lasting);

@@ -1,4 +1,4 @@
-#include "core/guarded_backend.h"
+#include "core/device/guarded_backend.h"
 
 #include <cstdio>
 

@@ -1,7 +1,7 @@
 #include <new>
 
 #include "core/error.h"
-#include "core/shared_basis.h"
+#include "core/factorization/shared_basis.h"
 #include "cpu/cpu_backend.h"
 #include "native/failing_allocator.h"
 #include "native/layers.h"

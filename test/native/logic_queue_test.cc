@@ -2,9 +2,9 @@
 #include <chrono>
 #include <thread>
 
-#include "core/device.h"
+#include "core/device/device.h"
 #include "core/error.h"
-#include "cpu/compute_pool.h"
+#include "cpu/system/compute_pool.h"
 #include "native/tensors.h"
 
 // Threads that push, wait, close and compute at once: what ThreadSanitizer is to watch (scripts/sanitize.sh thread).

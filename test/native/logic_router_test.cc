@@ -1,7 +1,7 @@
 #include <limits>
 
 #include "core/error.h"
-#include "core/half.h"
+#include "core/tensor/half.h"
 #include "cuda/logic/host_block.h"
 #include "cuda/logic/router.h"
 #include "native/tensors.h"

@@ -3,8 +3,8 @@
 #include <cstring>
 #include <limits>
 
-#include "core/blocks.h"
-#include "core/half.h"
+#include "core/tensor/blocks.h"
+#include "core/tensor/half.h"
 
 namespace molae::test {
 namespace {

@@ -6,9 +6,9 @@ import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { openCheckpoint } from '../../lib/checkpoint/checkpoint.ts';
-import { convertCheckpoint } from '../../lib/checkpoint/conversion/convert.ts';
+import { convertCalibrated } from '../../lib/conversion/calibrated/convert.ts';
+import { convertCheckpoint } from '../../lib/conversion/convert.ts';
 import { type Device, openDevice } from '../../lib/device.ts';
-import { convertCalibrated } from '../../lib/methods/convert-calibrated.ts';
 import { Model } from '../../lib/model/model.ts';
 import { relativeError } from '../support/reference.ts';
 

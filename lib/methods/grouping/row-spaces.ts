@@ -1,6 +1,6 @@
-import { groupBases } from '../../calibrated-group.ts';
 import { throwIfAborted } from '../../errors.ts';
 import type { DenseExperts, Operator } from '../../experts.ts';
+import { groupBases } from '../../factorization/calibrated-group.ts';
 import { gemm, svd } from '../../linalg.ts';
 import type { CalibrationLayer } from '../../model/calibration.ts';
 import type { Tensor } from '../../tensor.ts';

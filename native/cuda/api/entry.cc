@@ -2,7 +2,7 @@
 #include <cstring>
 #include <new>
 
-#include "core/backend_plugin.h"
+#include "core/device/backend_plugin.h"
 #include "core/error.h"
 #include "cuda/api/cuda_backend.h"
 #include "cuda/api/driver.h"

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <optional>
 
-#include "core/dtype.h"
+#include "core/tensor/dtype.h"
 
 // Which tile for which shape. The seam for tuned kernels: a new tile is a new name here and a new row in
 // kernels/grouped_gemm.cuh or, for Hopper, kernels/hopper/grouped_gemm.cuh. The streaming kernel is

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "core/dtype.h"
+#include "core/tensor/dtype.h"
 #include "cuda/config/tile_choice.h"
 #include "cuda/logic/combine.h"
 #include "cuda/logic/grouped_gemm.h"

@@ -4,7 +4,7 @@
 #include <optional>
 #include <utility>
 
-#include "core/dtype.h"
+#include "core/tensor/dtype.h"
 #include "cuda/config/launch_choice.h"
 #include "cuda/logic/workspace.h"
 

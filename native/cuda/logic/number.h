@@ -5,10 +5,10 @@
 #include <cstdint>
 #include <cstring>
 
-#include "core/dtype.h"
+#include "core/tensor/dtype.h"
 #include "cuda/logic/host_device.h"
 
-// The 16-bit formats as types, and conversions that give the same bits as core/half.h.
+// The 16-bit formats as types, and conversions that give the same bits as core/tensor/half.h.
 namespace molae::cuda {
 
 struct BF16 {

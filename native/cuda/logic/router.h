@@ -6,8 +6,8 @@
 #include "cuda/logic/epilogue.h"
 #include "cuda/logic/error_record.h"
 
-// The router: scores, groups, the top_k best, weights; step by step what native/cpu/route.cc does. One warp routes one
-// token.
+// The router: scores, groups, the top_k best, weights; step by step what native/cpu/layer/route.cc does. One warp
+// routes one token.
 namespace molae::cuda {
 
 struct RouterArgs {

@@ -2,7 +2,7 @@
 
 #include <cstdint>
 
-#include "core/dtype.h"
+#include "core/tensor/dtype.h"
 #include "cuda/logic/host_device.h"
 
 // A weight matrix in the GPU's memory. No kernel of a layer writes one: what a kernel may read of them it may read at

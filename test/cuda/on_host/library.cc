@@ -5,7 +5,7 @@
 #include <new>
 #include <utility>
 
-#include "core/backend_plugin.h"
+#include "core/device/backend_plugin.h"
 #include "core/error.h"
 #include "cpu/cpu_backend.h"
 #include "cuda/config/tile_request.h"

@@ -3,7 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "core/dtype.h"
+#include "core/tensor/dtype.h"
 #include "cuda/logic/hopper/swizzle.h"
 
 // What the copy engine is told of a weight matrix (cuTensorMapEncodeTiled in the driver's API). One box is what it

@@ -1,0 +1,152 @@
+import { checkObject, expected, MolaeError } from '../errors.ts';
+import { DenseExperts, LatentExperts, type LatentOperator, OPERATORS, type Operator } from '../experts.ts';
+import { checkTensor, type Tensor } from '../tensor.ts';
+import {
+  type CalibratedSteps,
+  calibratedPasses,
+  factorizeCalibratedGroup,
+  groupSpectra,
+  type LayerInputs,
+  type OperatorSpectrum,
+} from './calibrated-group.ts';
+import {
+  type FactorizationReport,
+  type FactorStorage,
+  type GroupedWork,
+  progressCounter,
+  resolveGroups,
+} from './factorize.ts';
+
+/** Latent sizes of every group, by operator; operators left out stay dense. */
+export type GroupLatentSizes = Readonly<Partial<Record<Operator, readonly number[]>>>;
+
+/** How the experts of a layer are grouped, and the steps that are taken with each group. */
+export interface CalibratedGroups extends CalibratedSteps, GroupedWork {
+  /** One B for gate and up. */
+  readonly sharedGateUp?: boolean | undefined;
+}
+
+export interface CalibratedOptions extends CalibratedGroups, FactorStorage {
+  /** r, for all operators, for each, or for each operator of each group. Operators left out stay dense. */
+  readonly latentSize: number | Readonly<Partial<Record<Operator, number | readonly number[]>>>;
+}
+
+/**
+ * Factorizes experts so that their outputs on calibration text suffer least, in closed form: see `CalibratedGroup` in
+ * native/core/factorization for the mathematics. Bases come from the eigenvectors of the whitened, output-weighted stack (gate, up) and
+ * of the group's routed output (down); factors are fitted to each expert's own inputs.
+ *
+ * An expert that no token reached has no say in its group's bases; a group that none reached is factorized as by
+ * `factorizeExperts`.
+ *
+ * @throws MolaeError `INVALID_ARGUMENT` for a k that does not divide N or an r out of range, `SHAPE_MISMATCH` for inputs
+ * of another layer, `NON_FINITE` naming group, operator, expert and position, `DEVICE_UNAVAILABLE` on devices that cannot
+ * do this (yet all but the CPU), `ABORTED`.
+ */
+export async function factorizeCalibrated(
+  experts: DenseExperts,
+  inputs: LayerInputs,
+  options: CalibratedOptions,
+): Promise<LatentExperts> {
+  checkArguments(experts, inputs, options);
+  const groups = resolveGroups(options, experts.numExperts);
+  const latentSizes = checkLatentSizes(options, experts, groups);
+  const progress = progressCounter(options.onProgress, calibratedPasses(options) * experts.numExperts);
+  const made: Tensor[] = [];
+  const report: FactorizationReport[] = [];
+  const factors: Record<Operator, { a: Tensor[]; b: Tensor[] }> = {
+    gate: { a: [], b: [] },
+    up: { a: [], b: [] },
+    down: { a: [], b: [] },
+  };
+  try {
+    for (const [group, members] of groups.entries()) {
+      const sizes = (operator: Operator) => latentSizes[operator]?.[group];
+      const done = await factorizeCalibratedGroup(
+        { experts, inputs, group, members, sizes },
+        options,
+        progress,
+      );
+      for (const [operator, { a, b, report: own }] of done) {
+        made.push(a, b);
+        report.push(own);
+        factors[operator].a.push(a);
+        factors[operator].b.push(b);
+      }
+    }
+    const operator = (name: Operator): LatentOperator | readonly Tensor[] =>
+      latentSizes[name] ? factors[name] : experts[name];
+    return new LatentExperts({
+      groups,
+      gate: operator('gate'),
+      up: operator('up'),
+      down: operator('down'),
+      activation: experts.activation,
+      sharedExpert: experts.sharedExpert,
+      report,
+      owned: [...new Set(made)],
+    });
+  } catch (error) {
+    for (const tensor of made) tensor.dispose();
+    throw error;
+  }
+}
+
+/** The spectra of all groups of a layer: what `allocateLatentSizes` spends a budget by. Half the work of factorizing. */
+export async function calibratedSpectra(
+  experts: DenseExperts,
+  inputs: LayerInputs,
+  options: CalibratedGroups & { readonly operators?: readonly Operator[] | undefined },
+): Promise<OperatorSpectrum[]> {
+  checkArguments(experts, inputs, options);
+  const groups = resolveGroups(options, experts.numExperts);
+  const { operators = OPERATORS } = options;
+  const progress = progressCounter(options.onProgress, experts.numExperts);
+  const spectra: OperatorSpectrum[] = [];
+  for (const [group, members] of groups.entries()) {
+    spectra.push(...(await groupSpectra({ experts, inputs, group, members }, operators, options, progress)));
+  }
+  return spectra;
+}
+
+function checkLatentSizes(
+  { latentSize, sharedGateUp = false }: CalibratedOptions,
+  { hiddenSize, intermediateSize }: DenseExperts,
+  groups: readonly (readonly number[])[],
+): GroupLatentSizes {
+  const given = (operator: Operator) =>
+    typeof latentSize === 'object' ? latentSize?.[operator] : latentSize;
+  const sizes: Partial<Record<Operator, readonly number[]>> = {};
+  for (const operator of OPERATORS) {
+    const own = given(operator);
+    if (own === undefined) continue;
+    const list = Array.isArray(own) ? (own as readonly number[]) : groups.map(() => own as number);
+    if (list.length !== groups.length) {
+      throw expected(`${groups.length} latent sizes, one for each group`, `latentSize of ${operator}`, own);
+    }
+    for (const [group, size] of list.entries()) {
+      const stacked = sharedGateUp && operator !== 'down' ? 2 : 1;
+      const members = (groups[group] as readonly number[]).length;
+      const largest = Math.min(hiddenSize, stacked * members * intermediateSize);
+      if (!Number.isSafeInteger(size) || size < 1 || size > largest) {
+        throw expected(`an integer from 1 to ${largest}`, `latentSize of ${operator}, group ${group}`, size);
+      }
+    }
+    sizes[operator] = list;
+  }
+  if (Object.keys(sizes).length === 0) throw expected('a latent size', 'latentSize', latentSize);
+  if (sharedGateUp && String(sizes.gate) !== String(sizes.up)) {
+    throw new MolaeError('INVALID_ARGUMENT', 'sharedGateUp needs the same latentSize for gate and up');
+  }
+  return sizes;
+}
+
+function checkArguments(experts: DenseExperts, inputs: LayerInputs, options: object): void {
+  if (!(experts instanceof DenseExperts)) throw expected('DenseExperts', 'experts', experts);
+  checkObject(inputs, 'inputs');
+  checkTensor(inputs.x, 'inputs.x');
+  checkObject(inputs.routing, 'inputs.routing');
+  checkTensor(inputs.routing.ids, 'inputs.routing.ids');
+  checkTensor(inputs.routing.weights, 'inputs.routing.weights');
+  checkObject(options, 'options');
+}

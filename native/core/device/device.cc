@@ -1,0 +1,79 @@
+#include "core/device/device.h"
+
+#include <cstdlib>
+#include <map>
+#include <new>
+#include <tuple>
+
+#include "core/device/backend_library.h"
+#include "core/error.h"
+#include "cpu/cpu_backend.h"
+
+namespace molae {
+
+void Device::retain() {
+  std::lock_guard lock(mutex_);
+  ++users_;
+}
+
+void Device::release() {
+  std::lock_guard lock(mutex_);
+  if (--users_ > 0) return;
+  try {
+    queue_.push([this] { backend_->trim(); });
+  } catch (const std::bad_alloc&) {
+    // The workspaces stay for the next user: whoever lets go of a device has no use for an error.
+  }
+}
+
+namespace {
+
+std::unique_ptr<Backend> make_backend(const std::string& kind, int index, int threads) {
+  if (kind == "cpu") return make_cpu_backend(threads);
+  return load_backend(kind, index);
+}
+
+// Every device that was opened. Never destroyed: at process exit other threads may still be inside.
+struct Registry {
+  std::mutex mutex;
+  std::map<std::tuple<std::string, int, int>, std::unique_ptr<Device>> devices;
+
+  static Registry& instance() {
+    static Registry& registry = *create();
+    return registry;
+  }
+
+ private:
+  static Registry* create() {
+    // process.exit() does not run the cleanup hooks of the main environment. Handlers of atexit run before the
+    // destructors of libraries: OpenBLAS would otherwise free its buffers in the middle of a product.
+    std::atexit([] {
+      Registry& registry = instance();
+      std::lock_guard lock(registry.mutex);
+      for (auto& [key, device] : registry.devices) {
+        if (device) device->queue().close();
+      }
+    });
+    return new Registry;
+  }
+};
+
+}  // namespace
+
+Device& open_device(const std::string& kind, int index, int threads) {
+  if (kind != "cpu" && kind != "cuda") fail(ErrorCode::DeviceUnavailable, "molae has no ", kind, " backend");
+  if (kind == "cpu") {
+    if (index != 0) fail(ErrorCode::DeviceUnavailable, "There is one CPU device, but received index ", index);
+    threads = resolve_threads(threads);
+  } else {
+    threads = 0;  // one device, whatever was asked for
+  }
+
+  Registry& registry = Registry::instance();
+  std::lock_guard lock(registry.mutex);
+  auto& device = registry.devices[{kind, index, threads}];
+  if (!device) device = std::make_unique<Device>(make_backend(kind, index, threads));
+  return *device;
+}
+
+}  // namespace molae

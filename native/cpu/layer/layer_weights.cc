@@ -1,0 +1,80 @@
+#include "cpu/layer/layer_weights.h"
+
+#include <algorithm>
+
+namespace molae::cpu {
+namespace {
+
+std::optional<SharedWeights<Tensor>> shared_weights_of(const std::optional<SharedExpert>& shared) {
+  if (!shared) return std::nullopt;
+  return SharedWeights<Tensor>{shared->gate, shared->up, shared->down, shared->gate_logit};
+}
+
+// Calls body(weight) for all of a layer.
+template <class Body>
+void for_weights(const LayerWeights<Tensor>& layer, Body body) {
+  for (const OperatorWeights<Tensor>* op : {&layer.gate, &layer.up, &layer.down}) {
+    std::for_each(op->per_expert.begin(), op->per_expert.end(), body);
+    std::for_each(op->shared.begin(), op->shared.end(), body);
+  }
+  if (!layer.shared_expert) return;
+  for (const Tensor* weight : {&layer.shared_expert->gate, &layer.shared_expert->up, &layer.shared_expert->down}) {
+    body(*weight);
+  }
+  if (layer.shared_expert->gate_logit) body(*layer.shared_expert->gate_logit);
+}
+
+}  // namespace
+
+LayerWeights<Tensor> weights_of(const ExpertLayer& layer) {
+  return {layer.hidden_size,
+          layer.intermediate_size,
+          layer.activation,
+          layer.group_of_expert(),
+          static_cast<int64_t>(layer.groups.size()),
+          layer.shares_gate_up_basis(),
+          {layer.gate.per_expert, layer.gate.shared},
+          {layer.up.per_expert, layer.up.shared},
+          {layer.down.per_expert, layer.down.shared},
+          shared_weights_of(layer.shared_expert)};
+}
+
+bool can_pack(const LayerWeights<Tensor>& layer) {
+  bool all = true;
+  for_weights(layer, [&](const Tensor& weight) { all = all && PackedWeight::supports(weight.dtype()); });
+  return all;
+}
+
+LayerWeights<PackedWeight> pack(Backend& backend, int threads, const LayerWeights<Tensor>& layer,
+                                const Cancellation& cancel) {
+  const auto pack_one = [&](const Tensor& weight) {
+    cancel.check();
+    return PackedWeight(backend, threads, weight);
+  };
+  const auto pack_all = [&](const std::vector<Tensor>& weights) {
+    std::vector<PackedWeight> packed;
+    packed.reserve(weights.size());
+    for (const Tensor& weight : weights) packed.push_back(pack_one(weight));
+    return packed;
+  };
+  const auto pack_shared = [&](const SharedWeights<Tensor>& shared) {
+    SharedWeights<PackedWeight> packed{pack_one(shared.gate), pack_one(shared.up), pack_one(shared.down), {}};
+    if (shared.gate_logit) packed.gate_logit = pack_one(*shared.gate_logit);
+    return packed;
+  };
+  LayerWeights<PackedWeight> packed{layer.hidden_size,
+                                    layer.intermediate_size,
+                                    layer.activation,
+                                    layer.group_of,
+                                    layer.num_groups,
+                                    layer.shares_basis,
+                                    {pack_all(layer.gate.per_expert), pack_all(layer.gate.shared)},
+                                    {pack_all(layer.up.per_expert), {}},
+                                    {pack_all(layer.down.per_expert), pack_all(layer.down.shared)},
+                                    std::nullopt};
+  packed.up.shared = layer.shares_basis ? packed.gate.shared : pack_all(layer.up.shared);
+  if (layer.shared_expert) packed.shared_expert = pack_shared(*layer.shared_expert);
+  return packed;
+}
+
+}  // namespace molae::cpu

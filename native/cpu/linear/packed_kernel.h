@@ -1,0 +1,45 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "core/tensor/dtype.h"
+
+namespace molae::cpu {
+
+// Some rows against some blocks of a packed weight, for a piece of the inner size:
+//   sums[i][j] (+)= sum over k of x[i][k] * weights[k][j]
+struct PackedProduct {
+  const std::byte* weights;  // of the first block, from the first step of the piece on
+  int64_t block_bytes;       // from block to block
+  int64_t blocks;            // 3 at most
+  const float* const* x;     // where the piece begins, row by row
+  int64_t rows;
+  int64_t inner;  // odd only where the weight's ends
+  float* sums;    // [rows][blocks * kPackedCols]
+  bool first;     // sums are overwritten, not added to
+  // What to bring into the caches meanwhile, at an even rate: so many bytes of each of as many blocks. With few rows it
+  // is what lies some way ahead, in this piece and then in the next.
+  const std::byte* next;
+  int64_t next_block_bytes;  // from block to block
+  int64_t next_bytes;
+  int64_t next_inner;  // and so many inputs of each row, after those of the piece
+};
+
+// The kernels of one instruction set.
+struct PackedKernel {
+  static constexpr int64_t kMostRows = 8;  // of any instruction set
+
+  using Multiply = void (*)(const PackedProduct&);
+
+  int64_t most_rows;  // of a product
+  int64_t few_rows;   // up to so many, one pass reads the weights of all columns: pieces need not stay in a cache
+  Multiply f32, bf16, f16;
+
+  Multiply of(DType dtype) const { return dtype == DType::F32 ? f32 : dtype == DType::BF16 ? bf16 : f16; }
+};
+
+// The best for this processor.
+const PackedKernel& packed_kernel();
+
+}  // namespace molae::cpu

@@ -1,0 +1,199 @@
+#include "cpu/linear/packed_product.h"
+
+#include <algorithm>
+#include <bit>
+
+#include "core/tensor/half.h"
+#include "cpu/linear/packed_kernel.h"
+#include "cpu/simd/convert.h"
+#include "cpu/simd/multiversion.h"
+#include "cpu/system/processor.h"
+
+namespace molae::cpu {
+namespace {
+
+constexpr int64_t kLineBytes = 64;
+
+// So many passes over a piece of halves take less time if they are widened first.
+constexpr int64_t kWidenedPasses = 4;
+
+constexpr int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
+
+// Pieces of the inner size, of which the weights of a group take half of the first cache as floats.
+int64_t most_steps() {
+  constexpr int64_t kUnit = 32;
+  const int64_t steps = caches().first_bytes / 2 / static_cast<int64_t>(kGroupCols * sizeof(float));
+  return std::max(kUnit, steps / kUnit * kUnit);
+}
+
+// With few rows, pieces of which the inputs do.
+int64_t most_steps(int64_t rows) {
+  if (rows > packed_kernel().few_rows) return most_steps();
+  return caches().first_bytes / 2 / (rows * static_cast<int64_t>(sizeof(float))) / 2 * 2;
+}
+
+// Parts of the inner size of which the rows of a tile take half of the second cache.
+int64_t most_inner(int64_t rows) {
+  const int64_t most = caches().second_bytes / 2 / (rows * static_cast<int64_t>(sizeof(float)));
+  return std::max(most_steps(), most / most_steps() * most_steps());
+}
+
+// A piece of a group of blocks.
+struct Piece {
+  const PackedTarget* target;
+  const std::byte* weights;
+  int64_t block_bytes, blocks;
+  int64_t col;           // the group's first, from the first column of the product
+  int64_t begin, inner;  // steps
+  int64_t bytes;         // of each block
+};
+
+// The pieces of products in the order of the work: target after target, in each part after part of the inner size, in
+// each group after group.
+class Pieces {
+ public:
+  Pieces(std::span<const PackedTarget> targets, int64_t rows, int64_t col, int64_t cols)
+      : targets_(targets), rows_(rows), col_(col), cols_(cols) {
+    cut_target();
+  }
+
+  // False where there is none left.
+  bool next(Piece& piece) {
+    if (target_ == targets_.size()) return false;
+    const PackedWeight& weight = targets_[target_].weight;
+    const int64_t end = std::min(weight.cols(), part_begin_ + part_);
+    const int64_t inner = std::min(
+        first_ && rows_ <= kPackedStreamRows && rows_ > packed_kernel().few_rows ? kFirstSteps : steps_, end - begin_);
+    const int64_t step_bytes = kPackedCols * static_cast<int64_t>(item_size(weight.dtype()));
+    piece = {&targets_[target_],
+             weight.block(col_ + group_, begin_),
+             weight.block_bytes(),
+             packed_cols(std::min(kGroupCols, cols_ - group_)) / kPackedCols,
+             group_,
+             begin_,
+             inner,
+             inner * step_bytes};
+    first_ = false;
+    begin_ += inner;
+    if (begin_ == end) end_group(end);
+    return true;
+  }
+
+ private:
+  // Of the very first piece, as nobody asked for it before: with few rows all wait for memory.
+  static constexpr int64_t kFirstSteps = 16;
+
+  void cut_target() {
+    const int64_t inner = targets_[target_].weight.cols();
+    const int64_t parts = (inner + most_inner(rows_) - 1) / most_inner(rows_);
+    part_ = round_up((inner + parts - 1) / parts, 2);
+    const int64_t pieces = (part_ + most_steps(rows_) - 1) / most_steps(rows_);
+    steps_ = round_up((part_ + pieces - 1) / pieces, 2);
+  }
+
+  void end_group(int64_t end) {
+    group_ += kGroupCols;
+    begin_ = part_begin_;
+    if (group_ < cols_) return;
+    group_ = 0;
+    begin_ = part_begin_ = end;
+    if (end < targets_[target_].weight.cols()) return;
+    begin_ = part_begin_ = 0;
+    if (++target_ < targets_.size()) cut_target();
+  }
+
+  std::span<const PackedTarget> targets_;
+  int64_t rows_, col_, cols_;
+  size_t target_ = 0;
+  int64_t part_ = 0;   // steps
+  int64_t steps_ = 0;  // of a piece
+  bool first_ = true;
+  int64_t part_begin_ = 0;
+  int64_t group_ = 0;  // its first column
+  int64_t begin_ = 0;
+};
+
+typedef uint32_t Pair __attribute__((may_alias));
+
+// Pairs of bf16 to steps of floats.
+MOLAE_MULTIVERSION void widen_pairs(const Pair* pairs, int64_t inner, float* to) {
+  for (int64_t k = 0; k < inner; k += 2, pairs += kPackedCols, to += 2 * kPackedCols) {
+    for (int64_t j = 0; j < kPackedCols; ++j) to[j] = std::bit_cast<float>(pairs[j] << 16);
+    for (int64_t j = 0; j < kPackedCols; ++j) to[kPackedCols + j] = std::bit_cast<float>(pairs[j] & 0xffff0000u);
+  }
+}
+
+// A piece of halves as floats: its blocks one after the other.
+Piece widened(const Piece& piece, float* to) {
+  const DType dtype = piece.target->weight.dtype();
+  const int64_t elements = (piece.inner + 1) / 2 * 2 * kPackedCols;
+  for (int64_t block = 0; block < piece.blocks; ++block) {
+    const std::byte* from = piece.weights + block * piece.block_bytes;
+    if (dtype == DType::BF16) {
+      widen_pairs(reinterpret_cast<const Pair*>(from), piece.inner, to + block * elements);
+    } else {
+      widen_elements(dtype, from, to + block * elements, elements);
+    }
+  }
+  Piece wide = piece;
+  wide.weights = reinterpret_cast<const std::byte*>(to);
+  wide.block_bytes = elements * static_cast<int64_t>(sizeof(float));
+  return wide;
+}
+
+// The first group of a part of the inner size finds most of its inputs in memory or in a cache that threads share.
+bool brings_in_inputs(const Piece& piece, const Piece& next) {
+  return piece.col == 0 && next.target == piece.target && next.begin == piece.begin + piece.inner;
+}
+
+// All rows against a piece, in passes of about the same number. Each brings in its share of what is read next: so
+// memory is asked for at an even rate, which is what lets reading and computing overlap.
+void multiply_piece(const Piece& piece, DType dtype, int64_t rows, const Piece* next) {
+  const PackedKernel& kernel = packed_kernel();
+  const auto multiply = kernel.of(dtype);
+  const int64_t passes = (rows + kernel.most_rows - 1) / kernel.most_rows;
+  const int64_t share = next ? round_up((next->bytes + passes - 1) / passes, kLineBytes) : 0;
+  const float* inputs[PackedKernel::kMostRows];
+  PackedProduct product{};
+  product.weights = piece.weights;
+  product.block_bytes = piece.block_bytes;
+  product.blocks = piece.blocks;
+  product.x = inputs;
+  product.inner = piece.inner;
+  product.first = piece.begin == 0;
+  product.next_inner = next && brings_in_inputs(piece, *next) ? next->inner : 0;
+  for (int64_t pass = 0; pass < passes; ++pass) {
+    const int64_t row = rows * pass / passes;
+    product.rows = rows * (pass + 1) / passes - row;
+    for (int64_t i = 0; i < product.rows; ++i) inputs[i] = piece.target->x.row(row + i) + piece.begin;
+    product.sums = piece.target->sums + piece.col * rows + row * piece.blocks * kPackedCols;
+    if (next) {
+      const int64_t asked = std::min(next->bytes, pass * share);
+      product.next = next->weights + asked;
+      product.next_block_bytes = next->block_bytes;
+      product.next_bytes = std::min(share, next->bytes - asked);
+    }
+    multiply(product);
+  }
+}
+
+}  // namespace
+
+int64_t packed_scratch() { return most_steps() * kGroupCols; }
+
+void multiply_packed(std::span<const PackedTarget> targets, int64_t rows, int64_t col, int64_t cols, float* scratch) {
+  Pieces pieces(targets, rows, col, cols);
+  Piece piece, next;
+  for (bool more = pieces.next(piece); more; piece = next) {
+    more = pieces.next(next);
+    const DType dtype = piece.target->weight.dtype();
+    const Piece* after = more ? &next : nullptr;
+    if (is_half(dtype) && rows >= kWidenedPasses * packed_kernel().most_rows) {
+      multiply_piece(widened(piece, scratch), DType::F32, rows, after);
+    } else {
+      multiply_piece(piece, dtype, rows, after);
+    }
+  }
+}
+
+}  // namespace molae::cpu

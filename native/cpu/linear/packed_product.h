@@ -1,0 +1,50 @@
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <span>
+
+#include "cpu/linear/packed_weight.h"
+#include "cpu/linear/rows.h"
+
+// Products of any number of rows with packed weights, blocked for the caches. Rows are read where they are: to stay out
+// of each other's cache sets they should lie packed_stride apart.
+namespace molae::cpu {
+
+// Rows as far apart as an odd number of cache lines.
+constexpr int64_t packed_stride(int64_t size) { return (size + 31) / 32 * 32 + 16; }
+
+// Columns with those that a block fills up.
+constexpr int64_t packed_cols(int64_t cols) { return (cols + kPackedCols - 1) / kPackedCols * kPackedCols; }
+
+// Scratch elements of one call.
+int64_t packed_scratch();
+
+// One of several products of as many rows and columns.
+struct PackedTarget {
+  Rows<float> x;
+  const PackedWeight& weight;
+  float* sums;  // rows * packed_cols(cols)
+};
+
+// Up to so many rows, reading weights takes as long as computing or longer.
+constexpr int64_t kPackedStreamRows = 24;
+
+// Columns that kernels compute together.
+constexpr int64_t kGroupCols = 3 * kPackedCols;
+
+// Each sum is taken step after step, whatever is computed beside it: it does not depend on the other rows and columns.
+// The sums of a target are x.row(i) . weight[col + j], i < rows, j < cols: group after group of columns, of each
+// [rows][its columns], as the kernels have them. `col` begins a block.
+void multiply_packed(std::span<const PackedTarget> targets, int64_t rows, int64_t col, int64_t cols, float* scratch);
+
+// Calls body(sums, first column, columns) for the sums of each group of a row.
+template <class Body>
+void for_groups_of_row(const float* sums, int64_t rows, int64_t row, int64_t cols, Body body) {
+  for (int64_t col = 0; col < cols; col += kGroupCols) {
+    const int64_t count = std::min(kGroupCols, cols - col);
+    body(sums + col * rows + row * packed_cols(count), col, count);
+  }
+}
+
+}  // namespace molae::cpu

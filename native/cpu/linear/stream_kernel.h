@@ -1,0 +1,39 @@
+#pragma once
+
+#include <cstdint>
+
+#include "core/tensor/tensor.h"
+#include "cpu/linear/rows.h"
+
+namespace molae::cpu {
+
+// Up to this many rows weights are best streamed once, in their own dtype and order. Beyond it panels are faster. By
+// measurement, with weights from memory on a Xeon: 24 to 28 rows with the registers of AVX-512, 13 with those of AVX2,
+// which is what one pass takes.
+int64_t most_streamed_rows();
+constexpr int64_t kStreamRows = 24;  // of any instruction set
+
+// Scratch elements of one call with inputs of `inner` elements: whole blocks of them, and one more for each block.
+// Whole lines, so that what follows in a thread's scratch is aligned, too.
+constexpr int64_t stream_scratch(int64_t inner) {
+  const int64_t elements = kStreamRows * ((inner + kBlock - 1) / kBlock) * (kBlock + 1);
+  return (elements + 15) / 16 * 16;
+}
+
+// out[i][j] = x.row(i) . weight[col + j], rows <= kStreamRows; weight [out, inner] of any dtype but f64.
+void stream_rows(const Rows<float>& x, int64_t rows, const Tensor& weight, int64_t col, int64_t cols, float* out,
+                 int64_t out_stride, float* scratch);
+
+// Some columns of f32 weights, for a piece of the inner size.
+struct WideBlock {
+  const float* data;
+  int64_t stride;  // elements from column to column
+  int64_t cols;
+  int64_t inner;
+};
+
+// sums[i][j] (+)= x.row(i) . column j, rows <= kStreamRows; the first block's are overwritten. Scratch: rows * inner.
+void stream_block(const Rows<float>& x, int64_t rows, const WideBlock& block, bool first, float* sums,
+                  int64_t sums_stride, float* scratch);
+
+}  // namespace molae::cpu

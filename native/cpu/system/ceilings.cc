@@ -1,0 +1,200 @@
+#include "cpu/system/ceilings.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <vector>
+
+#include "cpu/linalg/blas.h"
+#include "cpu/linalg/blas_kernels.h"
+#include "cpu/system/compute_pool.h"
+#include "cpu/system/memory.h"
+#include "cpu/system/processor.h"
+
+namespace molae::cpu {
+namespace {
+
+double seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+template <class Run>
+std::vector<double> time_sorted(int repetitions, Run run) {
+  run();  // warm-up
+  std::vector<double> times;
+  for (int i = 0; i < repetitions; ++i) {
+    const double begin = seconds();
+    run();
+    times.push_back(seconds() - begin);
+  }
+  std::sort(times.begin(), times.end());
+  return times;
+}
+
+// Results kept from the optimizer, and numbers it can't know.
+volatile float sink;
+volatile float fma_start = 0.001f;
+volatile float fma_factor = 0.999f;
+
+// Twelve chains: enough to cover a latency of 4 to 6 cycles at two FMAs a cycle, few enough for 16 registers.
+constexpr int kChains = 12;
+constexpr int64_t kFmaSteps = 100'000;
+constexpr size_t kReadTaskBytes = size_t{2} << 20;
+
+// One function for each width of vector registers: the width is part of the source, so clones of one function would not
+// do. The numbers come from outside, or the compiler would compute a chain itself.
+#define MOLAE_FMA_BURST(name, lanes, attributes)                                                           \
+  attributes void name(float start, float factor) {                                                        \
+    typedef float Vector __attribute__((vector_size((lanes)*4)));                                          \
+    Vector chains[kChains];                                                                                \
+    for (int i = 0; i < kChains; ++i) chains[i] = Vector{} + start * static_cast<float>(i);                \
+    const Vector scale = Vector{} + factor;                                                                \
+    const Vector step = Vector{} + start;                                                                  \
+    for (int64_t k = 0; k < kFmaSteps; ++k) {                                                              \
+      _Pragma("GCC unroll 12") for (int i = 0; i < kChains; ++i) { chains[i] = chains[i] * scale + step; } \
+    }                                                                                                      \
+    Vector sum = chains[0];                                                                                \
+    for (int i = 1; i < kChains; ++i) sum += chains[i];                                                    \
+    sink = sum[0];                                                                                         \
+  }
+
+// One pass of full-width loads; integers, so that the order of the sum is free and no value is special.
+#define MOLAE_READ_BURST(name, bytes, attributes)                             \
+  attributes uint64_t name(const std::byte* data, size_t size) {              \
+    typedef uint64_t Vector __attribute__((vector_size(bytes)));              \
+    constexpr size_t kStep = 8 * (bytes);                                     \
+    Vector sums[8] = {};                                                      \
+    for (size_t at = 0; at + kStep <= size; at += kStep) {                    \
+      _Pragma("GCC unroll 8") for (int i = 0; i < 8; ++i) {                   \
+        sums[i] += *reinterpret_cast<const Vector*>(data + at + i * (bytes)); \
+      }                                                                       \
+    }                                                                         \
+    for (int i = 1; i < 8; ++i) sums[0] += sums[i];                           \
+    return sums[0][0] + sums[0][1];                                           \
+  }
+
+#define MOLAE_PLAIN
+MOLAE_FMA_BURST(fma_plain, 4, MOLAE_PLAIN)
+MOLAE_READ_BURST(read_plain, 16, MOLAE_PLAIN)
+#if defined(__x86_64__)
+MOLAE_FMA_BURST(fma_avx2, 8, __attribute__((target("avx2,fma"))))
+MOLAE_READ_BURST(read_avx2, 32, __attribute__((target("avx2"))))
+MOLAE_FMA_BURST(fma_avx512, 16, __attribute__((target("avx512f,prefer-vector-width=512"))))
+MOLAE_READ_BURST(read_avx512, 64, __attribute__((target("avx512f,prefer-vector-width=512"))))
+#endif
+
+struct Bursts {
+  int lanes;
+  void (*fma)(float, float);
+  uint64_t (*read)(const std::byte*, size_t);
+};
+
+Bursts choose_bursts() {
+#if defined(__x86_64__)
+  if (instructions() == Instructions::Avx512) return {16, fma_avx512, read_avx512};
+  if (instructions() == Instructions::Avx2) return {8, fma_avx2, read_avx2};
+#endif
+  return {4, fma_plain, read_plain};
+}
+
+// Many more bursts than threads, handed out one by one: a thread that loses its core for a while holds nobody up.
+double fma_gflops(int threads, const Bursts& bursts) {
+  const int64_t tasks = 100 * static_cast<int64_t>(threads);
+  const float start = fma_start;
+  const float factor = fma_factor;
+  const auto times = time_sorted(6, [&] {
+    ComputePool::instance().parallel_for(threads, tasks, [&](int64_t, int) { bursts.fma(start, factor); });
+  });
+  return 2.0 * kChains * bursts.lanes * kFmaSteps * tasks / times.front() / 1e9;
+}
+
+// Several times the third cache. What is reported for it on a virtual machine may be the sum over a host's chips, of
+// which we see one: hence the upper bound, which still is more than any one chip has.
+constexpr size_t kLeastReadBytes = size_t{256} << 20;
+constexpr size_t kMostReadBytes = size_t{1} << 30;
+
+size_t read_bytes() {
+  size_t bytes = kLeastReadBytes;
+#if defined(_SC_LEVEL3_CACHE_SIZE)
+  const long cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
+  if (cache > 0) bytes = std::clamp(4 * static_cast<size_t>(cache), kLeastReadBytes, kMostReadBytes);
+#endif
+  return bytes / kReadTaskBytes * kReadTaskBytes;
+}
+
+// Memory for measurements, kept for the next one: where memory is slow to come, as on many virtual machines, faulting
+// it in takes far longer than measuring. Only the device's queue gets here, so one user at a time.
+struct Scratch {
+  std::byte* data = nullptr;
+  size_t bytes = 0;
+};
+
+Scratch& scratch() {
+  static auto& kept = *new Scratch;  // never destroyed: the queue may be inside at process exit
+  if (!kept.data) {
+    kept.bytes = read_bytes();
+    kept.data = static_cast<std::byte*>(allocate_aligned(kept.bytes));
+#if defined(MADV_HUGEPAGE)
+    // The limit is the memory's, not the page tables'.
+    const auto address = reinterpret_cast<uintptr_t>(kept.data);
+    const size_t offset = -address & 4095;
+    madvise(kept.data + offset, kept.bytes - offset, MADV_HUGEPAGE);
+#endif
+    // Every page must be there, and its own: untouched ones may all be one page of zeros.
+    auto* words = reinterpret_cast<uint64_t*>(kept.data);
+    for (size_t i = 0; i < kept.bytes / sizeof(uint64_t); ++i) words[i] = i * 0x9e3779b97f4a7c15u;
+  }
+  return kept;
+}
+
+double sgemm_gflops(int threads) {
+  constexpr int64_t kSize = 2048;
+  constexpr int64_t kElements = kSize * kSize;
+  auto* a = reinterpret_cast<float*>(scratch().data);
+  uint32_t state = 1;
+  for (int64_t i = 0; i < 2 * kElements; ++i) {
+    state = state * 1664525u + 1013904223u;
+    a[i] = static_cast<float>(state >> 8) / (1 << 23) - 1.0f;
+  }
+  float* b = a + kElements;
+  float* c = b + kElements;
+  const auto rows_times_b = [&](int64_t row, int64_t rows) {
+    blas::gemm(false, false, rows, kSize, kSize, 1.0f, a + row * kSize, kSize, b, kSize, 0.0f, c + row * kSize, kSize);
+  };
+  // By OpenBLAS's own threads, and cut into rows for ours: which is faster depends on where its threads were put.
+  const auto median = [](const std::vector<double>& sorted) { return sorted[sorted.size() / 2]; };
+  const double by_pool = median(time_sorted(3, [&] {
+    ComputePool::instance().parallel_for(threads, threads, [&](int64_t part, int) {
+      const int64_t row = kSize * part / threads;
+      rows_times_b(row, kSize * (part + 1) / threads - row);
+    });
+  }));
+  const blas::Threads all(threads);
+  const double by_blas = median(time_sorted(3, [&] { rows_times_b(0, kSize); }));
+  sink = c[kElements / 2];
+  return 2.0 * kSize * kSize * kSize / std::min(by_pool, by_blas) / 1e9;
+}
+
+double read_gbps(int threads, const Bursts& bursts) {
+  const Scratch& memory = scratch();
+  const auto tasks = static_cast<int64_t>(memory.bytes / kReadTaskBytes);
+  std::vector<uint64_t> sums(tasks);
+  const auto times = time_sorted(10, [&] {
+    ComputePool::instance().parallel_for(threads, tasks, [&](int64_t task, int) {
+      sums[task] = bursts.read(memory.data + task * kReadTaskBytes, kReadTaskBytes);
+    });
+  });
+  sink = static_cast<float>(sums.back());
+  return static_cast<double>(memory.bytes) / times.front() / 1e9;
+}
+
+}  // namespace
+
+Ceilings measure_ceilings(int threads) {
+  choose_blas_kernels();
+  const Bursts bursts = choose_bursts();
+  return {fma_gflops(threads, bursts), sgemm_gflops(threads), read_gbps(threads, bursts)};
+}
+
+}  // namespace molae::cpu
