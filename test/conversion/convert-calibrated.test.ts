@@ -18,7 +18,7 @@ import { contents, stopAndGoOn } from '../methods/support.ts';
 import { openOwnDevice } from '../support/device.ts';
 import { freshPaths, outputFolder } from '../support/temporary.ts';
 
-const fixtures = new URL('../fixtures', import.meta.url);
+const fixtures = new URL('../fixtures/', import.meta.url);
 const source = fileURLToPath(new URL('tiny-qwen2-moe', fixtures));
 const device = await openDevice('cpu');
 const tokenizer = await Tokenizer.open(source);

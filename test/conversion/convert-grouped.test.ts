@@ -22,7 +22,7 @@ import { Random } from '../support/random.ts';
 import { multiply, relativeError } from '../support/reference.ts';
 import { freshPaths, outputFolder } from '../support/temporary.ts';
 
-const fixtures = new URL('../fixtures', import.meta.url);
+const fixtures = new URL('../fixtures/', import.meta.url);
 const source = fileURLToPath(new URL('tiny-qwen2-moe', fixtures));
 const device = await openDevice('cpu');
 const tokenizer = await Tokenizer.open(source);

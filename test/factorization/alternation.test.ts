@@ -9,7 +9,7 @@ import { calibrate } from '../../lib/model/calibration.ts';
 import { Model } from '../../lib/model/model.ts';
 import { Tokenizer } from '../../lib/model/tokenizer.ts';
 
-const fixture = (name: string) => fileURLToPath(new URL(`fixtures/${name}`, import.meta.url));
+const fixture = (name: string) => fileURLToPath(new URL(`../fixtures/${name}`, import.meta.url));
 const source = fixture('tiny-qwen2-moe');
 const device = await openDevice('cpu');
 const model = await Model.open(source, { device });

@@ -16,7 +16,7 @@ import { cutWindows, perplexity } from '../../../lib/model/perplexity.ts';
 import { Tokenizer } from '../../../lib/model/tokenizer.ts';
 import { openOwnDevice } from '../../support/device.ts';
 
-const fixtures = new URL('../../fixtures', import.meta.url);
+const fixtures = new URL('../../fixtures/', import.meta.url);
 const source = fileURLToPath(new URL('tiny-qwen2-moe', fixtures));
 const device = await openOwnDevice();
 const tokenizer = await Tokenizer.open(source);
