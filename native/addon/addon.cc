@@ -1,5 +1,3 @@
-#include <memory>
-
 #include "addon/args.h"
 #include "addon/basis_object.h"
 #include "addon/calibrated_group_object.h"
@@ -18,6 +16,14 @@
 namespace molae::addon {
 namespace {
 
+Napi::Value to_object(Napi::Env env, const cpu::Ceilings& measured) {
+  Napi::Object object = Napi::Object::New(env);
+  object.Set("fmaGflops", measured.fma_gflops);
+  object.Set("sgemmGflops", measured.sgemm_gflops);
+  object.Set("readGBps", measured.read_gbps);
+  return object;
+}
+
 // (threads, 0 for all) -> Promise<{ fmaGflops, sgemmGflops, readGBps }>. On the CPU device's queue: nothing else
 // computes meanwhile.
 Napi::Value measure_ceilings(const Napi::CallbackInfo& info) {
@@ -25,16 +31,8 @@ Napi::Value measure_ceilings(const Napi::CallbackInfo& info) {
   return guarded(env, [&]() -> Napi::Value {
     const int threads = resolve_threads(static_cast<int>(Args(info).integer(0, "threads", 0, 1 << 20)));
     Device& device = open_device("cpu", 0, threads);
-    auto measured = std::make_shared<cpu::Ceilings>();
-    auto work = std::make_shared<Work>();
-    work->run = [measured, threads] { *measured = cpu::measure_ceilings(threads); };
-    return Module::of(env).submit(env, device, work, [measured](Napi::Env e) -> Napi::Value {
-      Napi::Object object = Napi::Object::New(e);
-      object.Set("fmaGflops", measured->fma_gflops);
-      object.Set("sgemmGflops", measured->sgemm_gflops);
-      object.Set("readGBps", measured->read_gbps);
-      return object;
-    });
+    const auto run = [threads] { return cpu::measure_ceilings(threads); };
+    return Module::of(env).compute(env, device, run, to_object);
   });
 }
 

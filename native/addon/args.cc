@@ -130,7 +130,7 @@ Napi::Object Args::object(size_t index, const char* name) const {
 }
 
 std::shared_ptr<Cancellation> Args::cancellation(size_t index) const {
-  if (at(index).IsUndefined() || at(index).IsNull()) return nullptr;
+  if (at(index).IsUndefined() || at(index).IsNull()) return std::make_shared<Cancellation>();
   const CancellationObject* object = CancellationObject::from(at(index));
   if (!object) unexpected("a Cancellation", "cancellation", at(index));
   return object->cancellation();

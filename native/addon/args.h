@@ -25,7 +25,7 @@ class Args {
   Shape shape(size_t index, const char* name) const;
   Napi::Array array(size_t index, const char* name) const;
   Napi::Object object(size_t index, const char* name) const;
-  std::shared_ptr<Cancellation> cancellation(size_t index) const;  // null where the argument is absent
+  std::shared_ptr<Cancellation> cancellation(size_t index) const;  // a new one where the argument is absent
 
  private:
   Napi::Value at(size_t index) const { return info_[index]; }

@@ -30,7 +30,7 @@ SharedBasis::Options to_options(Napi::Object object) {
   return options;
 }
 
-Napi::Value to_js(Napi::Env env, const BasisReport& report) {
+Napi::Value to_object(Napi::Env env, const BasisReport& report) {
   Napi::Object object = Napi::Object::New(env);
   object.Set("squaredNorm", report.squared_norm);
   object.Set("optimalRelativeError", report.optimal_relative_error);
@@ -69,34 +69,25 @@ std::shared_ptr<SharedBasis> BasisObject::alive() const {
 
 Napi::Value BasisObject::add(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
-    auto work = std::make_shared<Work>();
-    work->run = [basis = alive(), w = Args(info).tensor(0, "w")] { basis->add(w); };
-    return Module::of(info.Env()).submit(info.Env(), *device_, work, [](Napi::Env env) { return env.Undefined(); });
+    const auto run = [basis = alive(), w = Args(info).tensor(0, "w")] { basis->add(w); };
+    return Module::of(info.Env()).submit(info.Env(), *device_, run);
   });
 }
 
 Napi::Value BasisObject::solve(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
-    auto report = std::make_shared<BasisReport>();
-    auto work = std::make_shared<Work>();
-    work->run = [basis = alive(), b = Args(info).tensor(0, "b"), report] { *report = basis->solve(b); };
-    return Module::of(info.Env()).submit(info.Env(), *device_, work, [report](Napi::Env env) {
-      return to_js(env, *report);
-    });
+    const auto run = [basis = alive(), b = Args(info).tensor(0, "b")] { return basis->solve(b); };
+    return Module::of(info.Env()).compute(info.Env(), *device_, run, to_object);
   });
 }
 
 Napi::Value BasisObject::project(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     const Args args(info);
-    auto residual = std::make_shared<double>(0);
-    auto work = std::make_shared<Work>();
-    work->run = [basis = alive(), w = args.tensor(0, "w"), a = args.tensor(1, "a"), residual] {
-      *residual = basis->project(w, a);
+    const auto run = [basis = alive(), w = args.tensor(0, "w"), a = args.tensor(1, "a")] {
+      return basis->project(w, a);
     };
-    return Module::of(info.Env()).submit(info.Env(), *device_, work, [residual](Napi::Env env) {
-      return Napi::Number::New(env, *residual);
-    });
+    return Module::of(info.Env()).compute(info.Env(), *device_, run, to_number);
   });
 }
 

@@ -76,16 +76,16 @@ CalibratedGroup::Expert to_expert(const Args& args) {
   return {args.tensor(1, "gate"), args.tensor(2, "up"), args.tensor(3, "down")};
 }
 
-Napi::Value to_js(Napi::Env env, const std::vector<double>& values) {
+Napi::Value to_array(Napi::Env env, const std::vector<double>& values) {
   Napi::Float64Array array = Napi::Float64Array::New(env, values.size());
   std::copy(values.begin(), values.end(), array.Data());
   return array;
 }
 
-Napi::Value to_js(Napi::Env env, const CalibratedGroup::Loss& loss) {
+Napi::Value to_object(Napi::Env env, const CalibratedGroup::Loss& loss) {
   Napi::Object object = Napi::Object::New(env);
-  object.Set("lost", to_js(env, std::vector<double>(loss.lost.begin(), loss.lost.end())));
-  object.Set("original", to_js(env, std::vector<double>(loss.original.begin(), loss.original.end())));
+  object.Set("lost", to_array(env, std::vector<double>(loss.lost.begin(), loss.lost.end())));
+  object.Set("original", to_array(env, std::vector<double>(loss.original.begin(), loss.original.end())));
   object.Set("lostOutput", loss.lost_output);
   return object;
 }
@@ -130,72 +130,54 @@ std::shared_ptr<CalibratedGroupObject::Lazy> CalibratedGroupObject::alive() cons
 Napi::Value CalibratedGroupObject::observe(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     const Args args(info);
-    auto tokens = std::make_shared<int64_t>(0);
-    auto work = std::make_shared<Work>();
-    work->run = [lazy = alive(), index = args.integer(0, "index", 0, kMaxSize), expert = to_expert(args), tokens] {
+    const auto run = [lazy = alive(), index = args.integer(0, "index", 0, kMaxSize), expert = to_expert(args)] {
       lazy->group().observe(index, expert);
-      *tokens = lazy->group().tokens(index);
+      return static_cast<double>(lazy->group().tokens(index));
     };
-    return Module::of(info.Env()).submit(info.Env(), *device_, work, [tokens](Napi::Env env) {
-      return Napi::Number::New(env, static_cast<double>(*tokens));
-    });
+    return Module::of(info.Env()).compute(info.Env(), *device_, run, to_number);
   });
 }
 
 Napi::Value CalibratedGroupObject::spectrum(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
-    auto spectrum = std::make_shared<std::vector<double>>();
-    auto work = std::make_shared<Work>();
-    work->run = [lazy = alive(), matrix = to_matrix(Args(info)), spectrum] {
-      *spectrum = lazy->group().spectrum(matrix);
-    };
-    return Module::of(info.Env()).submit(info.Env(), *device_, work, [spectrum](Napi::Env env) {
-      return to_js(env, *spectrum);
-    });
+    const auto run = [lazy = alive(), matrix = to_matrix(Args(info))] { return lazy->group().spectrum(matrix); };
+    return Module::of(info.Env()).compute(info.Env(), *device_, run, to_array);
   });
 }
 
 Napi::Value CalibratedGroupObject::solve(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     const Args args(info);
-    auto spectrum = std::make_shared<std::vector<double>>();
-    auto work = std::make_shared<Work>();
-    work->run = [lazy = alive(), matrix = to_matrix(args), b = args.tensor(1, "b"), spectrum] {
-      *spectrum = lazy->group().solve(matrix, b);
+    const auto run = [lazy = alive(), matrix = to_matrix(args), b = args.tensor(1, "b")] {
+      return lazy->group().solve(matrix, b);
     };
-    return Module::of(info.Env()).submit(info.Env(), *device_, work, [spectrum](Napi::Env env) {
-      return to_js(env, *spectrum);
-    });
+    return Module::of(info.Env()).compute(info.Env(), *device_, run, to_array);
   });
-}
-
-// For work without a result.
-Napi::Value CalibratedGroupObject::submit(const Napi::CallbackInfo& info, std::function<void()> run) {
-  auto work = std::make_shared<Work>();
-  work->run = std::move(run);
-  return Module::of(info.Env()).submit(info.Env(), *device_, work, [](Napi::Env env) { return env.Undefined(); });
 }
 
 Napi::Value CalibratedGroupObject::begin_alternation(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
-    return submit(info, [lazy = alive(), matrix = to_matrix(Args(info))] { lazy->group().begin_alternation(matrix); });
+    const auto run = [lazy = alive(), matrix = to_matrix(Args(info))] { lazy->group().begin_alternation(matrix); };
+    return Module::of(info.Env()).submit(info.Env(), *device_, run);
   });
 }
 
 Napi::Value CalibratedGroupObject::add_to_alternation(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     const Args args(info);
-    return submit(info, [lazy = alive(), matrix = to_matrix(args), index = args.integer(1, "index", 0, kMaxSize),
-                         w = args.tensor(2, "w")] { lazy->group().add_to_alternation(matrix, index, w); });
+    const auto run = [lazy = alive(), matrix = to_matrix(args), index = args.integer(1, "index", 0, kMaxSize),
+                      w = args.tensor(2, "w")] { lazy->group().add_to_alternation(matrix, index, w); };
+    return Module::of(info.Env()).submit(info.Env(), *device_, run);
   });
 }
 
 Napi::Value CalibratedGroupObject::end_alternation(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     const Args args(info);
-    return submit(info, [lazy = alive(), matrix = to_matrix(args), b = args.tensor(1, "b")] {
+    const auto run = [lazy = alive(), matrix = to_matrix(args), b = args.tensor(1, "b")] {
       lazy->group().end_alternation(matrix, b);
-    });
+    };
+    return Module::of(info.Env()).submit(info.Env(), *device_, run);
   });
 }
 
@@ -206,13 +188,9 @@ Napi::Value CalibratedGroupObject::project(const Napi::CallbackInfo& info) {
       return info[index].IsUndefined() ? Tensor() : args.tensor(index, name);
     };
     const CalibratedGroup::Factors factors{factor(4, "gate"), factor(5, "up"), factor(6, "down")};
-    auto loss = std::make_shared<CalibratedGroup::Loss>();
-    auto work = std::make_shared<Work>();
-    work->run = [lazy = alive(), index = args.integer(0, "index", 0, kMaxSize), expert = to_expert(args), factors,
-                 loss] { *loss = lazy->group().project(index, expert, factors); };
-    return Module::of(info.Env()).submit(info.Env(), *device_, work, [loss](Napi::Env env) {
-      return to_js(env, *loss);
-    });
+    const auto run = [lazy = alive(), index = args.integer(0, "index", 0, kMaxSize), expert = to_expert(args),
+                      factors] { return lazy->group().project(index, expert, factors); };
+    return Module::of(info.Env()).compute(info.Env(), *device_, run, to_object);
   });
 }
 

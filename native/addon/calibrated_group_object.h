@@ -1,6 +1,5 @@
 #pragma once
 
-#include <functional>
 #include <memory>
 
 #include "addon/node_api.h"
@@ -23,7 +22,6 @@ class CalibratedGroupObject final : public Napi::ObjectWrap<CalibratedGroupObjec
   class Lazy;
 
   std::shared_ptr<Lazy> alive() const;
-  Napi::Value submit(const Napi::CallbackInfo& info, std::function<void()> run);
   Napi::Value observe(const Napi::CallbackInfo& info);             // (index, gate, up, down) -> Promise<tokens>
   Napi::Value spectrum(const Napi::CallbackInfo& info);            // (operator) -> Promise<Float64Array>
   Napi::Value solve(const Napi::CallbackInfo& info);               // (operator, b) -> Promise<Float64Array>

@@ -209,9 +209,8 @@ Napi::Value DeviceObject::gemm(const Napi::CallbackInfo& info) {
     const Napi::Array list = Args(info).array(0, "problems");
     std::vector<Gemm> problems;
     for (uint32_t i = 0; i < list.Length(); ++i) problems.push_back(to_gemm(list.Get(i), &device.backend()));
-    return Module::of(info.Env()).submit(info.Env(), device, [&device, problems = std::move(problems)] {
-      device.backend().gemm(problems);
-    });
+    const auto run = [&device, problems = std::move(problems)] { device.backend().gemm(problems); };
+    return Module::of(info.Env()).submit(info.Env(), device, run);
   });
 }
 
@@ -232,31 +231,24 @@ Napi::Value DeviceObject::find_non_finite(const Napi::CallbackInfo& info) {
     Device& device = alive();
     const Tensor tensor = Args(info).tensor(0, "tensor");
     check_owner(tensor, "tensor", &device.backend());
-    auto found = std::make_shared<int64_t>(-1);
-    auto work = std::make_shared<Work>();
-    work->run = [&device, tensor, found] { *found = device.backend().find_non_finite(tensor); };
-    return Module::of(info.Env()).submit(info.Env(), device, work, [found](Napi::Env env) {
-      return Napi::Number::New(env, static_cast<double>(*found));
-    });
+    const auto run = [&device, tensor] { return static_cast<double>(device.backend().find_non_finite(tensor)); };
+    return Module::of(info.Env()).compute(info.Env(), device, run, addon::to_number);
   });
 }
 
 Napi::Value DeviceObject::timestamp(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     Device& device = alive();
-    auto milliseconds = std::make_shared<double>(0);
-    auto work = std::make_shared<Work>();
-    work->run = [&device, milliseconds] { *milliseconds = device.backend().timestamp(); };
-    return Module::of(info.Env()).submit(info.Env(), device, work, [milliseconds](Napi::Env env) {
-      return Napi::Number::New(env, *milliseconds);
-    });
+    const auto run = [&device] { return device.backend().timestamp(); };
+    return Module::of(info.Env()).compute(info.Env(), device, run, addon::to_number);
   });
 }
 
 Napi::Value DeviceObject::synchronize(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     Device& device = alive();
-    return Module::of(info.Env()).submit(info.Env(), device, [&device] { device.backend().synchronize(); });
+    const auto run = [&device] { device.backend().synchronize(); };
+    return Module::of(info.Env()).submit(info.Env(), device, run);
   });
 }
 

@@ -110,13 +110,11 @@ Napi::Value LayerObject::forward(const Napi::CallbackInfo& info) {
     const auto prepared = alive();
     const Call call = to_call(args);
     check_forward(prepared->hidden_size, call.x, call.routing, call.y, &device_->backend());
-    auto work = std::make_shared<Work>();
-    work->cancellation = args.cancellation(4);
-    if (!work->cancellation) work->cancellation = std::make_shared<Cancellation>();
-    work->run = [prepared, call, cancellation = work->cancellation] {
+    const auto cancellation = args.cancellation(4);
+    const auto run = [prepared, call, cancellation] {
       prepared->forward->run(call.x, call.routing, call.y, *cancellation);
     };
-    return Module::of(info.Env()).submit(info.Env(), *device_, work, [](Napi::Env env) { return env.Undefined(); });
+    return Module::of(info.Env()).submit(info.Env(), *device_, run, cancellation);
   });
 }
 
@@ -133,13 +131,11 @@ void LayerObject::forward_sync(const Napi::CallbackInfo& info) {
 Napi::Value LayerObject::pack(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     const auto prepared = alive();
-    auto work = std::make_shared<Work>();
-    work->cancellation = Args(info).cancellation(0);
-    if (!work->cancellation) work->cancellation = std::make_shared<Cancellation>();
-    work->run = [prepared, cancellation = work->cancellation] {
+    const auto cancellation = Args(info).cancellation(0);
+    const auto run = [prepared, cancellation] {
       if (auto packed = prepared->forward->packed(*cancellation)) prepared->forward = std::move(packed);
     };
-    return Module::of(info.Env()).submit(info.Env(), *device_, work, [](Napi::Env env) { return env.Undefined(); });
+    return Module::of(info.Env()).submit(info.Env(), *device_, run, cancellation);
   });
 }
 

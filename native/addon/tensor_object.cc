@@ -87,20 +87,20 @@ Napi::Value TensorObject::read(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     const Tensor tensor = alive();
     check_size(tensor, to_bytes(info[0], "target"), "target");
-    auto staging = std::make_shared<std::vector<uint8_t>>();
-    auto work = std::make_shared<Work>();
-    work->run = [&backend = device_->backend(), tensor, staging] {
-      staging->resize(tensor.bytes());
-      backend.download(tensor, staging->data());
+    const auto download = [&backend = device_->backend(), tensor] {
+      std::vector<uint8_t> staging(tensor.bytes());
+      backend.download(tensor, staging.data());
+      return staging;
     };
     auto target = std::make_shared<Napi::ObjectReference>(Napi::Persistent(info[0].As<Napi::Object>()));
-    return Module::of(info.Env()).submit(info.Env(), *device_, work, [staging, target](Napi::Env env) {
+    const auto fill = [target](Napi::Env env, const std::vector<uint8_t>& staging) {
       const Bytes bytes = to_bytes(target->Value(), "target");
-      if (bytes.size != staging->size())
+      if (bytes.size != staging.size())
         fail(ErrorCode::InvalidArgument, "The target was detached or resized meanwhile");
-      if (!staging->empty()) std::memcpy(bytes.data, staging->data(), staging->size());
+      if (!staging.empty()) std::memcpy(bytes.data, staging.data(), staging.size());
       return env.Undefined();
-    });
+    };
+    return Module::of(info.Env()).compute(info.Env(), *device_, download, fill);
   });
 }
 
@@ -120,9 +120,9 @@ Napi::Value TensorObject::write(const Napi::CallbackInfo& info) {
     const Bytes bytes = to_bytes(info[0], "source");
     check_size(tensor, bytes, "source");
     auto staging = std::make_shared<std::vector<uint8_t>>(bytes.data, bytes.data + bytes.size);
-    auto work = std::make_shared<Work>();
-    work->run = [&backend = device_->backend(), tensor, staging] { backend.upload(staging->data(), tensor); };
-    return Module::of(info.Env()).submit(info.Env(), *device_, work, [](Napi::Env env) { return env.Undefined(); });
+    return Module::of(info.Env()).submit(info.Env(), *device_, [&backend = device_->backend(), tensor, staging] {
+      backend.upload(staging->data(), tensor);
+    });
   });
 }
 
