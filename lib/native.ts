@@ -192,7 +192,6 @@ export interface NativeDevice {
     ids: NativeTensor,
     weights: NativeTensor,
   ): Promise<void>;
-  findNonFinite(tensor: NativeTensor): Promise<number>;
   timestamp(): Promise<number>;
   synchronize(): Promise<void>;
   gatherRows(table: NativeTensor, ids: NativeTensor, out: NativeTensor): Promise<void>;

@@ -61,16 +61,15 @@ Napi::Value probe(const Napi::CallbackInfo& info) {
 // a time: the bytes belong to JavaScript, which must not get at them meanwhile.
 Napi::Value expand_e4m3(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
-    constexpr int64_t kMost = int64_t{1} << 30;
     const Args args(info);
     const Bytes bytes = to_bytes(info[0], "bytes");
     const Bytes scales = to_bytes(info[4], "scales");
     if (reinterpret_cast<uintptr_t>(scales.data) % alignof(float) != 0) unexpected("a Float32Array", "scales", info[4]);
-    expand_e4m3_rows({bytes.data, bytes.size}, args.integer(1, "firstRow", 0, kMost), args.integer(2, "rows", 0, kMost),
-                     args.integer(3, "cols", 0, kMost),
+    expand_e4m3_rows({bytes.data, bytes.size}, args.integer(1, "firstRow", 0, kMaxSize),
+                     args.integer(2, "rows", 0, kMaxSize), args.integer(3, "cols", 0, kMaxSize),
                      {{reinterpret_cast<const float*>(scales.data), scales.size / sizeof(float)},
-                      args.integer(5, "blockRows", 1, kMost),
-                      args.integer(6, "blockCols", 1, kMost)});
+                      args.integer(5, "blockRows", 1, kMaxSize),
+                      args.integer(6, "blockCols", 1, kMaxSize)});
     return info.Env().Undefined();
   });
 }

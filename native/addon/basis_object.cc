@@ -1,7 +1,5 @@
 #include "addon/basis_object.h"
 
-#include <limits>
-
 #include "addon/args.h"
 #include "addon/errors.h"
 #include "addon/module.h"
@@ -10,8 +8,6 @@
 namespace molae::addon {
 namespace {
 
-constexpr int64_t kMaxSize = std::numeric_limits<int32_t>::max();
-
 SharedSide to_side(Napi::Value value) {
   const std::string name = value.IsString() ? value.As<Napi::String>().Utf8Value() : "";
   if (name == "input") return SharedSide::Input;
@@ -19,14 +15,13 @@ SharedSide to_side(Napi::Value value) {
   unexpected("input or output", "side", value);
 }
 
-SharedBasis::Options to_options(Napi::Object object) {
+SharedBasis::Options to_options(const Fields& fields) {
   SharedBasis::Options options;
-  options.side = to_side(object.Get("side"));
-  options.shared_size = to_integer(object.Get("sharedSize"), "sharedSize", 1, kMaxSize);
-  options.solver = parse_solver(object.Get("solver").ToString().Utf8Value());
-  options.rank_reduction = to_integer(object.Get("rankReduction"), "rankReduction", 0, kMaxSize);
-  const Napi::Value seed = object.Get("controlSeed");
-  if (!seed.IsUndefined()) options.control_seed = to_integer(seed, "controlSeed", 0, kMaxSize);
+  options.side = to_side(fields.value("side"));
+  options.shared_size = fields.integer("sharedSize", 1);
+  options.solver = parse_solver(fields.text("solver"));
+  options.rank_reduction = fields.integer("rankReduction", 0);
+  if (!fields.is_undefined("controlSeed")) options.control_seed = fields.integer("controlSeed", 0);
   return options;
 }
 
@@ -49,7 +44,7 @@ Napi::Function BasisObject::define(Napi::Env env) {
        InstanceMethod<&BasisObject::project>("project"), InstanceMethod<&BasisObject::dispose>("dispose")});
 }
 
-Napi::Object BasisObject::make(Napi::Env env, Device& device, Napi::Object options) {
+Napi::Object BasisObject::make(Napi::Env env, Device& device, const Fields& options) {
   auto basis = std::make_shared<SharedBasis>(device.backend(), to_options(options));
   Napi::Object object = Module::of(env).basis_constructor.New({});
   BasisObject* self = Unwrap(object);

@@ -2,6 +2,7 @@
 
 #include <memory>
 
+#include "addon/args.h"
 #include "addon/node_api.h"
 #include "core/device/device.h"
 #include "core/factorization/calibrated_group.h"
@@ -14,7 +15,7 @@ class CalibratedGroupObject final : public Napi::ObjectWrap<CalibratedGroupObjec
   static Napi::Function define(Napi::Env env);
   // options: { x, ids, weights, experts, hiddenSize, intermediateSize, activation, sharedGateUp, shrinkage, refit,
   // weighRows, refitDown }
-  static Napi::Object make(Napi::Env env, Device& device, Napi::Object options);
+  static Napi::Object make(Napi::Env env, Device& device, const Fields& options);
 
   explicit CalibratedGroupObject(const Napi::CallbackInfo& info);
 

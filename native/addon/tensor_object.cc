@@ -12,8 +12,6 @@
 namespace molae::addon {
 namespace {
 
-constexpr int64_t kMaxRows = int64_t{1} << 53;
-
 void check_size(const Tensor& tensor, const Bytes& bytes, const char* name) {
   if (bytes.size != tensor.bytes()) {
     fail(ErrorCode::ShapeMismatch, "Expected ", tensor.bytes(), " bytes for ", name, " but received ", bytes.size);
@@ -65,15 +63,16 @@ Tensor TensorObject::alive() const {
 
 Napi::Value TensorObject::slice(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
-    return make(info.Env(), *device_, alive().slice(Args(info).integer(0, "index", 0, kMaxRows)));
+    return make(info.Env(), *device_, alive().slice(Args(info).integer(0, "index", 0, kMaxSafeInteger)));
   });
 }
 
 Napi::Value TensorObject::row_range(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     const Args args(info);
-    return make(info.Env(), *device_,
-                alive().row_range(args.integer(0, "begin", 0, kMaxRows), args.integer(1, "end", 0, kMaxRows)));
+    return make(
+        info.Env(), *device_,
+        alive().row_range(args.integer(0, "begin", 0, kMaxSafeInteger), args.integer(1, "end", 0, kMaxSafeInteger)));
   });
 }
 
