@@ -39,7 +39,7 @@ template <class Real>
 std::vector<Part> cut(const std::vector<Product<Real>>& products, int threads) {
   constexpr int64_t kSmallest = 32;
   const auto count = static_cast<int64_t>(products.size());
-  const int64_t parts_wanted = count >= 4 * threads ? 1 : (threads + count - 1) / std::max<int64_t>(count, 1);
+  const int64_t parts_wanted = count >= 4 * threads ? 1 : ceil_divide(threads, std::max<int64_t>(count, 1));
   std::vector<Part> cut_parts;
   for (size_t p = 0; p < products.size(); ++p) {
     const auto& [m, n] = std::pair(products[p].m, products[p].n);

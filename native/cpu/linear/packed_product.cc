@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 
+#include "core/checked.h"
 #include "core/tensor/half.h"
 #include "cpu/linear/packed_kernel.h"
 #include "cpu/simd/convert.h"
@@ -16,8 +17,6 @@ constexpr int64_t kLineBytes = 64;
 
 // So many passes over a piece of halves take less time if they are widened first.
 constexpr int64_t kWidenedPasses = 4;
-
-constexpr int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
 // Pieces of the inner size, of which the weights of a group take half of the first cache as floats.
 int64_t most_steps() {
@@ -85,10 +84,10 @@ class Pieces {
 
   void cut_target() {
     const int64_t inner = targets_[target_].weight.cols();
-    const int64_t parts = (inner + most_inner(rows_) - 1) / most_inner(rows_);
-    part_ = round_up((inner + parts - 1) / parts, 2);
-    const int64_t pieces = (part_ + most_steps(rows_) - 1) / most_steps(rows_);
-    steps_ = round_up((part_ + pieces - 1) / pieces, 2);
+    const int64_t parts = ceil_divide(inner, most_inner(rows_));
+    part_ = round_up(ceil_divide(inner, parts), 2);
+    const int64_t pieces = ceil_divide(part_, most_steps(rows_));
+    steps_ = round_up(ceil_divide(part_, pieces), 2);
   }
 
   void end_group(int64_t end) {
@@ -126,7 +125,7 @@ MOLAE_MULTIVERSION void widen_pairs(const Pair* pairs, int64_t inner, float* to)
 // A piece of halves as floats: its blocks one after the other.
 Piece widened(const Piece& piece, float* to) {
   const DType dtype = piece.target->weight.dtype();
-  const int64_t elements = (piece.inner + 1) / 2 * 2 * kPackedCols;
+  const int64_t elements = round_up(piece.inner, 2) * kPackedCols;
   for (int64_t block = 0; block < piece.blocks; ++block) {
     const std::byte* from = piece.weights + block * piece.block_bytes;
     if (dtype == DType::BF16) {
@@ -151,8 +150,8 @@ bool brings_in_inputs(const Piece& piece, const Piece& next) {
 void multiply_piece(const Piece& piece, DType dtype, int64_t rows, const Piece* next) {
   const PackedKernel& kernel = packed_kernel();
   const auto multiply = kernel.of(dtype);
-  const int64_t passes = (rows + kernel.most_rows - 1) / kernel.most_rows;
-  const int64_t share = next ? round_up((next->bytes + passes - 1) / passes, kLineBytes) : 0;
+  const int64_t passes = ceil_divide(rows, kernel.most_rows);
+  const int64_t share = next ? round_up(ceil_divide(next->bytes, passes), kLineBytes) : 0;
   const float* inputs[PackedKernel::kMostRows];
   PackedProduct product{};
   product.weights = piece.weights;
