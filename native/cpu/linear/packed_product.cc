@@ -4,7 +4,6 @@
 #include <bit>
 
 #include "core/checked.h"
-#include "core/tensor/half.h"
 #include "cpu/linear/packed_kernel.h"
 #include "cpu/simd/convert.h"
 #include "cpu/simd/multiversion.h"
@@ -61,8 +60,7 @@ class Pieces {
     if (target_ == targets_.size()) return false;
     const PackedWeight& weight = targets_[target_].weight;
     const int64_t end = std::min(weight.cols(), part_begin_ + part_);
-    const int64_t inner = std::min(
-        first_ && rows_ <= kPackedStreamRows && rows_ > packed_kernel().few_rows ? kFirstSteps : steps_, end - begin_);
+    const int64_t inner = std::min(wanted_steps(), end - begin_);
     const int64_t step_bytes = kPackedCols * static_cast<int64_t>(item_size(weight.dtype()));
     piece = {&targets_[target_],
              weight.block(col_ + group_, begin_),
@@ -79,8 +77,13 @@ class Pieces {
   }
 
  private:
-  // Of the very first piece, as nobody asked for it before: with few rows all wait for memory.
-  static constexpr int64_t kFirstSteps = 16;
+  // The very first piece is short, as nobody asked for it before: where reading takes longer than computing all wait
+  // for memory. Not with so few rows that their kernels look ahead within a piece.
+  int64_t wanted_steps() const {
+    constexpr int64_t kFirstSteps = 16;
+    const bool waits = rows_ <= kPackedStreamRows && rows_ > packed_kernel().few_rows;
+    return first_ && waits ? kFirstSteps : steps_;
+  }
 
   void cut_target() {
     const int64_t inner = targets_[target_].weight.cols();

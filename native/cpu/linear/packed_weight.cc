@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "core/checked.h"
-#include "core/tensor/half.h"
 #include "cpu/system/compute_pool.h"
 
 namespace molae::cpu {
