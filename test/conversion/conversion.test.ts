@@ -101,6 +101,16 @@ describe('a converted checkpoint', () => {
     expect((await readdir(root)).filter((name) => name.includes('partial'))).toEqual([]);
   });
 
+  test('has the modules for transformers beside it where they were asked for', async () => {
+    await convert({ withPython: true });
+    for (const name of ['configuration_molae.py', 'modeling_molae.py']) {
+      const own = fileURLToPath(new URL(`../../python/${name}`, import.meta.url));
+      expect(digest(await readFile(join(output, name))), name).toBe(digest(await readFile(own)));
+    }
+    const { auto_map } = JSON.parse(await readFile(join(output, 'config.json'), 'utf8'));
+    expect(auto_map).toMatchObject({ AutoConfig: 'configuration_molae.MolaeConfig' });
+  });
+
   test('the report counts what the files have', async () => {
     const report = await convert({ operators: ['up', 'down'] });
     await using original = await openCheckpoint(source);
