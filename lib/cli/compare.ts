@@ -2,6 +2,7 @@ import { mkdir } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import { openDevice } from '../device.ts';
 import { MolaeError } from '../errors.ts';
+import { attempt } from '../files.ts';
 import { type ComparisonRow, compareMethods } from '../methods/compare.ts';
 import { METHODS } from '../methods/methods.ts';
 import { expertCoverage } from '../model/coverage.ts';
@@ -79,7 +80,7 @@ export const compare: CommandDefinition = {
     const checkpoint = await openDense(path);
     await checkpoint.close();
     const out = args.string('out');
-    if (out !== undefined) await makeFolder(out);
+    if (out !== undefined) await attempt('make the folder', out, () => mkdir(out, { recursive: true }));
     using device = await openDevice(args.device());
     const progress = openProgress('comparing');
     try {
@@ -175,14 +176,6 @@ function checkLengths({ calibration, evaluation }: Texts, window: number): void 
     `Too little text: ${calibration.length} tokens to calibrate with and ${evaluation.length} to evaluate on, ` +
       `but a window of ${window} is the least for each`,
   );
-}
-
-async function makeFolder(path: string): Promise<void> {
-  try {
-    await mkdir(path, { recursive: true });
-  } catch (cause) {
-    throw new MolaeError('IO', `Could not make the folder ${path}: ${(cause as Error).message}`, { cause });
-  }
 }
 
 /** What the widest cells of the columns look like, for rows that are printed before the others are known. */

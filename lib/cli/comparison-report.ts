@@ -1,7 +1,7 @@
 import { mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type Chart, renderChart, type Series } from '../chart.ts';
-import { MolaeError } from '../errors.ts';
+import { attempt } from '../files.ts';
 import type { ComparisonRow } from '../methods/compare.ts';
 import type { LayerCoverage } from '../model/coverage.ts';
 import { bytes, count, duration, percent, times } from './table.ts';
@@ -74,12 +74,10 @@ export async function writeComparison(folder: string, comparison: Comparison): P
     ['compare.md', toMarkdown(comparison)],
     ...charts(comparison).map(([name, chart]) => [`compare-${name}.svg`, renderChart(chart)] as const),
   ]);
-  try {
+  await attempt('write to', folder, async () => {
     await mkdir(folder, { recursive: true });
     for (const [name, content] of files) await writeFile(join(folder, name), content);
-  } catch (cause) {
-    throw new MolaeError('IO', `Could not write to ${folder}: ${(cause as Error).message}`, { cause });
-  }
+  });
 }
 
 /** The contract of `--json`: methods without groups have a groupSize of null. */

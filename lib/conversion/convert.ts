@@ -7,7 +7,7 @@ import { SafetensorsWriter, type TensorDeclaration } from '../checkpoint/safeten
 import { countBytes, countParameters } from '../checkpoint/tally.ts';
 import type { Weights } from '../checkpoint/weights.ts';
 import { type Device, openDevice } from '../device.ts';
-import { type BlockDType, isBlockDType } from '../dtype.ts';
+import { type BlockDType, checkBlockDType } from '../dtype.ts';
 import { expected, MolaeError, throwIfAborted } from '../errors.ts';
 import type { Operator } from '../experts.ts';
 import type { FactorizationReport } from '../factorization/factorize.ts';
@@ -141,7 +141,7 @@ export function checkSource(checkpoint: Checkpoint): void {
 
 function checkQuantize({ format, quantize }: OutputOptions): void {
   if (quantize === undefined) return;
-  if (!isBlockDType(quantize)) throw expected('q8 or q4', 'quantize', quantize);
+  checkBlockDType(quantize, 'quantize');
   if (format !== 'dense') return;
   throw new MolaeError(
     'INVALID_ARGUMENT',

@@ -1,7 +1,7 @@
 import { copyFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { ioError } from '../checkpoint/files.ts';
 import type { JsonObject } from '../checkpoint/json.ts';
+import { attempt } from '../files.ts';
 import { PACKAGE_ROOT } from '../package.ts';
 
 /** In `python/` of this package. */
@@ -11,11 +11,7 @@ const FILES = ['configuration_molae.py', 'modeling_molae.py'];
 export async function copyPythonFiles(to: string): Promise<void> {
   for (const name of FILES) {
     const from = join(PACKAGE_ROOT, 'python', name);
-    try {
-      await copyFile(from, join(to, name));
-    } catch (cause) {
-      throw ioError('copy', from, cause);
-    }
+    await attempt('copy', from, () => copyFile(from, join(to, name)));
   }
 }
 
