@@ -7,6 +7,7 @@ import { type ComparisonRow, compareMethods } from '../methods/compare.ts';
 import { METHODS } from '../methods/methods.ts';
 import { expertCoverage } from '../model/coverage.ts';
 import { Model } from '../model/model.ts';
+import { defaultWindow } from '../model/perplexity.ts';
 import { Tokenizer } from '../model/tokenizer.ts';
 import type { Arguments } from './arguments.ts';
 import { type CommandDefinition, DEVICE_OPTION } from './command.ts';
@@ -19,9 +20,9 @@ import {
   writeComparison,
 } from './comparison-report.ts';
 import { openDense } from './dense-checkpoint.ts';
+import { TEXT_OPTION, WINDOW_OPTION } from './model-options.ts';
 import type { Output } from './output.ts';
-import { openProgress } from './progress.ts';
-import { interruptible } from './signals.ts';
+import { withProgress } from './progress.ts';
 import { type Alignment, table } from './table.ts';
 import { readText } from './text.ts';
 
@@ -37,7 +38,7 @@ export const compare: CommandDefinition = {
   ],
   glossary: { title: 'Methods', entries: METHODS.map(({ name, summary }) => [name, summary]) },
   options: [
-    { name: 'text', value: 'file', description: 'the text, in UTF-8' },
+    TEXT_OPTION,
     {
       name: 'eval-text',
       value: 'file',
@@ -55,11 +56,7 @@ export const compare: CommandDefinition = {
       description: 'for methods that group experts: how many share a latent space (chosen for each)',
     },
     { name: 'calibrate-tokens', value: 'N', description: 'let methods use the first N tokens only' },
-    {
-      name: 'window',
-      value: 'W',
-      description: 'tokens of a window (256, or the context where that is shorter)',
-    },
+    WINDOW_OPTION,
     { name: 'out', value: 'folder', description: 'write compare.json, compare.md and charts (SVG) there' },
     DEVICE_OPTION,
   ],
@@ -82,49 +79,35 @@ export const compare: CommandDefinition = {
     const out = args.string('out');
     if (out !== undefined) await attempt('make the folder', out, () => mkdir(out, { recursive: true }));
     using device = await openDevice(args.device());
-    const progress = openProgress('comparing');
-    try {
-      const comparison = await interruptible(
-        async (signal) => {
-          await using model = await Model.open(path, { device, signal });
-          const { window = Math.min(256, model.spec.contextLength) } = request;
-          checkLengths(texts, window);
-          const rows: ComparisonRow[] = [];
-          const printed = new PrintedTable(output);
-          for await (const row of compareMethods(model, {
-            ...request,
-            ...texts,
-            window,
-            signal,
-            onProgress: ({ done, total, method }) => {
-              if (output.json) progress.update(done, total, method);
-            },
-          })) {
-            rows.push(row);
-            printed.add(cells(row, rows[0] as ComparisonRow));
-          }
-          const { calibration, evaluation } = texts;
-          const coverage = await expertCoverage(model, calibration, { window, signal });
-          return {
-            checkpoint: path,
-            window,
-            tokens: { calibration: calibration.length, evaluation: evaluation.length },
-            coverage,
-            rows,
-          } satisfies Comparison;
+    const comparison = await withProgress('comparing', async (signal, progress): Promise<Comparison> => {
+      await using model = await Model.open(path, { device, signal });
+      const { window = defaultWindow(model) } = request;
+      checkLengths(texts, window);
+      const rows: ComparisonRow[] = [];
+      const printed = new PrintedTable(output);
+      for await (const row of compareMethods(model, {
+        ...request,
+        ...texts,
+        window,
+        signal,
+        onProgress: ({ done, total, method }) => {
+          if (output.json) progress.update(done, total, method);
         },
-        () => progress.stop(),
-      );
-      progress.stop();
-      if (out !== undefined) await writeComparison(out, comparison);
-      output.result(toJson(comparison), () => [
-        '',
-        ...explanation(comparison),
-        ...(out === undefined ? [] : [`Written to ${out}.`]),
-      ]);
-    } finally {
-      progress.stop();
-    }
+      })) {
+        rows.push(row);
+        printed.add(cells(row, rows[0] as ComparisonRow));
+      }
+      const { calibration, evaluation } = texts;
+      const coverage = await expertCoverage(model, calibration, { window, signal });
+      const tokens = { calibration: calibration.length, evaluation: evaluation.length };
+      return { checkpoint: path, window, tokens, coverage, rows };
+    });
+    if (out !== undefined) await writeComparison(out, comparison);
+    output.result(toJson(comparison), () => [
+      '',
+      ...explanation(comparison),
+      ...(out === undefined ? [] : [`Written to ${out}.`]),
+    ]);
   },
 };
 
