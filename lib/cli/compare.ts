@@ -1,5 +1,6 @@
 import { mkdir } from 'node:fs/promises';
 import { resolve } from 'node:path';
+import { openDense } from '../conversion/source.ts';
 import { openDevice } from '../device.ts';
 import { MolaeError } from '../errors.ts';
 import { attempt } from '../files.ts';
@@ -19,7 +20,6 @@ import {
   toJson,
   writeComparison,
 } from './comparison-report.ts';
-import { openDense } from './dense-checkpoint.ts';
 import { TEXT_OPTION, WINDOW_OPTION } from './model-options.ts';
 import type { Output } from './output.ts';
 import { withProgress } from './progress.ts';

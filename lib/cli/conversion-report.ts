@@ -2,7 +2,7 @@ import { relative as relativePath, sep } from 'node:path';
 import type { MoeSpec } from '../checkpoint/family.ts';
 import type { CalibratedConversionReport } from '../conversion/calibrated/convert.ts';
 import type { GroupUseReport } from '../conversion/calibrated/group-use.ts';
-import type { Change, ConversionReport } from '../conversion/convert.ts';
+import type { Change, ConversionReport } from '../conversion/report.ts';
 import { type Comparison, layerCosts } from '../costs/layer-costs.ts';
 import { bitsOf } from '../dtype.ts';
 import { OPERATORS, type Operator } from '../experts.ts';

@@ -6,7 +6,9 @@ import {
   type CalibratedConversionReport,
   convertCalibrated,
 } from '../conversion/calibrated/convert.ts';
-import { type ConversionReport, type ConvertOptions, convertCheckpoint } from '../conversion/convert.ts';
+import { type ConvertOptions, convertCheckpoint } from '../conversion/convert.ts';
+import type { ConversionReport } from '../conversion/report.ts';
+import { openDense } from '../conversion/source.ts';
 import { openDevice } from '../device.ts';
 import { BLOCK_DTYPES } from '../dtype.ts';
 import { GROUPINGS } from '../methods/grouping/grouping.ts';
@@ -15,7 +17,6 @@ import { Tokenizer } from '../model/tokenizer.ts';
 import type { Arguments } from './arguments.ts';
 import { type CommandDefinition, DEVICE_OPTION } from './command.ts';
 import { describe, flopsChange, formInWords, searchOf } from './conversion-report.ts';
-import { openDense } from './dense-checkpoint.ts';
 import { QUANTIZE_OPTION, WINDOW_OPTION } from './model-options.ts';
 import { withProgress } from './progress.ts';
 import { readSizes, SIZE_OPTIONS } from './sizes.ts';

@@ -324,7 +324,10 @@ describe('bad input', () => {
   test('a converted checkpoint is not converted again', async () => {
     await convert();
     const call = convertCheckpoint(output, `${output}-again`, { groupSize: 4, latentSize: 8, device });
-    await expect(call).rejects.toThrow(/converted already/);
+    await expect(call).rejects.toMatchObject({
+      code: 'UNSUPPORTED_CHECKPOINT',
+      message: expect.stringContaining('was converted already: take the checkpoint it came from'),
+    });
   });
 
   test('an output that cannot be created is an IO error; the source is untouched', async () => {
