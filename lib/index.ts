@@ -12,14 +12,9 @@ export {
   convertCalibrated,
 } from './conversion/calibrated/convert.ts';
 export type { GroupUseReport } from './conversion/calibrated/group-use.ts';
-export {
-  type Change,
-  type ConversionReport,
-  type ConvertOptions,
-  type ConvertProgress,
-  convertCheckpoint,
-  type LayerReport,
-} from './conversion/convert.ts';
+export { type ConvertOptions, convertCheckpoint } from './conversion/convert.ts';
+export type { ConvertProgress } from './conversion/options.ts';
+export type { Change, ConversionReport, LayerReport } from './conversion/report.ts';
 export { distinctGroups } from './costs/distinct-groups.ts';
 export {
   type Comparison,

@@ -1,6 +1,7 @@
 import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
-import { ioError, isFile, readSmallFile, systemCode } from './files.ts';
+import { ioError, systemCode } from '../files.ts';
+import { isFile, readSmallFile } from './files.ts';
 import { isJsonObject, parseStrictJson } from './json.ts';
 import { badCheckpoint, quote } from './problems.ts';
 import type { SafetensorsDtype } from './safetensors/dtype.ts';

@@ -14,9 +14,9 @@ import {
   resolveGroups,
 } from '../factorization/factorize.ts';
 import { planConversion } from '../plan/plan-conversion.ts';
-import type { OutputOptions } from './convert.ts';
 import { ExpertReader, ReadBuffers } from './expert-reader.ts';
 import type { FactorShapes, GroupFactors, LayerMethod, LayerWriter, StepListener } from './layer-method.ts';
+import type { OutputOptions } from './options.ts';
 
 /** What decides groups and latent sizes. */
 export interface SizeOptions extends Omit<FactorizationSpec, 'latentSize'> {
