@@ -1,6 +1,6 @@
-import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { openDevice } from '../lib/device.ts';
+import { PACKAGE_ROOT, packageVersion } from '../lib/package.ts';
 import { question as batchedGemm } from './batched-gemm.bench.ts';
 import { question as calibrated } from './calibrated.bench.ts';
 import { question as callOverhead } from './call-overhead.bench.ts';
@@ -13,7 +13,6 @@ import { question as layerDecode } from './layer-decode.bench.ts';
 import { question as layerPrefill } from './layer-prefill.bench.ts';
 import { Context, type Question } from './support/context.ts';
 import { parseOptions, USAGE } from './support/options.ts';
-import { ROOT } from './support/peers.ts';
 import {
   absentPeers,
   compareResults,
@@ -79,13 +78,12 @@ async function main(args: readonly string[]): Promise<number> {
   }
 
   if (context.rows.length === 0) return 1;
-  const { version } = JSON.parse(readFileSync(join(ROOT, 'package.json'), 'utf8')) as { version: string };
-  const results = makeResults(version, device.info, options.quick, context.measured, context.rows);
+  const results = makeResults(packageVersion(), device.info, options.quick, context.measured, context.rows);
   process.stdout.write(`\n${describeCeilings(results)}\n`);
   for (const line of absentPeers(context.rows)) process.stdout.write(`absent: ${line}\n`);
 
-  const scratch = join(ROOT, 'build', 'bench', 'results');
-  const folder = options.out ?? (options.quick ? scratch : join(ROOT, 'bench', 'results'));
+  const scratch = join(PACKAGE_ROOT, 'build', 'bench', 'results');
+  const folder = options.out ?? (options.quick ? scratch : join(PACKAGE_ROOT, 'bench', 'results'));
   if (options.check) {
     // Stored results stay what they are: a check would otherwise move its own mark.
     const stored = readResults(join(folder, `${machineSlug(results)}.json`));

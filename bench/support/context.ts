@@ -27,11 +27,9 @@ export interface Row extends MachineRow {
 }
 
 /** `speedup` is the peer's time over ours: above 1 we are faster. */
-export type Peer =
-  | (Stats & { readonly speedup: number; readonly version?: string })
-  | { readonly absent: string };
+type Peer = (Stats & { readonly speedup: number; readonly version?: string }) | { readonly absent: string };
 
-export interface RowInit extends Measured, Partial<Pick<Row, 'relativeError' | 'data'>> {
+interface RowInit extends Measured, Partial<Pick<Row, 'relativeError' | 'data'>> {
   readonly peers?: Readonly<Record<string, PeerResult>>;
   readonly goals?: (row: Pick<Row, 'ofCeiling' | 'ofFma' | 'ofSgemm' | 'ofRead'>) => readonly Goal[];
 }

@@ -1,6 +1,6 @@
 import { parseArgs } from 'node:util';
 
-export interface BenchOptions {
+interface BenchOptions {
   /** Names of questions; empty for all. */
   readonly only: readonly string[];
   /** Few cells, small layers, few samples: minutes, for a first look. */

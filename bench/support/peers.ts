@@ -7,6 +7,7 @@ import type { Distribution } from '../../lib/bench/batches.ts';
 import type { LayerCell } from '../../lib/bench/cells.ts';
 import type { LayerDType } from '../../lib/bench/layers.ts';
 import type { Effort, Stats } from '../../lib/bench/timing.ts';
+import { PACKAGE_ROOT } from '../../lib/package.ts';
 
 export type PeerResult = (Stats & { readonly version?: string }) | { readonly absent: string };
 
@@ -21,9 +22,8 @@ export interface LayerTask {
   readonly effort: Effort;
 }
 
-/** The repository: sources of peers, and their packages, stay in bench/peers. */
-export const ROOT = findRoot(dirname(fileURLToPath(import.meta.url)));
-export const PEERS = join(ROOT, 'bench', 'peers');
+/** Sources of peers, and their packages, stay here. */
+export const PEERS = join(PACKAGE_ROOT, 'bench', 'peers');
 const COMPILED_PEERS = join(dirname(dirname(fileURLToPath(import.meta.url))), 'peers');
 
 const TIMEOUT_MS = 10 * 60_000;
@@ -33,7 +33,7 @@ const TIMEOUT_MS = 10 * 60_000;
  * gone when it is our turn. It prints its Stats, or what else
  * it has to say, as JSON on the last line.
  */
-export function runPeer<Result = PeerResult>(
+function runPeer<Result = PeerResult>(
   command: string,
   args: readonly string[],
   env: NodeJS.ProcessEnv = {},
@@ -123,7 +123,7 @@ export async function numpyLinalg(
 }
 
 /** An evaluation of a model in a process of its own, which makes a pass when it is asked to. */
-export interface EvaluationPeer {
+interface EvaluationPeer {
   readonly version: string;
   /** What its first pass found. */
   readonly first: { readonly perplexity: number; readonly tokens: number };
@@ -184,8 +184,4 @@ export async function startTransformersEval(
 
 function notInstalled(name: string): PeerResult {
   return { absent: `${name} is not installed: see bench/peers/README.md` };
-}
-
-function findRoot(folder: string): string {
-  return existsSync(join(folder, 'package.json')) ? folder : findRoot(dirname(folder));
 }

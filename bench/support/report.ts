@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import type { Ceilings } from '../../lib/bench/ceilings.ts';
 import { describeMachine, type Machine } from '../../lib/bench/machine.ts';
 import { type CeilingsSpread, ceilingsSpread, medianCeilings } from '../../lib/bench/yardstick.ts';
+import { type Alignment, table } from '../../lib/cli/table.ts';
 import type { DeviceInfo } from '../../lib/device.ts';
 import type { Row } from './context.ts';
 import { makePlots } from './plots.ts';
@@ -127,25 +128,26 @@ export function describeCeilings(results: Results): string {
   ].join('\n');
 }
 
+const COLUMNS: readonly (readonly [title: string, alignment: Alignment])[] = [
+  ['name', 'left'],
+  ['shape', 'left'],
+  ['T', 'right'],
+  ['dtype', 'left'],
+  ['median ms', 'right'],
+  ['p10–p90', 'right'],
+  ['p99', 'right'],
+  ['GFLOP/s', 'right'],
+  ['GB/s', 'right'],
+  ['%roof', 'right'],
+  ['%FMA', 'right'],
+  ['%sgemm', 'right'],
+  ['%read', 'right'],
+  ['against', 'left'],
+  ['goals (must)', 'left'],
+];
+
 /** An aligned table of each question's rows. */
 export function formatTable(rows: readonly Row[]): string {
-  const header = [
-    'name',
-    'shape',
-    'T',
-    'dtype',
-    'median ms',
-    'p10–p90',
-    'p99',
-    'GFLOP/s',
-    'GB/s',
-    '%roof',
-    '%FMA',
-    '%sgemm',
-    '%read',
-    'against',
-    'goals (must)',
-  ];
   const cells = rows.map((row) => [
     row.name,
     row.shape,
@@ -170,18 +172,9 @@ export function formatTable(rows: readonly Row[]): string {
       )
       .join(', '),
   ]);
-  const widths = header.map((title, i) =>
-    Math.max(title.length, ...cells.map((line) => (line[i] as string).length)),
-  );
-  const right = new Set([2, 4, 5, 6, 7, 8, 9, 10, 11, 12]);
-  const format = (line: readonly string[]) =>
-    line
-      .map((cell, i) =>
-        right.has(i) ? cell.padStart(widths[i] as number) : cell.padEnd(widths[i] as number),
-      )
-      .join('  ')
-      .trimEnd();
-  return [format(header), ...cells.map(format)].join('\n');
+  const header = COLUMNS.map(([title]) => title);
+  const alignments = COLUMNS.map(([, alignment]) => alignment);
+  return table([header, ...cells], alignments).join('\n');
 }
 
 /** Why peers are missing, once each. */
