@@ -18,6 +18,8 @@ export interface Goal {
 /** A row of the short bench of the package, with what only this one knows. */
 export interface Row extends MachineRow {
   readonly question: string;
+  /** When, in ISO 8601: a file has rows of several runs. Those of old files do not know. */
+  readonly measured?: string;
   readonly peers: Readonly<Record<string, Peer>>;
   readonly goals: readonly Goal[];
   /** Relative error against the f64 reference. */
@@ -127,6 +129,7 @@ export class Context {
     ]);
     const row: Row = {
       question: this.#question,
+      measured: new Date().toISOString(),
       ...machineRow,
       peers: Object.fromEntries(peers),
       goals: init.goals?.(machineRow) ?? [],

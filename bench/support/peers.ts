@@ -8,6 +8,7 @@ import type { LayerCell } from '../../lib/bench/cells.ts';
 import type { LayerDType } from '../../lib/bench/layers.ts';
 import type { Effort, Stats } from '../../lib/bench/timing.ts';
 import { PACKAGE_ROOT } from '../../lib/package.ts';
+import { Failure } from './failure.ts';
 
 export type PeerResult = (Stats & { readonly version?: string }) | { readonly absent: string };
 
@@ -45,7 +46,7 @@ function runPeer<Result = PeerResult>(
       try {
         resolve(JSON.parse(line) as Result);
       } catch {
-        const reason = stderr.trim().split('\n').at(-1) || error?.message.split('\n')[0] || 'no result';
+        const reason = complaint(stderr) || error?.message.split('\n')[0] || 'no result';
         resolve({ absent: reason.slice(0, 200) });
       }
     });
@@ -166,7 +167,7 @@ export async function startTransformersEval(
   const answer = async <Answer>(): Promise<Answer> => {
     const { value, done } = await lines.next();
     if (done) await ended;
-    if (done) throw new Error(complaints.trim().split('\n').at(-1) || 'no result');
+    if (done) throw new Failure(complaint(complaints) || 'no result');
     return JSON.parse(value) as Answer;
   };
   try {
@@ -180,6 +181,12 @@ export async function startTransformersEval(
     child.kill();
     return { absent: `${(error as Error).message.slice(0, 200)}: see bench/peers/README.md` };
   }
+}
+
+/** What a process that failed died of: the last error that it tells, or what it said last. */
+function complaint(stderr: string): string | undefined {
+  const lines = stderr.trim().split('\n');
+  return lines.findLast((line) => /^[A-Z]\w+( \[\w+\])?: /.test(line)) ?? lines.at(-1);
 }
 
 function notInstalled(name: string): PeerResult {

@@ -10,6 +10,7 @@ import { makePlots } from './plots.ts';
 
 export interface Results {
   readonly version: string;
+  /** Of the last run; each row has its own. */
   readonly date: string;
   readonly quick: boolean;
   readonly machine: Machine;
@@ -41,13 +42,18 @@ export function makeResults(
 }
 
 /** "AMD EPYC-Milan Processor" with 2 threads is amd-epyc-milan-2t. */
-export function machineSlug({ machine, threads }: Pick<Results, 'machine' | 'threads'>): string {
-  const name = machine.cpu
+function machineSlug({ name: cpu, threads }: Pick<DeviceInfo, 'name' | 'threads'>): string {
+  const name = cpu
     .toLowerCase()
     .replace(/\((r|tm|c)\)|@.*|\b(processor|cpu|\d+-core)\b/g, ' ')
     .replace(/[^a-z0-9]+/g, '-')
     .replace(/^-+|-+$/g, '');
   return `${name}-${threads}t`;
+}
+
+/** Where the results of a machine are. */
+export function resultsPath(folder: string, info: Pick<DeviceInfo, 'name' | 'threads'>): string {
+  return join(folder, `${machineSlug(info)}.json`);
 }
 
 /**
@@ -56,16 +62,16 @@ export function machineSlug({ machine, threads }: Pick<Results, 'machine' | 'thr
  */
 export function writeResults(folder: string, results: Results): string[] {
   mkdirSync(folder, { recursive: true });
-  const slug = machineSlug(results);
-  const path = join(folder, `${slug}.json`);
+  const { machine, threads, date } = results;
+  const path = resultsPath(folder, { name: machine.cpu, threads });
   const asked = new Set(results.results.map((row) => row.question));
   const kept = (readResults(path)?.results ?? []).filter((row) => !asked.has(row.question));
   const merged = { ...results, results: [...results.results, ...kept] };
   writeFileSync(path, `${JSON.stringify(merged, undefined, 1)}\n`);
-  const machine = `${results.machine.cpu}, ${results.threads} threads, ${results.date.slice(0, 10)}`;
+  const subtitle = `${machine.cpu}, ${threads} threads, ${date.slice(0, 10)}`;
   const written = [path];
-  for (const [name, svg] of makePlots(merged.results, results.ceilings, machine)) {
-    const file = join(folder, `${slug}-${name}.svg`);
+  for (const [name, svg] of makePlots(merged.results, results.ceilings, subtitle)) {
+    const file = path.replace(/\.json$/, `-${name}.svg`);
     writeFileSync(file, svg);
     written.push(file);
   }
