@@ -1,19 +1,20 @@
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { tensor } from '../lib/bench/data.ts';
+import { randomDense } from '../lib/bench/layers.ts';
 import { convertCalibrated } from '../lib/conversion/calibrated/convert.ts';
 import { convertCheckpoint } from '../lib/conversion/convert.ts';
-import { DenseExperts } from '../lib/experts.ts';
+import type { Operator } from '../lib/experts.ts';
 import { factorizeCalibrated } from '../lib/factorization/calibrated.ts';
 import type { LayerInputs } from '../lib/factorization/calibrated-group.ts';
 import { factorizeExperts } from '../lib/factorization/factorize.ts';
 import { calibrate, sampleWindows } from '../lib/model/calibration.ts';
 import { Model } from '../lib/model/model.ts';
 import { Tokenizer } from '../lib/model/tokenizer.ts';
+import { PACKAGE_ROOT } from '../lib/package.ts';
 import { route } from '../lib/routing.ts';
 import type { Tensor } from '../lib/tensor.ts';
 import { type Context, goal, type Question } from './support/context.ts';
-import { ROOT } from './support/peers.ts';
 
 /** A layer of Qwen1.5-MoE with the experts of one group of 15. */
 const [n, m, K, REAL_N] = [2048, 1408, 4, 60];
@@ -24,12 +25,8 @@ interface Shape {
   readonly tokens: number;
 }
 
-function randomExperts({ device }: Context, N: number): DenseExperts {
-  const draw = (seed: number, rows: number, cols: number) =>
-    Array.from({ length: N }, (_, i) => tensor(device, 'bf16', [rows, cols], seed + i, 1 / Math.sqrt(cols)));
-  const [gate, up, down] = [draw(1, m, n), draw(1001, m, n), draw(2001, n, m)];
-  return new DenseExperts({ gate, up, down, owned: [...gate, ...up, ...down] });
-}
+/** Of the matrices of the first expert; one more for each of the next. */
+const SEEDS: Readonly<Record<Operator, number>> = { gate: 1, up: 1001, down: 2001 };
 
 async function randomInputs({ device }: Context, { N, tokens }: Shape): Promise<LayerInputs> {
   using logits = tensor(device, 'f32', [tokens, N], 3001, 1);
@@ -39,7 +36,12 @@ async function randomInputs({ device }: Context, { N, tokens }: Shape): Promise<
 
 async function measure(context: Context, shape: Shape): Promise<void> {
   const { N, r, tokens } = shape;
-  using experts = randomExperts(context, N);
+  using experts = randomDense(
+    context.device,
+    { n, m, N },
+    'bf16',
+    (operator, expert) => SEEDS[operator] + expert,
+  );
   const inputs = await randomInputs(context, shape);
   const options = { groupSize: N, latentSize: r };
   const effort = { ...context.effort, minSamples: 1 };
@@ -72,8 +74,8 @@ async function measure(context: Context, shape: Shape): Promise<void> {
 }
 
 /** The test model, whose experts were trained, and the text that it is calibrated on. */
-const CHECKPOINT = join(ROOT, 'test', 'fixtures', 'tiny-qwen2-moe');
-const TEXT = join(ROOT, 'node_modules', '@stdlib', 'datasets-moby-dick', 'data', 'data.txt');
+const CHECKPOINT = join(PACKAGE_ROOT, 'test', 'fixtures', 'tiny-qwen2-moe');
+const TEXT = join(PACKAGE_ROOT, 'node_modules', '@stdlib', 'datasets-moby-dick', 'data', 'data.txt');
 
 /** Its whole default conversion, against plain conversion and the pass over the text that it cannot do without. */
 async function measureConversion(context: Context): Promise<void> {
@@ -82,7 +84,7 @@ async function measureConversion(context: Context): Promise<void> {
   const text = (await readFile(TEXT, 'utf8')).replace(/[^\n\x20-\x7e]/g, '');
   const calibration = sampleWindows(tokenizer.encode(text), context.quick ? 4096 : 16_384, 256);
   // The system's folder for temporary files may be in memory.
-  const folder = await mkdtemp(join(ROOT, 'build', 'bench', 'calibrated-'));
+  const folder = await mkdtemp(join(PACKAGE_ROOT, 'build', 'bench', 'calibrated-'));
   try {
     const common = { targetRatio: 0.35, device, force: true };
     const stats = await context.timeTogether(

@@ -4,8 +4,8 @@ import { WrongResult } from '../lib/bench/check.ts';
 import { values } from '../lib/bench/data.ts';
 import { SafetensorsWriter, type TensorDeclaration } from '../lib/checkpoint/safetensors/writer.ts';
 import { convertCheckpoint } from '../lib/conversion/convert.ts';
+import { PACKAGE_ROOT } from '../lib/package.ts';
 import type { Context, Question } from './support/context.ts';
-import { ROOT } from './support/peers.ts';
 
 /** A layer of Qwen1.5-MoE with fewer experts. */
 interface Shape {
@@ -65,7 +65,7 @@ async function writeCheckpoint(folder: string, { N }: Shape): Promise<number> {
 async function measure(context: Context, shape: Shape): Promise<void> {
   const { N, k, r } = shape;
   // The system's folder for temporary files may be in memory.
-  const folder = await mkdtemp(join(ROOT, 'build', 'bench', 'convert-'));
+  const folder = await mkdtemp(join(PACKAGE_ROOT, 'build', 'bench', 'convert-'));
   try {
     const [source, output, copy] = [join(folder, 'source'), join(folder, 'out'), join(folder, 'copy')];
     const sourceBytes = await writeCheckpoint(source, shape);

@@ -4,10 +4,11 @@ import { type Call, type Stats, statistics } from '../lib/bench/timing.ts';
 import { SafetensorsFile } from '../lib/checkpoint/safetensors/reader.ts';
 import { Model } from '../lib/model/model.ts';
 import { perplexity } from '../lib/model/perplexity.ts';
+import { PACKAGE_ROOT } from '../lib/package.ts';
 import type { Context, Question } from './support/context.ts';
-import { type PeerResult, ROOT, startTransformersEval } from './support/peers.ts';
+import { type PeerResult, startTransformersEval } from './support/peers.ts';
 
-const FIXTURES = join(ROOT, 'test', 'fixtures');
+const FIXTURES = join(PACKAGE_ROOT, 'test', 'fixtures');
 const CHECKPOINT = join(FIXTURES, 'tiny-qwen2-moe');
 const TOKENS = join(FIXTURES, 'ppl-tokens.safetensors');
 /** One of the token sequences in that file. */

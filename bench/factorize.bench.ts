@@ -1,15 +1,17 @@
 import { join } from 'node:path';
 import { WrongResult } from '../lib/bench/check.ts';
-import { tensor, values } from '../lib/bench/data.ts';
+import { values } from '../lib/bench/data.ts';
 import { checkedExcess, factorizeGate, randomExperts } from '../lib/bench/factorization-speed.ts';
+import { randomDense } from '../lib/bench/layers.ts';
 import type { Stats } from '../lib/bench/timing.ts';
 import { openCheckpoint } from '../lib/checkpoint/checkpoint.ts';
 import { loadExperts } from '../lib/checkpoint/load-experts.ts';
-import { DenseExperts } from '../lib/experts.ts';
+import { DenseExperts, OPERATORS } from '../lib/experts.ts';
 import { factorizeExperts } from '../lib/factorization/factorize.ts';
 import { svd } from '../lib/linalg.ts';
+import { PACKAGE_ROOT } from '../lib/package.ts';
 import { type Context, goal, type Question } from './support/context.ts';
-import { numpyLinalg, type PeerResult, ROOT } from './support/peers.ts';
+import { numpyLinalg, type PeerResult } from './support/peers.ts';
 
 /** The least excess over the optimum that the goal allows, and a bound for bf16 factors, which are rounded. */
 const EXCESS = 1e-6;
@@ -107,16 +109,16 @@ async function overGroupSize(
 async function sweepOverGroupSize(context: Context): Promise<void> {
   const [n, m, N] = context.quick ? [256, 96, 16] : [1024, 352, 16];
   const { device } = context;
-  const weights = (operator: number, rows: number, cols: number) =>
-    Array.from({ length: N }, (_, i) =>
-      tensor(device, 'bf16', [rows, cols], 3 * i + operator, 1 / Math.sqrt(cols)),
-    );
-  const [gate, up, down] = [weights(0, m, n), weights(1, m, n), weights(2, n, m)];
-  using random = new DenseExperts({ gate, up, down, owned: [...gate, ...up, ...down] });
+  using random = randomDense(
+    device,
+    { n, m, N },
+    'bf16',
+    (operator, expert) => 3 * expert + OPERATORS.indexOf(operator),
+  );
   const sizes = [1, 2, 4, 8, 16];
   await overGroupSize(context, 'random', random, m / 2, sizes);
 
-  const checkpoint = await openCheckpoint(join(ROOT, 'test', 'fixtures', 'tiny-qwen2-moe'));
+  const checkpoint = await openCheckpoint(join(PACKAGE_ROOT, 'test', 'fixtures', 'tiny-qwen2-moe'));
   try {
     const layer = checkpoint.spec.layers[1] as number;
     using trained = await loadExperts(checkpoint, layer, { device });

@@ -1,5 +1,5 @@
-import { checkClose, checkFinite, multiply, multiplyLeft } from '../lib/bench/check.ts';
-import { exactValues, poisoned, tensor, type WeightDType } from '../lib/bench/data.ts';
+import { checkClose, checkFinite, multiply } from '../lib/bench/check.ts';
+import { type BenchDType, exactValues, poisoned, tensor } from '../lib/bench/data.ts';
 import { gemm } from '../lib/linalg.ts';
 import { type Context, goal, type Question } from './support/context.ts';
 
@@ -7,7 +7,7 @@ interface Cell {
   readonly m: number;
   readonly n: number;
   readonly k: number;
-  readonly dtype: WeightDType;
+  readonly dtype: BenchDType;
   readonly transposeB?: boolean;
 }
 
@@ -31,7 +31,7 @@ const full: readonly Cell[] = [
   { m: 2048, n: 2048, k: 2048, dtype: 'f64' },
 ];
 
-const bounds: Record<WeightDType, number> = { f32: 1e-5, f64: 1e-13, bf16: 4e-3 };
+const bounds: Record<BenchDType, number> = { f32: 1e-5, f64: 1e-13, bf16: 4e-3 };
 
 async function measure(context: Context, { m, n, k, dtype, transposeB = false }: Cell): Promise<void> {
   const { device } = context;
@@ -67,6 +67,16 @@ async function measure(context: Context, { m, n, k, dtype, transposeB = false }:
     relativeError,
     goals: ({ ofSgemm }) => (dtype === 'f32' && m >= 1024 ? [goal('of sgemm', ofSgemm ?? 0, 0.95, 1)] : []),
   });
+}
+
+/** x · W of W [x.length, cols] in f64. */
+function multiplyLeft(x: ArrayLike<number>, w: ArrayLike<number>, cols: number): Float64Array {
+  const y = new Float64Array(cols);
+  for (let i = 0; i < x.length; i++) {
+    const scale = x[i] as number;
+    for (let j = 0, at = i * cols; j < cols; j++, at++) (y[j] as number) += scale * (w[at] as number);
+  }
+  return y;
 }
 
 export const question: Question = {

@@ -1,19 +1,19 @@
+import type { Batch } from '../lib/bench/batches.ts';
 import {
-  type Batch,
-  denseWork,
-  latentWork,
-  makeBatch,
-  makeRoute,
-  touchedBy,
-  type Work,
-} from '../lib/bench/batches.ts';
-import { CELLS, describeCell, type LayerCell, quickCells, scaleDown } from '../lib/bench/cells.ts';
-import { COLD_BYTES } from '../lib/bench/layer-speed.ts';
-import { denseLayer, type LayerDType, latentLayer } from '../lib/bench/layers.ts';
+  CELLS,
+  describeLayer,
+  LAYER_KINDS,
+  type LayerCell,
+  type LayerKind,
+  scaleDown,
+} from '../lib/bench/cells.ts';
+import { COLD_BYTES, LayerRing, routeSeed, tokenBytes } from '../lib/bench/layer-speed.ts';
+import type { LayerDType } from '../lib/bench/layers.ts';
 import { checkLayer } from '../lib/bench/reference.ts';
-import type { DenseExperts, LatentExperts } from '../lib/experts.ts';
+import type { Stats } from '../lib/bench/timing.ts';
+import { quickCells } from './support/cells.ts';
 import { type Context, goal, type Question } from './support/context.ts';
-import { type LayerTask, layerPeers, type PeerResult } from './support/peers.ts';
+import { layerPeers, type PeerResult } from './support/peers.ts';
 
 async function measure(
   context: Context,
@@ -21,85 +21,97 @@ async function measure(
   dtype: LayerDType,
   wantsPeers: boolean,
 ): Promise<void> {
-  const { device } = context;
-  // Enough layers that what one token touches of all of them does not fit in a cache.
-  const touched = touchedBy(makeRoute(1, cell, 100), 1, cell);
-  const least = Math.min(denseWork(cell, dtype, touched).bytes, latentWork(cell, dtype, touched).bytes);
+  // A pass is over layers of one kind: enough of them that what one token touches of all of them does not fit in a cache.
+  const least = Math.min(...LAYER_KINDS.map((kind) => tokenBytes(kind, cell, dtype)));
   const count = Math.max(2, Math.min(context.quick ? 6 : 16, Math.ceil(COLD_BYTES / least)));
-  const layers = { dense: [] as DenseExperts[], latent: [] as LatentExperts[] };
-  for (let layer = 0; layer < count; layer++) {
-    const [dense, latent] = [denseLayer(device, cell, dtype, layer), latentLayer(device, cell, dtype, layer)];
-    for (const experts of [dense, latent]) await experts.pack({ release: true });
-    layers.dense.push(dense);
-    layers.latent.push(latent);
-  }
+  using ring = await LayerRing.create(context.device, cell, dtype, count);
   for (const tokens of [1, 4]) {
-    const routes = Array.from({ length: count }, (_, layer) => makeRoute(tokens, cell, 100 + layer));
-    const batches = routes.map((route) => makeBatch(device, cell, tokens, route));
-    const errors = { dense: 0, latent: 0 };
-    for (const kind of ['dense', 'latent'] as const) {
-      for (const [layer, experts] of layers[kind].slice(0, 2).entries()) {
-        errors[kind] = Math.max(
-          errors[kind],
-          await checkLayer(experts, cell, dtype, batches[layer] as Batch, layer),
-        );
-      }
-    }
-
-    // One call is a pass over all layers, as for one token of a model.
-    const pass = (kind: 'dense' | 'latent') => () => {
-      for (const [layer, experts] of layers[kind].entries()) {
-        const { x, routing, out } = batches[layer] as Batch;
-        experts.forwardSync(x, routing, { out });
-      }
-    };
-    const passes = await context.timeTogether({ dense: pass('dense'), latent: pass('latent') });
-    for (const batch of batches) batch.dispose();
-
-    const work = { dense: averageWork(denseWork), latent: averageWork(latentWork) };
-    function averageWork(of: typeof denseWork): Work {
-      const all = routes.map((route) => of(cell, dtype, touchedBy(route, tokens, cell)));
-      const mean = (name: keyof Work) => all.reduce((sum, one) => sum + one[name], 0) / count;
-      return { flops: mean('flops'), bytes: mean('bytes') };
-    }
-    const predictedGain = work.dense.bytes / work.latent.bytes;
-    const gain = passes.dense.medianMs / passes.latent.medianMs;
-    const peerTask: LayerTask = {
-      cell,
-      dtype,
-      tokens,
-      routeSeed: 100,
-      distribution: 'uniform',
-      threads: context.threads,
-      effort: context.effort,
-    };
-    // A peer has one layer, which may stay in the caches.
-    const warm: Record<string, PeerResult> =
-      wantsPeers && context.wantsPeers && tokens === 1 ? await layerPeers(peerTask) : {};
-    const peers = Object.fromEntries(Object.entries(warm).map(([name, peer]) => [`${name} (warm)`, peer]));
-    for (const kind of ['dense', 'latent'] as const) {
-      const { samples, ...times } = passes[kind];
-      const perLayer = Object.fromEntries(Object.entries(times).map(([name, ms]) => [name, ms / count]));
-      const stats = { ...(perLayer as typeof times), samples };
-      const denseMs = { ...stats, medianMs: passes.dense.medianMs / count };
-      context.add({
-        name: `decode ${kind}`,
-        shape: `${describeCell(cell)}${kind === 'latent' ? ` k${cell.k} r${cell.r}` : ''}, ${count} layers`,
-        tokens,
-        dtype,
-        stats,
-        ...work[kind],
-        relativeError: errors[kind],
-        peers: kind === 'dense' ? peers : { 'our dense': denseMs },
-        data: { kind, ...cell, distribution: 'uniform', predictedGain, gain, layers: count },
-        goals: ({ ofRead }) => [
-          goal('of read bandwidth', ofRead ?? 0, 0.85, 0.92),
-          ...(kind === 'latent' ? [goal('of predicted gain', gain / predictedGain, 0.8, 0.9)] : []),
-        ],
-      });
+    const batches = ring.batches(tokens);
+    try {
+      await measureBatches(context, ring, batches, wantsPeers && tokens === 1);
+    } finally {
+      for (const batch of batches) batch.dispose();
     }
   }
-  for (const experts of [...layers.dense, ...layers.latent]) experts.dispose();
+}
+
+async function measureBatches(
+  context: Context,
+  ring: LayerRing,
+  batches: readonly Batch[],
+  wantsPeers: boolean,
+): Promise<void> {
+  const { cell, dtype, count } = ring;
+  const errors = { dense: await check(ring, 'dense', batches), latent: await check(ring, 'latent', batches) };
+  const passes = await context.timeTogether({
+    dense: () => pass(ring, 'dense', batches),
+    latent: () => pass(ring, 'latent', batches),
+  });
+  const work = { dense: ring.averageWork('dense', batches), latent: ring.averageWork('latent', batches) };
+  const predictedGain = work.dense.bytes / work.latent.bytes;
+  const gain = passes.dense.medianMs / passes.latent.medianMs;
+  const tokens = (batches[0] as Batch).tokens;
+  const peers = wantsPeers && context.wantsPeers ? await warmPeers(context, ring, tokens) : {};
+  for (const kind of LAYER_KINDS) {
+    context.add({
+      name: `decode ${kind}`,
+      shape: `${describeLayer(kind, cell)}, ${count} layers`,
+      tokens,
+      dtype,
+      stats: perLayer(passes[kind], count),
+      ...work[kind],
+      relativeError: errors[kind],
+      peers: kind === 'dense' ? peers : { 'our dense': perLayer(passes.dense, count) },
+      data: { kind, ...cell, distribution: 'uniform', predictedGain, gain, layers: count },
+      goals: ({ ofRead }) => [
+        goal('of read bandwidth', ofRead ?? 0, 0.85, 0.92),
+        ...(kind === 'latent' ? [goal('of predicted gain', gain / predictedGain, 0.8, 0.9)] : []),
+      ],
+    });
+  }
+}
+
+/** The larger relative error of the first two layers. */
+async function check(ring: LayerRing, kind: LayerKind, batches: readonly Batch[]): Promise<number> {
+  let worst = 0;
+  for (const [layer, experts] of ring[kind].slice(0, 2).entries()) {
+    const error = await checkLayer(experts, ring.cell, ring.dtype, batches[layer] as Batch, layer);
+    worst = Math.max(worst, error);
+  }
+  return worst;
+}
+
+/** One call is a pass over all layers, as for one token of a model. */
+function pass(ring: LayerRing, kind: LayerKind, batches: readonly Batch[]): void {
+  for (const [layer, experts] of ring[kind].entries()) {
+    const { x, routing, out } = batches[layer] as Batch;
+    experts.forwardSync(x, routing, { out });
+  }
+}
+
+function perLayer({ samples, ...times }: Stats, count: number): Stats {
+  const each = Object.fromEntries(Object.entries(times).map(([name, ms]) => [name, ms / count]));
+  return { ...(each as typeof times), samples };
+}
+
+/** A peer has one layer, which may stay in the caches. */
+async function warmPeers(
+  context: Context,
+  { cell, dtype }: LayerRing,
+  tokens: number,
+): Promise<Record<string, PeerResult>> {
+  const { threads, effort } = context;
+  const task = {
+    cell,
+    dtype,
+    tokens,
+    routeSeed: routeSeed(0),
+    distribution: 'uniform',
+    threads,
+    effort,
+  } as const;
+  const peers = await layerPeers(task);
+  return Object.fromEntries(Object.entries(peers).map(([name, peer]) => [`${name} (warm)`, peer]));
 }
 
 export const question: Question = {

@@ -1,16 +1,18 @@
+import { type Distribution, layerWork, makeBatch, makeRoute, type Work } from '../lib/bench/batches.ts';
 import {
-  type Distribution,
-  denseWork,
-  latentWork,
-  makeBatch,
-  makeRoute,
-  touchedBy,
-  type Work,
-} from '../lib/bench/batches.ts';
-import { CELLS, describeCell, type LayerCell, quickCells, scaleDown } from '../lib/bench/cells.ts';
+  CELLS,
+  describeLayer,
+  LAYER_KINDS,
+  type LayerCell,
+  type LayerKind,
+  scaleDown,
+} from '../lib/bench/cells.ts';
 import { denseLayer, type LayerDType, latentLayer } from '../lib/bench/layers.ts';
 import { checkLayer } from '../lib/bench/reference.ts';
-import { type Context, goal, type Question } from './support/context.ts';
+import type { Effort, Stats } from '../lib/bench/timing.ts';
+import type { DenseExperts, LatentExperts } from '../lib/experts.ts';
+import { quickCells } from './support/cells.ts';
+import { type Context, type Goal, goal, type Question } from './support/context.ts';
 import { LAYER_PEER_GOALS, type LayerPeer, layerPeers, type PeerResult } from './support/peers.ts';
 
 const ROUTE_SEED = 11;
@@ -34,84 +36,117 @@ async function measure(context: Context, task: Task): Promise<void> {
 
 async function measureDType(
   context: Context,
-  { cell, tokens: batches, distribution, peers: wantsPeers }: Task,
+  task: Task,
   dtype: LayerDType,
   f32: Map<string, number>,
 ): Promise<void> {
-  const { device } = context;
-  using dense = denseLayer(device, cell, dtype);
-  using latent = latentLayer(device, cell, dtype);
+  using dense = denseLayer(context.device, task.cell, dtype);
+  using latent = latentLayer(context.device, task.cell, dtype);
   for (const experts of [dense, latent]) await experts.pack({ release: true });
-  for (const tokens of batches) {
-    const route = makeRoute(tokens, cell, ROUTE_SEED, distribution);
-    const batch = makeBatch(device, cell, tokens, route);
-    const { x, routing, out } = batch;
-    const errors = {
-      dense: await checkLayer(dense, cell, dtype, batch),
-      latent: await checkLayer(latent, cell, dtype, batch),
-    };
-    // Large batches take seconds, and vary little.
-    const effort = tokens < LARGE_BATCH ? context.effort : { ...context.effort, minSamples: 3 };
-    const stats = await context.timeTogether(
-      {
-        dense: () => dense.forward(x, routing, { out }),
-        latent: () => latent.forward(x, routing, { out }),
-      },
-      effort,
-    );
-    batch.dispose();
-    const touched = touchedBy(route, tokens, cell);
-    const work = { dense: denseWork(cell, dtype, touched), latent: latentWork(cell, dtype, touched) };
-    const { ceilings } = context;
-    const least = ({ flops, bytes }: Work) => Math.max(flops / ceilings.fmaGflops, bytes / ceilings.readGBps);
-    const predictedGain = least(work.dense) / least(work.latent);
-    const gain = stats.dense.medianMs / stats.latent.medianMs;
-    const rowsPerExpert = (tokens * cell.K) / cell.N;
-    const peerTask = {
-      cell,
-      dtype,
-      tokens,
-      routeSeed: ROUTE_SEED,
-      distribution,
-      threads: context.threads,
-      effort,
-    };
-    const peers: Record<string, PeerResult> =
-      context.wantsPeers && wantsPeers.includes(tokens) ? await layerPeers(peerTask) : {};
-
-    for (const kind of ['dense', 'latent'] as const) {
-      const speedups = kind === 'dense' ? Object.entries(peers) : [];
-      const rate = work[kind].flops / stats[kind].medianMs;
-      const key = `${kind} ${tokens}`;
-      if (dtype === 'f32') f32.set(key, rate);
-      const f32Rate = f32.get(key);
-      const zipf = distribution === 'zipf' ? ', zipf' : '';
-      context.add({
-        name: `layer ${kind}`,
-        shape: `${describeCell(cell)}${kind === 'latent' ? ` k${cell.k} r${cell.r}` : ''}${zipf}`,
-        tokens,
-        dtype,
-        stats: stats[kind],
-        ...work[kind],
-        relativeError: errors[kind],
-        peers: kind === 'dense' ? peers : { 'our dense': stats.dense },
-        data: { model: cell.model, kind, ...sizes(cell), distribution, rowsPerExpert, predictedGain, gain },
-        goals: ({ ofCeiling, ofSgemm }) => [
-          dtype === 'f32' && rowsPerExpert >= 128
-            ? goal('of sgemm', ofSgemm ?? 0, 0.95, 1.05)
-            : goal('of roofline', ofCeiling ?? 0, 0.8, 0.9),
-          ...(dtype === 'bf16' && f32Rate ? [goal('of f32 rate', rate / f32Rate, 0.85, 0.95)] : []),
-          ...(kind === 'latent' ? [goal('of predicted gain', gain / predictedGain, 0.8, 0.9)] : []),
-          ...speedups.flatMap(([name, peer]) => {
-            const bounds = LAYER_PEER_GOALS[name as LayerPeer];
-            return 'absent' in peer
-              ? []
-              : [goal(`against ${name}`, peer.medianMs / stats.dense.medianMs, ...bounds)];
-          }),
-        ],
-      });
-    }
+  for (const tokens of task.tokens) {
+    const timed = await timeBatch(context, task, { dense, latent }, dtype, tokens);
+    const peers = await askPeers(context, task, dtype, tokens);
+    for (const kind of LAYER_KINDS) addRow(context, task, timed, kind, peers, f32);
   }
+}
+
+/** The same batch through the dense and the latent layer. */
+interface Timed {
+  readonly dtype: LayerDType;
+  readonly tokens: number;
+  readonly errors: Readonly<Record<LayerKind, number>>;
+  readonly stats: Readonly<Record<LayerKind, Stats>>;
+  readonly work: Readonly<Record<LayerKind, Work>>;
+}
+
+async function timeBatch(
+  context: Context,
+  { cell, distribution }: Task,
+  layers: { readonly dense: DenseExperts; readonly latent: LatentExperts },
+  dtype: LayerDType,
+  tokens: number,
+): Promise<Timed> {
+  const batch = makeBatch(context.device, cell, tokens, makeRoute(tokens, cell, ROUTE_SEED, distribution));
+  const { x, routing, out } = batch;
+  const errors = {
+    dense: await checkLayer(layers.dense, cell, dtype, batch),
+    latent: await checkLayer(layers.latent, cell, dtype, batch),
+  };
+  const stats = await context.timeTogether(
+    {
+      dense: () => layers.dense.forward(x, routing, { out }),
+      latent: () => layers.latent.forward(x, routing, { out }),
+    },
+    effortFor(context, tokens),
+  );
+  batch.dispose();
+  const work = {
+    dense: layerWork('dense', cell, dtype, batch),
+    latent: layerWork('latent', cell, dtype, batch),
+  };
+  return { dtype, tokens, errors, stats, work };
+}
+
+/** Large batches take seconds, and vary little. */
+function effortFor({ effort }: Context, tokens: number): Effort {
+  return tokens < LARGE_BATCH ? effort : { ...effort, minSamples: 3 };
+}
+
+async function askPeers(
+  context: Context,
+  { cell, distribution, peers }: Task,
+  dtype: LayerDType,
+  tokens: number,
+): Promise<Record<string, PeerResult>> {
+  if (!context.wantsPeers || !peers.includes(tokens)) return {};
+  const { threads } = context;
+  const effort = effortFor(context, tokens);
+  return layerPeers({ cell, dtype, tokens, routeSeed: ROUTE_SEED, distribution, threads, effort });
+}
+
+function addRow(
+  context: Context,
+  { cell, distribution }: Task,
+  { dtype, tokens, errors, stats, work }: Timed,
+  kind: LayerKind,
+  peers: Readonly<Record<string, PeerResult>>,
+  f32: Map<string, number>,
+): void {
+  const { ceilings } = context;
+  const least = ({ flops, bytes }: Work) => Math.max(flops / ceilings.fmaGflops, bytes / ceilings.readGBps);
+  const predictedGain = least(work.dense) / least(work.latent);
+  const gain = stats.dense.medianMs / stats.latent.medianMs;
+  const rowsPerExpert = (tokens * cell.K) / cell.N;
+  const rate = work[kind].flops / stats[kind].medianMs;
+  const key = `${kind} ${tokens}`;
+  if (dtype === 'f32') f32.set(key, rate);
+  const f32Rate = f32.get(key);
+  context.add({
+    name: `layer ${kind}`,
+    shape: `${describeLayer(kind, cell)}${distribution === 'zipf' ? ', zipf' : ''}`,
+    tokens,
+    dtype,
+    stats: stats[kind],
+    ...work[kind],
+    relativeError: errors[kind],
+    peers: kind === 'dense' ? peers : { 'our dense': stats.dense },
+    data: { model: cell.model, kind, ...sizes(cell), distribution, rowsPerExpert, predictedGain, gain },
+    goals: ({ ofCeiling, ofSgemm }) => [
+      dtype === 'f32' && rowsPerExpert >= 128
+        ? goal('of sgemm', ofSgemm ?? 0, 0.95, 1.05)
+        : goal('of roofline', ofCeiling ?? 0, 0.8, 0.9),
+      ...(dtype === 'bf16' && f32Rate ? [goal('of f32 rate', rate / f32Rate, 0.85, 0.95)] : []),
+      ...(kind === 'latent' ? [goal('of predicted gain', gain / predictedGain, 0.8, 0.9)] : []),
+      ...(kind === 'dense' ? againstPeers(stats.dense, peers) : []),
+    ],
+  });
+}
+
+function againstPeers(ours: Stats, peers: Readonly<Record<string, PeerResult>>): Goal[] {
+  return Object.entries(peers).flatMap(([name, peer]) => {
+    if ('absent' in peer) return [];
+    return [goal(`against ${name}`, peer.medianMs / ours.medianMs, ...LAYER_PEER_GOALS[name as LayerPeer])];
+  });
 }
 
 function sizes({ n, m, N, K, k, r, fullN }: LayerCell) {

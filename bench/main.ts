@@ -1,6 +1,10 @@
-import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { openDevice } from '../lib/device.ts';
+import { WrongResult } from '../lib/bench/check.ts';
+import { UsageError } from '../lib/cli/command.ts';
+import { EXIT } from '../lib/cli/output.ts';
+import { type DeviceInfo, openDevice } from '../lib/device.ts';
+import { MolaeError } from '../lib/errors.ts';
+import { PACKAGE_ROOT, packageVersion } from '../lib/package.ts';
 import { question as batchedGemm } from './batched-gemm.bench.ts';
 import { question as calibrated } from './calibrated.bench.ts';
 import { question as callOverhead } from './call-overhead.bench.ts';
@@ -12,16 +16,17 @@ import { question as gemm } from './gemm.bench.ts';
 import { question as layerDecode } from './layer-decode.bench.ts';
 import { question as layerPrefill } from './layer-prefill.bench.ts';
 import { Context, type Question } from './support/context.ts';
+import { Failure } from './support/failure.ts';
 import { parseOptions, USAGE } from './support/options.ts';
-import { ROOT } from './support/peers.ts';
 import {
   absentPeers,
   compareResults,
   describeCeilings,
   formatTable,
-  machineSlug,
   makeResults,
+  type Results,
   readResults,
+  resultsPath,
   writeResults,
 } from './support/report.ts';
 import { question as svd } from './svd.bench.ts';
@@ -46,58 +51,86 @@ async function main(args: readonly string[]): Promise<number> {
     process.stdout.write(
       `${USAGE}\n\nQuestions:\n${questions.map((q) => `  ${q.name.padEnd(14)} ${q.asks}`).join('\n')}\n`,
     );
-    return 0;
+    return EXIT.done;
   }
-  const unknown = options.only.filter((name) => !questions.some((q) => q.name.startsWith(name)));
-  if (unknown.length > 0)
-    throw new Error(
-      `No such question: ${unknown.join(', ')}. There are ${questions.map((q) => q.name).join(', ')}`,
-    );
-  const asked = questions.filter(
-    (q) => options.only.length === 0 || options.only.some((name) => q.name.startsWith(name)),
-  );
-
+  const asked = askedQuestions(options.only);
   using device = await openDevice('cpu', { threads: options.threads });
+  const scratch = join(PACKAGE_ROOT, 'build', 'bench', 'results');
+  const folder = options.out ?? (options.quick ? scratch : join(PACKAGE_ROOT, 'bench', 'results'));
+  // Stored results stay what they are: a check would otherwise move its own mark.
+  const stored = options.check ? storedResults(folder, device.info) : undefined;
+
   const context = new Context(device, options.quick, options.peers);
   const minutes = asked.reduce((sum, { minutes: m }) => sum + (options.quick ? m.quick : m.full), 0);
   process.stderr.write(`This takes about ${Math.ceil(minutes)} minutes on two quiet cores.\n`);
   let failed = false;
-  for (const question of asked) {
-    process.stderr.write(`${question.name}: ${question.asks}\n`);
-    context.begin(question.name);
-    const first = context.rows.length;
-    const began = performance.now();
-    try {
-      await question.run(context);
-    } catch (error) {
-      failed = true;
-      process.stderr.write(`${question.name} failed: ${error instanceof Error ? error.stack : error}\n`);
-    }
-    const took = (performance.now() - began) / 60_000;
-    process.stderr.write(`${question.name} took ${took.toFixed(1)} minutes\n`);
-    process.stdout.write(`\n${question.name}: ${question.asks}\n${formatTable(context.rows.slice(first))}\n`);
-  }
+  for (const question of asked) failed = !(await answer(question, context)) || failed;
 
-  if (context.rows.length === 0) return 1;
-  const { version } = JSON.parse(readFileSync(join(ROOT, 'package.json'), 'utf8')) as { version: string };
-  const results = makeResults(version, device.info, options.quick, context.measured, context.rows);
+  if (context.rows.length === 0) return EXIT.failed;
+  const results = makeResults(packageVersion(), device.info, options.quick, context.measured, context.rows);
   process.stdout.write(`\n${describeCeilings(results)}\n`);
   for (const line of absentPeers(context.rows)) process.stdout.write(`absent: ${line}\n`);
-
-  const scratch = join(ROOT, 'build', 'bench', 'results');
-  const folder = options.out ?? (options.quick ? scratch : join(ROOT, 'bench', 'results'));
-  if (options.check) {
-    // Stored results stay what they are: a check would otherwise move its own mark.
-    const stored = readResults(join(folder, `${machineSlug(results)}.json`));
-    if (!stored) throw new Error(`No stored results of this machine in ${folder} to check against`);
+  if (stored) {
     const { compared, fallen } = compareResults(stored, context.rows);
-    if (compared === 0) throw new Error(`None of these ratios is among the stored results in ${folder}`);
+    if (compared === 0) throw new Failure(`None of these ratios is among the stored results in ${folder}`);
     process.stdout.write(`${compared} ratios compared, ${fallen.length} fell\n`);
     for (const line of fallen) process.stdout.write(`${line}\n`);
-    return failed || fallen.length > 0 ? 1 : 0;
+    failed ||= fallen.length > 0;
+  } else {
+    for (const path of writeResults(folder, results)) process.stdout.write(`wrote ${path}\n`);
   }
-  for (const path of writeResults(folder, results)) process.stdout.write(`wrote ${path}\n`);
-  return failed ? 1 : 0;
+  return failed ? EXIT.failed : EXIT.done;
 }
 
-process.exitCode = await main(process.argv.slice(2));
+function askedQuestions(only: readonly string[]): readonly Question[] {
+  const unknown = only.filter((name) => !questions.some((q) => q.name.startsWith(name)));
+  if (unknown.length > 0) {
+    const known = questions.map((q) => q.name).join(', ');
+    throw new UsageError(`No such question: ${unknown.join(', ')}. There are ${known}`);
+  }
+  return only.length === 0
+    ? questions
+    : questions.filter((q) => only.some((name) => q.name.startsWith(name)));
+}
+
+function storedResults(folder: string, info: DeviceInfo): Results {
+  const path = resultsPath(folder, info);
+  const stored = readResults(path);
+  if (!stored) throw new Failure(`No stored results of this machine to check against: ${path} is missing`);
+  return stored;
+}
+
+/** Whether it could be answered. */
+async function answer(question: Question, context: Context): Promise<boolean> {
+  process.stderr.write(`${question.name}: ${question.asks}\n`);
+  context.begin(question.name);
+  const first = context.rows.length;
+  const began = performance.now();
+  let answered = true;
+  try {
+    await question.run(context);
+  } catch (error) {
+    answered = false;
+    process.stderr.write(`${question.name} failed: ${told(error) ?? (error as Error).stack ?? error}\n`);
+  }
+  const took = (performance.now() - began) / 60_000;
+  process.stderr.write(`${question.name} took ${took.toFixed(1)} minutes\n`);
+  process.stdout.write(`\n${question.name}: ${question.asks}\n${formatTable(context.rows.slice(first))}\n`);
+  return answered;
+}
+
+/** The line that an error is told in, if it is one that may happen. */
+function told(error: unknown): string | undefined {
+  const expected = [UsageError, Failure, WrongResult, MolaeError].some((type) => error instanceof type);
+  return expected ? (error as Error).message : undefined;
+}
+
+try {
+  process.exitCode = await main(process.argv.slice(2));
+} catch (error) {
+  const line = told(error);
+  if (line === undefined) throw error;
+  process.stderr.write(`bench: ${line}\n`);
+  if (error instanceof UsageError) process.stderr.write('See: npm run bench -- --help\n');
+  process.exitCode = error instanceof UsageError ? EXIT.usage : EXIT.failed;
+}

@@ -4,7 +4,8 @@ import { existsSync, mkdirSync, readdirSync, readFileSync, statSync } from 'node
 import { join } from 'node:path';
 import { POOL_LENGTH, POOL_STRIDE } from '../../lib/bench/data.ts';
 import { statistics } from '../../lib/bench/timing.ts';
-import { type LayerTask, PEERS, ROOT } from '../support/peers.ts';
+import { PACKAGE_ROOT } from '../../lib/package.ts';
+import { type LayerTask, PEERS } from '../support/peers.ts';
 import { withLayerFiles } from './layer-files.ts';
 
 const packageFolder = join(PEERS, 'node_modules', '@node-llama-cpp', 'linux-x64');
@@ -12,9 +13,9 @@ const libraries = join(packageFolder, 'bins', 'linux-x64');
 
 function compile(): string {
   const source = join(PEERS, 'ggml-moe.cc');
-  const program = join(ROOT, 'build', 'bench', 'ggml-moe');
+  const program = join(PACKAGE_ROOT, 'build', 'bench', 'ggml-moe');
   if (existsSync(program) && statSync(program).mtimeMs > statSync(source).mtimeMs) return program;
-  mkdirSync(join(ROOT, 'build', 'bench'), { recursive: true });
+  mkdirSync(join(PACKAGE_ROOT, 'build', 'bench'), { recursive: true });
   const wanted = readdirSync(libraries).filter((name) => /^libggml(-base)?(\.v[\d.]+)?\.so$/.test(name));
   const links = wanted.map((name) => `-l:${name}`);
   execFileSync(

@@ -5,9 +5,9 @@ Arguments: gesdd|eigh rows cols f32|f64 seconds least-samples
 
 import json
 import sys
-import time
 
 import numpy as np
+from timing_statistics import time_calls
 
 
 def blas():
@@ -34,12 +34,5 @@ else:
 if not error < 1e-4:
     sys.exit(f"wrong result: relative error {error}")
 
-times = []
-end = time.perf_counter() + seconds
-while len(times) < least or time.perf_counter() < end:
-    begin = time.perf_counter()
-    run()
-    times.append(1e3 * (time.perf_counter() - begin))
-p10, p50, p90, p99 = (float(q) for q in np.quantile(times, [0.1, 0.5, 0.9, 0.99]))
 version = f"numpy {np.__version__}, {blas()}"
-print(json.dumps({"medianMs": p50, "p10Ms": p10, "p90Ms": p90, "p99Ms": p99, "samples": len(times), "version": version}))
+print(json.dumps({**time_calls(run, seconds, least), "version": version}))

@@ -8,6 +8,7 @@ import { seeds } from '../../lib/bench/layers.ts';
 import { denseReference } from '../../lib/bench/reference.ts';
 import { timeTogether } from '../../lib/bench/timing.ts';
 import { type LayerTask, PEERS } from '../support/peers.ts';
+import { routerLogits } from '../support/router-logits.ts';
 
 /** The part of onnxruntime-node that is used here; its own types are only there where it is installed. */
 interface OnnxRuntime {
@@ -143,7 +144,7 @@ const route = makeRoute(tokens, cell, task.routeSeed, task.distribution);
 const x = values('f32', seeds.input, tokens * cell.n);
 const feeds = {
   x: new ort.Tensor('float32', x, [tokens, cell.n]),
-  router: new ort.Tensor('float32', route.logits(cell.N), [tokens, cell.N]),
+  router: new ort.Tensor('float32', routerLogits(route, cell.N, cell.K), [tokens, cell.N]),
 };
 const y = (await session.run(feeds)).y?.data as Float32Array;
 checkFinite('onnxruntime', y);

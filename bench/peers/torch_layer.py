@@ -8,10 +8,10 @@ reference before it is timed. Prints one line of JSON: for each way its statisti
 
 import json
 import sys
-import time
 
 import numpy as np
 import torch
+from timing_statistics import time_calls
 from torch.nn.functional import silu
 
 folder, dtype_name = sys.argv[1:3]
@@ -87,15 +87,8 @@ def measure(run):
     # Activations are rounded to bf16 as well where the weights are bf16.
     if not error <= (2e-2 if dtype == torch.bfloat16 else 1e-4):
         raise RuntimeError(f"wrong result: relative error {error}")
-    times = []
-    end = time.perf_counter() + seconds
-    while len(times) < least or time.perf_counter() < end:
-        begin = time.perf_counter()
-        run()
-        times.append(1e3 * (time.perf_counter() - begin))
-    p10, p50, p90, p99 = (float(q) for q in np.quantile(times, [0.1, 0.5, 0.9, 0.99]))
     version = f"torch {torch.__version__}"
-    return {"medianMs": p50, "p10Ms": p10, "p90Ms": p90, "p99Ms": p99, "samples": len(times), "relativeError": error, "version": version}
+    return {**time_calls(run, seconds, least), "relativeError": error, "version": version}
 
 
 results = {}

@@ -18,6 +18,8 @@ export interface Goal {
 /** A row of the short bench of the package, with what only this one knows. */
 export interface Row extends MachineRow {
   readonly question: string;
+  /** When, in ISO 8601: a file has rows of several runs. Those of old files do not know. */
+  readonly measured?: string;
   readonly peers: Readonly<Record<string, Peer>>;
   readonly goals: readonly Goal[];
   /** Relative error against the f64 reference. */
@@ -27,11 +29,9 @@ export interface Row extends MachineRow {
 }
 
 /** `speedup` is the peer's time over ours: above 1 we are faster. */
-export type Peer =
-  | (Stats & { readonly speedup: number; readonly version?: string })
-  | { readonly absent: string };
+type Peer = (Stats & { readonly speedup: number; readonly version?: string }) | { readonly absent: string };
 
-export interface RowInit extends Measured, Partial<Pick<Row, 'relativeError' | 'data'>> {
+interface RowInit extends Measured, Partial<Pick<Row, 'relativeError' | 'data'>> {
   readonly peers?: Readonly<Record<string, PeerResult>>;
   readonly goals?: (row: Pick<Row, 'ofCeiling' | 'ofFma' | 'ofSgemm' | 'ofRead'>) => readonly Goal[];
 }
@@ -129,6 +129,7 @@ export class Context {
     ]);
     const row: Row = {
       question: this.#question,
+      measured: new Date().toISOString(),
       ...machineRow,
       peers: Object.fromEntries(peers),
       goals: init.goals?.(machineRow) ?? [],

@@ -1,6 +1,7 @@
 import { parseArgs } from 'node:util';
+import { UsageError } from '../../lib/cli/command.ts';
 
-export interface BenchOptions {
+interface BenchOptions {
   /** Names of questions; empty for all. */
   readonly only: readonly string[];
   /** Few cells, small layers, few samples: minutes, for a first look. */
@@ -23,23 +24,13 @@ export const USAGE = `npm run bench [-- options]
   --check         compare with the stored results of this machine: exit code 1 where a ratio fell by more than 15%
   --out folder    where results go (default: bench/results; with --quick, build/bench/results)`;
 
+/** Undefined where help is asked for. Throws a UsageError for what is none of the options. */
 export function parseOptions(args: readonly string[]): BenchOptions | undefined {
-  const { values } = parseArgs({
-    args: [...args],
-    options: {
-      only: { type: 'string', multiple: true, default: [] },
-      quick: { type: 'boolean', default: false },
-      threads: { type: 'string', default: '0' },
-      'no-peers': { type: 'boolean', default: false },
-      check: { type: 'boolean', default: false },
-      out: { type: 'string' },
-      help: { type: 'boolean', default: false },
-    },
-  });
+  const values = parseValues(args);
   if (values.help) return undefined;
   const threads = Number(values.threads);
   if (!Number.isSafeInteger(threads) || threads < 0)
-    throw new Error(`--threads: not a number: ${values.threads}`);
+    throw new UsageError(`--threads: not a number: ${values.threads}`);
   return {
     only: values.only.flatMap((list) => list.split(',')).filter((name) => name !== ''),
     quick: values.quick,
@@ -48,4 +39,23 @@ export function parseOptions(args: readonly string[]): BenchOptions | undefined 
     check: values.check,
     out: values.out,
   };
+}
+
+function parseValues(args: readonly string[]) {
+  try {
+    return parseArgs({
+      args: [...args],
+      options: {
+        only: { type: 'string', multiple: true, default: [] },
+        quick: { type: 'boolean', default: false },
+        threads: { type: 'string', default: '0' },
+        'no-peers': { type: 'boolean', default: false },
+        check: { type: 'boolean', default: false },
+        out: { type: 'string' },
+        help: { type: 'boolean', default: false },
+      },
+    }).values;
+  } catch (error) {
+    throw new UsageError((error as Error).message);
+  }
 }

@@ -7,6 +7,8 @@ import type { Distribution } from '../../lib/bench/batches.ts';
 import type { LayerCell } from '../../lib/bench/cells.ts';
 import type { LayerDType } from '../../lib/bench/layers.ts';
 import type { Effort, Stats } from '../../lib/bench/timing.ts';
+import { PACKAGE_ROOT } from '../../lib/package.ts';
+import { Failure } from './failure.ts';
 
 export type PeerResult = (Stats & { readonly version?: string }) | { readonly absent: string };
 
@@ -21,9 +23,8 @@ export interface LayerTask {
   readonly effort: Effort;
 }
 
-/** The repository: sources of peers, and their packages, stay in bench/peers. */
-export const ROOT = findRoot(dirname(fileURLToPath(import.meta.url)));
-export const PEERS = join(ROOT, 'bench', 'peers');
+/** Sources of peers, and their packages, stay here. */
+export const PEERS = join(PACKAGE_ROOT, 'bench', 'peers');
 const COMPILED_PEERS = join(dirname(dirname(fileURLToPath(import.meta.url))), 'peers');
 
 const TIMEOUT_MS = 10 * 60_000;
@@ -33,7 +34,7 @@ const TIMEOUT_MS = 10 * 60_000;
  * gone when it is our turn. It prints its Stats, or what else
  * it has to say, as JSON on the last line.
  */
-export function runPeer<Result = PeerResult>(
+function runPeer<Result = PeerResult>(
   command: string,
   args: readonly string[],
   env: NodeJS.ProcessEnv = {},
@@ -45,7 +46,7 @@ export function runPeer<Result = PeerResult>(
       try {
         resolve(JSON.parse(line) as Result);
       } catch {
-        const reason = stderr.trim().split('\n').at(-1) || error?.message.split('\n')[0] || 'no result';
+        const reason = complaint(stderr) || error?.message.split('\n')[0] || 'no result';
         resolve({ absent: reason.slice(0, 200) });
       }
     });
@@ -123,7 +124,7 @@ export async function numpyLinalg(
 }
 
 /** An evaluation of a model in a process of its own, which makes a pass when it is asked to. */
-export interface EvaluationPeer {
+interface EvaluationPeer {
   readonly version: string;
   /** What its first pass found. */
   readonly first: { readonly perplexity: number; readonly tokens: number };
@@ -166,7 +167,7 @@ export async function startTransformersEval(
   const answer = async <Answer>(): Promise<Answer> => {
     const { value, done } = await lines.next();
     if (done) await ended;
-    if (done) throw new Error(complaints.trim().split('\n').at(-1) || 'no result');
+    if (done) throw new Failure(complaint(complaints) || 'no result');
     return JSON.parse(value) as Answer;
   };
   try {
@@ -182,10 +183,12 @@ export async function startTransformersEval(
   }
 }
 
-function notInstalled(name: string): PeerResult {
-  return { absent: `${name} is not installed: see bench/peers/README.md` };
+/** What a process that failed died of: the last error that it tells, or what it said last. */
+function complaint(stderr: string): string | undefined {
+  const lines = stderr.trim().split('\n');
+  return lines.findLast((line) => /^[A-Z]\w+( \[\w+\])?: /.test(line)) ?? lines.at(-1);
 }
 
-function findRoot(folder: string): string {
-  return existsSync(join(folder, 'package.json')) ? folder : findRoot(dirname(folder));
+function notInstalled(name: string): PeerResult {
+  return { absent: `${name} is not installed: see bench/peers/README.md` };
 }

@@ -3,12 +3,14 @@ import { join } from 'node:path';
 import type { Ceilings } from '../../lib/bench/ceilings.ts';
 import { describeMachine, type Machine } from '../../lib/bench/machine.ts';
 import { type CeilingsSpread, ceilingsSpread, medianCeilings } from '../../lib/bench/yardstick.ts';
+import { type Alignment, table } from '../../lib/cli/table.ts';
 import type { DeviceInfo } from '../../lib/device.ts';
 import type { Row } from './context.ts';
 import { makePlots } from './plots.ts';
 
 export interface Results {
   readonly version: string;
+  /** Of the last run; each row has its own. */
   readonly date: string;
   readonly quick: boolean;
   readonly machine: Machine;
@@ -40,13 +42,18 @@ export function makeResults(
 }
 
 /** "AMD EPYC-Milan Processor" with 2 threads is amd-epyc-milan-2t. */
-export function machineSlug({ machine, threads }: Pick<Results, 'machine' | 'threads'>): string {
-  const name = machine.cpu
+function machineSlug({ name: cpu, threads }: Pick<DeviceInfo, 'name' | 'threads'>): string {
+  const name = cpu
     .toLowerCase()
     .replace(/\((r|tm|c)\)|@.*|\b(processor|cpu|\d+-core)\b/g, ' ')
     .replace(/[^a-z0-9]+/g, '-')
     .replace(/^-+|-+$/g, '');
   return `${name}-${threads}t`;
+}
+
+/** Where the results of a machine are. */
+export function resultsPath(folder: string, info: Pick<DeviceInfo, 'name' | 'threads'>): string {
+  return join(folder, `${machineSlug(info)}.json`);
 }
 
 /**
@@ -55,16 +62,16 @@ export function machineSlug({ machine, threads }: Pick<Results, 'machine' | 'thr
  */
 export function writeResults(folder: string, results: Results): string[] {
   mkdirSync(folder, { recursive: true });
-  const slug = machineSlug(results);
-  const path = join(folder, `${slug}.json`);
+  const { machine, threads, date } = results;
+  const path = resultsPath(folder, { name: machine.cpu, threads });
   const asked = new Set(results.results.map((row) => row.question));
   const kept = (readResults(path)?.results ?? []).filter((row) => !asked.has(row.question));
   const merged = { ...results, results: [...results.results, ...kept] };
   writeFileSync(path, `${JSON.stringify(merged, undefined, 1)}\n`);
-  const machine = `${results.machine.cpu}, ${results.threads} threads, ${results.date.slice(0, 10)}`;
+  const subtitle = `${machine.cpu}, ${threads} threads, ${date.slice(0, 10)}`;
   const written = [path];
-  for (const [name, svg] of makePlots(merged.results, results.ceilings, machine)) {
-    const file = join(folder, `${slug}-${name}.svg`);
+  for (const [name, svg] of makePlots(merged.results, results.ceilings, subtitle)) {
+    const file = path.replace(/\.json$/, `-${name}.svg`);
     writeFileSync(file, svg);
     written.push(file);
   }
@@ -127,25 +134,26 @@ export function describeCeilings(results: Results): string {
   ].join('\n');
 }
 
+const COLUMNS: readonly (readonly [title: string, alignment: Alignment])[] = [
+  ['name', 'left'],
+  ['shape', 'left'],
+  ['T', 'right'],
+  ['dtype', 'left'],
+  ['median ms', 'right'],
+  ['p10–p90', 'right'],
+  ['p99', 'right'],
+  ['GFLOP/s', 'right'],
+  ['GB/s', 'right'],
+  ['%roof', 'right'],
+  ['%FMA', 'right'],
+  ['%sgemm', 'right'],
+  ['%read', 'right'],
+  ['against', 'left'],
+  ['goals (must)', 'left'],
+];
+
 /** An aligned table of each question's rows. */
 export function formatTable(rows: readonly Row[]): string {
-  const header = [
-    'name',
-    'shape',
-    'T',
-    'dtype',
-    'median ms',
-    'p10–p90',
-    'p99',
-    'GFLOP/s',
-    'GB/s',
-    '%roof',
-    '%FMA',
-    '%sgemm',
-    '%read',
-    'against',
-    'goals (must)',
-  ];
   const cells = rows.map((row) => [
     row.name,
     row.shape,
@@ -170,18 +178,9 @@ export function formatTable(rows: readonly Row[]): string {
       )
       .join(', '),
   ]);
-  const widths = header.map((title, i) =>
-    Math.max(title.length, ...cells.map((line) => (line[i] as string).length)),
-  );
-  const right = new Set([2, 4, 5, 6, 7, 8, 9, 10, 11, 12]);
-  const format = (line: readonly string[]) =>
-    line
-      .map((cell, i) =>
-        right.has(i) ? cell.padStart(widths[i] as number) : cell.padEnd(widths[i] as number),
-      )
-      .join('  ')
-      .trimEnd();
-  return [format(header), ...cells.map(format)].join('\n');
+  const header = COLUMNS.map(([title]) => title);
+  const alignments = COLUMNS.map(([, alignment]) => alignment);
+  return table([header, ...cells], alignments).join('\n');
 }
 
 /** Why peers are missing, once each. */

@@ -1,7 +1,7 @@
 import type { Device } from '../device.ts';
 import type { Routing } from '../routing.ts';
 import type { Tensor } from '../tensor.ts';
-import type { LayerCell } from './cells.ts';
+import type { LayerCell, LayerKind } from './cells.ts';
 import { poisoned, tensor, uniformSource } from './data.ts';
 import { type LayerDType, seeds } from './layers.ts';
 
@@ -11,8 +11,6 @@ export type Distribution = 'uniform' | 'zipf';
 export interface Route {
   readonly ids: Int32Array;
   readonly weights: Float32Array;
-  /** Router logits [T, N] whose top K and softmax over them are ids and weights, for peers that route themselves. */
-  logits(numExperts: number): Float32Array;
 }
 
 export function makeRoute(
@@ -50,18 +48,11 @@ export function makeRoute(
       t * K,
     );
   }
-  const logits = (numExperts: number) => {
-    const all = new Float32Array(tokens * numExperts).fill(-20);
-    ids.forEach((expert, slot) => {
-      all[Math.floor(slot / K) * numExperts + expert] = chosen[slot] as number;
-    });
-    return all;
-  };
-  return { ids, weights, logits };
+  return { ids, weights };
 }
 
 /** What a batch really touches. */
-export interface Touched {
+interface Touched {
   /** Distinct (token, group) pairs. */
   readonly tokenGroups: number;
   readonly experts: number;
@@ -69,7 +60,7 @@ export interface Touched {
   readonly tokens: number;
 }
 
-export function touchedBy(route: Route, tokens: number, { K, k }: LayerCell): Touched {
+function touchedBy(route: Route, tokens: number, { K, k }: LayerCell): Touched {
   const experts = new Set(route.ids);
   const groups = new Set([...experts].map((i) => Math.floor(i / k)));
   let tokenGroups = 0;
@@ -85,14 +76,24 @@ export interface Work {
   readonly bytes: number;
 }
 
-export function denseWork({ n, m, K }: LayerCell, dtype: LayerDType, touched: Touched): Work {
+/** Of one batch through one layer. */
+export function layerWork(
+  kind: LayerKind,
+  cell: LayerCell,
+  dtype: LayerDType,
+  { route, tokens }: Pick<Batch, 'route' | 'tokens'>,
+): Work {
+  return (kind === 'dense' ? denseWork : latentWork)(cell, dtype, touchedBy(route, tokens, cell));
+}
+
+function denseWork({ n, m, K }: LayerCell, dtype: LayerDType, touched: Touched): Work {
   return {
     flops: 6 * m * n * K * touched.tokens,
     bytes: 3 * m * n * touched.experts * itemBytes(dtype) + 8 * n * touched.tokens,
   };
 }
 
-export function latentWork({ n, m, K, r }: LayerCell, dtype: LayerDType, touched: Touched): Work {
+function latentWork({ n, m, K, r }: LayerCell, dtype: LayerDType, touched: Touched): Work {
   return {
     flops: 6 * r * (n * touched.tokenGroups + m * K * touched.tokens),
     bytes: 3 * r * (m * touched.experts + n * touched.groups) * itemBytes(dtype) + 8 * n * touched.tokens,

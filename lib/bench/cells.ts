@@ -1,3 +1,6 @@
+export const LAYER_KINDS = ['dense', 'latent'] as const;
+export type LayerKind = (typeof LAYER_KINDS)[number];
+
 /** The sizes of one layer, by the symbols of the design. */
 export interface LayerCell {
   readonly model: string;
@@ -21,11 +24,6 @@ export const CELLS: readonly LayerCell[] = [
   { model: 'DeepSeek-V2-Lite', n: 2048, m: 1408, N: 64, K: 6, k: 16, r: 704, fullN: 64 },
 ];
 
-/** One cell a model, for a quick look: its smaller group and rank. */
-export function quickCells(): LayerCell[] {
-  return CELLS.filter((cell, i) => CELLS.findIndex(({ model }) => model === cell.model) === i);
-}
-
 /**
  * The same layer with at most about `most` experts, in as many groups as before: a token falls into about as many of them,
  * so the latent layer's share of shared work stays. Groups get smaller with the layer.
@@ -39,4 +37,9 @@ export function scaleDown(cell: LayerCell, most: number): LayerCell {
 
 export function describeCell({ model, n, m, N, K, fullN }: LayerCell): string {
   return `${model} n${n} m${m} N${N}${N === fullN ? '' : ` of ${fullN}`} K${K}`;
+}
+
+/** A cell as one of its layers: only the latent one has groups. */
+export function describeLayer(kind: LayerKind, cell: LayerCell): string {
+  return kind === 'dense' ? describeCell(cell) : `${describeCell(cell)} k${cell.k} r${cell.r}`;
 }

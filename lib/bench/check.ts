@@ -37,16 +37,6 @@ export function multiply(w: Numbers, x: Numbers, rows: number): Float64Array {
   return y;
 }
 
-/** x · W of W [x.length, cols] in f64. */
-export function multiplyLeft(x: Numbers, w: Numbers, cols: number): Float64Array {
-  const y = new Float64Array(cols);
-  for (let i = 0; i < x.length; i++) {
-    const scale = x[i] as number;
-    for (let j = 0, at = i * cols; j < cols; j++, at++) (y[j] as number) += scale * (w[at] as number);
-  }
-  return y;
-}
-
 export function silu(x: number): number {
   return x / (1 + Math.exp(-x));
 }

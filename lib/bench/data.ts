@@ -2,8 +2,8 @@ import type { Device } from '../device.ts';
 import type { TypedArrayOf } from '../dtype.ts';
 import type { Tensor } from '../tensor.ts';
 
-/** The dtypes that weights come in. */
-export type WeightDType = 'f32' | 'f64' | 'bf16';
+/** The dtypes that are measured. */
+export type BenchDType = 'f32' | 'f64' | 'bf16';
 
 /** Elements of a pool: more than any one cache holds as f32, and prime to every matrix's width. */
 export const POOL_LENGTH = 4_194_301;
@@ -28,7 +28,7 @@ export function uniformSource(seed: number): () => number {
  * Random normal numbers with the given standard deviation. One pool serves all matrices, each from its own place on, cyclically:
  * a layer has half a billion weights, and making each anew would take longer than the measurement.
  */
-export function pool<D extends WeightDType>(dtype: D, scale: number): TypedArrayOf[D] {
+export function pool<D extends BenchDType>(dtype: D, scale: number): TypedArrayOf[D] {
   const key = `${dtype} ${scale}`;
   const known = pools.get(key);
   if (known) return known as TypedArrayOf[D];
@@ -73,7 +73,7 @@ function toBf16(values: Float64Array): Uint16Array {
 }
 
 /** The elements of the matrix with this seed; the same on every call. */
-export function values<D extends WeightDType>(
+export function values<D extends BenchDType>(
   dtype: D,
   seed: number,
   length: number,
@@ -93,7 +93,7 @@ export function values<D extends WeightDType>(
 
 /** The same as numbers that JavaScript computes with, exactly. */
 export function exactValues(
-  dtype: WeightDType,
+  dtype: BenchDType,
   seed: number,
   length: number,
   scale = 1,
@@ -105,7 +105,7 @@ export function exactValues(
   return new Float32Array(words.buffer);
 }
 
-export function tensor<D extends WeightDType>(
+export function tensor<D extends BenchDType>(
   device: Device,
   dtype: D,
   shape: readonly number[],
@@ -116,7 +116,7 @@ export function tensor<D extends WeightDType>(
 }
 
 /** A tensor of NaN: what an operation leaves unwritten shows. */
-export function poisoned<D extends WeightDType>(
+export function poisoned<D extends BenchDType>(
   device: Device,
   dtype: D,
   shape: readonly number[],

@@ -2,7 +2,7 @@ import type { Device } from '../device.ts';
 import { DenseExperts } from '../experts.ts';
 import { factorizeExperts, type Solver } from '../factorization/factorize.ts';
 import { WrongResult } from './check.ts';
-import { tensor, type WeightDType } from './data.ts';
+import { type BenchDType, tensor } from './data.ts';
 import type { Measured } from './row.ts';
 import { type Effort, timeTogether } from './timing.ts';
 
@@ -12,7 +12,7 @@ export function randomExperts(
   n: number,
   m: number,
   k: number,
-  dtype: WeightDType,
+  dtype: BenchDType,
 ): DenseExperts {
   const gate = Array.from({ length: k }, (_, i) => tensor(device, dtype, [m, n], i + 1, 1 / Math.sqrt(n)));
   const down = gate.map((w) => w.reshape([n, m]));

@@ -2,8 +2,8 @@ import { setImmediate } from 'node:timers/promises';
 import type { Device } from '../device.ts';
 import { throwIfAborted } from '../errors.ts';
 import type { DenseExperts, LatentExperts } from '../experts.ts';
-import { type Batch, denseWork, latentWork, makeBatch, makeRoute, touchedBy, type Work } from './batches.ts';
-import { describeCell, type LayerCell } from './cells.ts';
+import { type Batch, layerWork, makeBatch, makeRoute, type Work } from './batches.ts';
+import { describeLayer, LAYER_KINDS, type LayerCell, type LayerKind } from './cells.ts';
 import { denseLayer, type LayerDType, latentLayer } from './layers.ts';
 import { checkLayer } from './reference.ts';
 import type { Measured } from './row.ts';
@@ -11,9 +11,6 @@ import { type Effort, timeTogether } from './timing.ts';
 
 /** What is touched between two visits to the same layer: caches are cold, as they are while a model decodes. */
 export const COLD_BYTES = 256e6;
-
-export const LAYER_KINDS = ['dense', 'latent'] as const;
-export type LayerKind = (typeof LAYER_KINDS)[number];
 
 /** Layers of one cell, dense and latent, enough of them that caches are cold when the first comes round again. */
 export class LayerRing {
@@ -33,13 +30,9 @@ export class LayerRing {
     device: Device,
     cell: LayerCell,
     dtype: LayerDType,
-    coldBytes: number,
+    count: number,
     signal?: AbortSignal,
   ): Promise<LayerRing> {
-    // Dense and latent layers take turns, so each is evicted by both.
-    const touched = touchedBy(makeRoute(1, cell, routeSeed(0)), 1, cell);
-    const round = denseWork(cell, dtype, touched).bytes + latentWork(cell, dtype, touched).bytes;
-    const count = Math.max(2, Math.ceil(coldBytes / round));
     const ring = new LayerRing(device, cell, dtype);
     try {
       for (let layer = 0; layer < count; layer++) {
@@ -64,21 +57,46 @@ export class LayerRing {
     return this.dense.length;
   }
 
+  /** A batch for each layer, other tokens for each. */
+  batches(tokens: number): Batch[] {
+    const { cell, device } = this;
+    return this.dense.map((_, layer) =>
+      makeBatch(device, cell, tokens, makeRoute(tokens, cell, routeSeed(layer))),
+    );
+  }
+
+  /** Of one batch through its layer, on average. */
+  averageWork(kind: LayerKind, batches: readonly Batch[]): Work {
+    const all = batches.map((batch) => layerWork(kind, this.cell, this.dtype, batch));
+    const mean = (name: keyof Work) => all.reduce((sum, work) => sum + work[name], 0) / all.length;
+    return { flops: mean('flops'), bytes: mean('bytes') };
+  }
+
   [Symbol.dispose](): void {
     for (const experts of [...this.dense, ...this.latent]) experts.dispose();
   }
 }
 
 /** Of the tokens that the `layer`-th layer sees. */
-function routeSeed(layer: number): number {
+export function routeSeed(layer: number): number {
   return 100 + layer;
+}
+
+/** What one token touches of a layer. */
+export function tokenBytes(kind: LayerKind, cell: LayerCell, dtype: LayerDType): number {
+  return layerWork(kind, cell, dtype, { route: makeRoute(1, cell, routeSeed(0)), tokens: 1 }).bytes;
+}
+
+/** How many layers of each kind a ring needs whose dense and latent layers take turns, so that each is evicted by both. */
+export function layersForTurns(cell: LayerCell, dtype: LayerDType, coldBytes: number): number {
+  const round = tokenBytes('dense', cell, dtype) + tokenBytes('latent', cell, dtype);
+  return Math.max(2, Math.ceil(coldBytes / round));
 }
 
 /** Times a batch through the next dense and the next latent layer in turns, each layer with its own batch. */
 export async function measureLayers(ring: LayerRing, tokens: number, effort: Effort): Promise<Measured[]> {
-  const { cell, dtype, device, count } = ring;
-  const routes = Array.from({ length: count }, (_, layer) => makeRoute(tokens, cell, routeSeed(layer)));
-  const batches = routes.map((route) => makeBatch(device, cell, tokens, route));
+  const { cell, dtype, count } = ring;
+  const batches = ring.batches(tokens);
   try {
     for (const kind of LAYER_KINDS) {
       await checkLayer(ring[kind][0] as DenseExperts | LatentExperts, cell, dtype, batches[0] as Batch);
@@ -87,11 +105,11 @@ export async function measureLayers(ring: LayerRing, tokens: number, effort: Eff
     const stats = await timeTogether({ dense: turn('dense'), latent: turn('latent') }, effort);
     return LAYER_KINDS.map((kind) => ({
       name: `layer ${kind}`,
-      shape: `${describeCell(cell)}${kind === 'latent' ? ` k${cell.k} r${cell.r}` : ''}`,
+      shape: describeLayer(kind, cell),
       tokens,
       dtype,
       stats: stats[kind],
-      ...averageWork(kind),
+      ...ring.averageWork(kind, batches),
     }));
   } finally {
     for (const batch of batches) batch.dispose();
@@ -106,12 +124,5 @@ export async function measureLayers(ring: LayerRing, tokens: number, effort: Eff
       const { x, routing, out } = batches[layer] as Batch;
       return tokens === 1 ? experts.forwardSync(x, routing, { out }) : experts.forward(x, routing, { out });
     };
-  }
-
-  function averageWork(kind: LayerKind): Work {
-    const of = kind === 'dense' ? denseWork : latentWork;
-    const all = routes.map((route) => of(cell, dtype, touchedBy(route, tokens, cell)));
-    const mean = (name: keyof Work) => all.reduce((sum, work) => sum + work[name], 0) / count;
-    return { flops: mean('flops'), bytes: mean('bytes') };
   }
 }

@@ -1,8 +1,8 @@
 import type { Device } from '../device.ts';
-import { DenseExperts, LatentExperts } from '../experts.ts';
+import { DenseExperts, LatentExperts, type Operator } from '../experts.ts';
 import type { Tensor } from '../tensor.ts';
 import type { LayerCell } from './cells.ts';
-import { tensor, values } from './data.ts';
+import { type BenchDType, tensor, values } from './data.ts';
 
 export type LayerDType = 'f32' | 'bf16';
 
@@ -16,14 +16,21 @@ export const seeds = {
 };
 
 export function denseLayer(device: Device, cell: LayerCell, dtype: LayerDType, layer = 0): DenseExperts {
-  const { n, m, N } = cell;
-  const operator = (seed: (layer: number, expert: number) => number, rows: number, cols: number) =>
+  return randomDense(device, cell, dtype, (operator, expert) => seeds[operator](layer, expert));
+}
+
+/** N random experts; `seed` says which random matrix each operator of each is. */
+export function randomDense(
+  device: Device,
+  { n, m, N }: Pick<LayerCell, 'n' | 'm' | 'N'>,
+  dtype: BenchDType,
+  seed: (operator: Operator, expert: number) => number,
+): DenseExperts {
+  const draw = (operator: Operator, rows: number, cols: number) =>
     Array.from({ length: N }, (_, i) =>
-      tensor(device, dtype, [rows, cols], seed(layer, i), 1 / Math.sqrt(cols)),
+      tensor(device, dtype, [rows, cols], seed(operator, i), 1 / Math.sqrt(cols)),
     );
-  const gate = operator(seeds.gate, m, n);
-  const up = operator(seeds.up, m, n);
-  const down = operator(seeds.down, n, m);
+  const [gate, up, down] = [draw('gate', m, n), draw('up', m, n), draw('down', n, m)];
   return new DenseExperts({ gate, up, down, owned: [...gate, ...up, ...down] });
 }
 

@@ -5,7 +5,7 @@ import { measureCalls } from './call-speed.ts';
 import type { Ceilings } from './ceilings.ts';
 import { CELLS, type LayerCell, scaleDown } from './cells.ts';
 import { type FactorizationSize, measureFactorization } from './factorization-speed.ts';
-import { COLD_BYTES, LayerRing, measureLayers } from './layer-speed.ts';
+import { COLD_BYTES, LayerRing, layersForTurns, measureLayers } from './layer-speed.ts';
 import type { LayerDType } from './layers.ts';
 import { describeMachine, type Machine } from './machine.ts';
 import { type Measured, makeRow, type Row } from './row.ts';
@@ -41,7 +41,7 @@ export const SHORT_PLAN: MachineBenchPlan = {
   coldBytes: COLD_BYTES,
 };
 
-export interface MachineBenchOptions {
+interface MachineBenchOptions {
   readonly plan?: MachineBenchPlan;
   readonly signal?: AbortSignal | undefined;
   /** @param note what is measured now */
@@ -86,7 +86,8 @@ export async function benchMachine(
   const effort = { seconds: plan.seconds, minSamples: plan.minSamples, signal };
   for (const dtype of plan.dtypes) {
     onProgress?.(done, total, `making ${dtype} layers`);
-    using ring = await LayerRing.create(device, plan.cell, dtype, plan.coldBytes, signal);
+    const count = layersForTurns(plan.cell, dtype, plan.coldBytes);
+    using ring = await LayerRing.create(device, plan.cell, dtype, count, signal);
     for (const tokens of plan.tokens) {
       await step(`layers, ${dtype}, T ${tokens}`, () => measureLayers(ring, tokens, effort));
     }

@@ -24,7 +24,7 @@ export function denseReference(
 }
 
 /** y of one token by the latent experts, in f64. */
-export function latentReference(
+function latentReference(
   cell: LayerCell,
   dtype: LayerDType,
   x: ArrayLike<number>,

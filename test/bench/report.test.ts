@@ -1,7 +1,8 @@
 import { describe, expect, it } from 'vitest';
 import type { Row } from '../../bench/support/context.ts';
-import { compareResults, makeResults } from '../../bench/support/report.ts';
+import { compareResults, makeResults, readResults, writeResults } from '../../bench/support/report.ts';
 import type { DeviceInfo } from '../../lib/device.ts';
+import { outputFolder } from '../support/temporary.ts';
 
 const ceilings = { fmaGflops: 180, sgemmGflops: 165, readGBps: 64 };
 const info: DeviceInfo = {
@@ -60,4 +61,25 @@ describe('results against stored ones', () => {
     const absent: Row = { ...row('b', null, 0), peers: { onnxruntime: { absent: 'not installed' } } };
     expect(compareResults(stored, [absent, row('new', 0.1, 0.1)])).toEqual({ compared: 0, fallen: [] });
   });
+});
+
+it('rows of questions that are not asked again keep when they were measured, if they knew it', async () => {
+  const folder = await outputFolder('bench-results');
+  const of = (question: string, name: string, measured?: string): Row => ({
+    ...row(name, 1, 1),
+    question,
+    ...(measured ? { measured } : {}),
+  });
+  const write = (...rows: Row[]) => writeResults(folder, makeResults('0', info, false, [ceilings], rows))[0];
+  write(
+    of('gemm', 'a', '2026-01-01T00:00:00.000Z'),
+    of('svd', 'b'),
+    of('eigh', 'c', '2026-01-02T00:00:00.000Z'),
+  );
+  const path = write(of('eigh', 'c', '2026-02-02T00:00:00.000Z')) as string;
+  expect(readResults(path)?.results.map(({ name, measured }) => [name, measured])).toEqual([
+    ['c', '2026-02-02T00:00:00.000Z'],
+    ['a', '2026-01-01T00:00:00.000Z'],
+    ['b', undefined],
+  ]);
 });
