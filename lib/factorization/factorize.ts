@@ -352,8 +352,8 @@ export function checkSpec(
   return { latentSizes, operators: kept, sharedGateUp, solver, rankReduction, control };
 }
 
-/** Bounded before it is looked through: a sparse array may have billions of items. */
-function isOperatorList(value: unknown): value is readonly Operator[] {
+/** @internal Bounded before it is looked through: a sparse array may have billions of items. */
+export function isOperatorList(value: unknown): value is readonly Operator[] {
   return (
     Array.isArray(value) &&
     value.length > 0 &&

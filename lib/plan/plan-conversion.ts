@@ -44,6 +44,7 @@ export interface ConversionPlan extends Costs {
 export function planConversion(model: MoeSpec | JsonObject, options: PlanOptions = {}): ConversionPlan {
   const spec = isSpec(model) ? model : describeConfig(model);
   checkSizes(spec);
+  if (!Array.isArray(spec.layers)) throw expected('an array of layers', 'layers', spec.layers);
   const request = checkPlanOptions(spec, options);
   const { groupSize, latentSize, reason } = chooseSizes(spec, request);
   const costs = (k: number, r: number) => layerCosts(spec, factorization(spec, request, k, r), options);

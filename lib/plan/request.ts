@@ -2,8 +2,9 @@ import type { MoeSpec } from '../checkpoint/family.ts';
 import { maxLatentSize } from '../checkpoint/latent-format.ts';
 import type { CostOptions, Factorization } from '../costs/layer-costs.ts';
 import { checkGroupSize, type LayerSizes } from '../costs/sizes.ts';
-import { expected } from '../errors.ts';
+import { checkObject, expected } from '../errors.ts';
 import { OPERATORS, type Operator } from '../experts.ts';
+import { isOperatorList } from '../factorization/factorize.ts';
 
 export interface PlanOptions extends CostOptions {
   /** k, a divisor of N. Without it the planner chooses, and says why in `reason`. */
@@ -31,10 +32,12 @@ export interface PlanRequest {
 }
 
 export function checkPlanOptions(spec: MoeSpec, options: PlanOptions): PlanRequest {
+  checkObject(options, 'options');
   const { groupSize, latentSize, targetRatio, operators = OPERATORS, sharedGateUp = false } = options;
-  if (operators.length === 0 || operators.some((operator) => !OPERATORS.includes(operator))) {
+  if (!isOperatorList(operators)) {
     throw expected(`some of ${OPERATORS.join(', ')}`, 'operators', operators);
   }
+  if (typeof sharedGateUp !== 'boolean') throw expected('true or false', 'sharedGateUp', sharedGateUp);
   if (sharedGateUp && !(operators.includes('gate') && operators.includes('up'))) {
     throw expected('operators with both gate and up, as sharedGateUp needs them,', 'operators', operators);
   }
@@ -42,9 +45,7 @@ export function checkPlanOptions(spec: MoeSpec, options: PlanOptions): PlanReque
   if (options.groupProbabilities !== undefined && groupSize === undefined) {
     throw expected('a group size beside groupProbabilities', 'groupSize', groupSize);
   }
-  if (options.otherParameters !== undefined && !(options.otherParameters >= 0)) {
-    throw expected('a non-negative number', 'otherParameters', options.otherParameters);
-  }
+  checkOtherParameters(options.otherParameters);
   if (latentSize !== undefined && targetRatio !== undefined) {
     throw expected('either latentSize or targetRatio, not both,', 'targetRatio', targetRatio);
   }
@@ -59,6 +60,11 @@ export function checkPlanOptions(spec: MoeSpec, options: PlanOptions): PlanReque
     operators: OPERATORS.filter((operator) => operators.includes(operator)),
     sharedGateUp,
   };
+}
+
+function checkOtherParameters(value: unknown): void {
+  if (value === undefined || (typeof value === 'number' && value >= 0 && Number.isFinite(value))) return;
+  throw expected('a non-negative number', 'otherParameters', value);
 }
 
 export function checkLatentSize(

@@ -231,6 +231,25 @@ describe('layerCosts', () => {
     expect(costs({}, { topK: 65 })).toThrow(invalid('topK', '65'));
     expect(costs({}, { hiddenSize: 1.5 })).toThrow(invalid('hiddenSize', '1.5'));
   });
+
+  test('refuse arguments of another type', () => {
+    const fitting = { groupSizes: [64], latentSizes: { gate: 4 } };
+    expect(() => layerCosts(null as never, fitting)).toThrow(invalid('sizes'));
+    expect(() => layerCosts(OLMOE, null as never)).toThrow(invalid('factorization'));
+    expect(() => layerCosts(OLMOE, fitting, null as never)).toThrow(invalid('options'));
+    for (const groupSizes of [null, 64, '64', { length: 1, 0: 64 }, new Array(2 ** 32 - 1)]) {
+      expect(() => layerCosts(OLMOE, { ...fitting, groupSizes } as never)).toThrow(invalid('groupSizes'));
+    }
+    for (const latentSizes of [null, 4, undefined]) {
+      expect(() => layerCosts(OLMOE, { ...fitting, latentSizes } as never)).toThrow(invalid('latentSizes'));
+    }
+    for (const gate of [null, '4', { length: 1, 0: 4 }]) {
+      const latentSizes = { gate };
+      expect(() => layerCosts(OLMOE, { ...fitting, latentSizes } as never)).toThrow(
+        invalid('latentSizes.gate'),
+      );
+    }
+  });
 });
 
 /** What a token routed to `experts` touches and sends, counted matrix by matrix. */
