@@ -11,8 +11,8 @@ import {
   factorizeGroup,
   loadOrder,
   NonFiniteExpertError,
-  resolveGroups,
 } from '../factorization/factorize.ts';
+import { consecutiveGroups, type Partition, resolveGroups } from '../factorization/groups.ts';
 import { planConversion } from '../plan/plan-conversion.ts';
 import type { OutputOptions } from './convert.ts';
 import { ExpertReader, ReadBuffers } from './expert-reader.ts';
@@ -39,7 +39,7 @@ export class StackedSvd implements LayerMethod {
   readonly stepsPerLayer: number;
   readonly #checkpoint: Checkpoint;
   readonly #device: Device;
-  readonly #groups: readonly (readonly number[])[];
+  readonly #groups: Partition;
   readonly #spec: CheckedSpec;
   readonly #buffers: ReadBuffers;
   readonly #signal: AbortSignal | undefined;
@@ -127,7 +127,7 @@ export class StackedSvd implements LayerMethod {
 }
 
 interface Sizes {
-  readonly groups: readonly (readonly number[])[];
+  readonly groups: Partition;
   readonly spec: CheckedSpec;
   readonly reason?: string;
 }
@@ -161,7 +161,7 @@ function chooseSizes({ spec: model }: Checkpoint, options: SizeOptions): Sizes {
     ...(options.operators !== undefined && { operators: options.operators }),
     sharedGateUp: options.sharedGateUp ?? false,
   });
-  const resolved = resolveGroups({ groupSize: plan.groupSize }, model.numExperts);
+  const resolved = consecutiveGroups(model.numExperts, plan.groupSize);
   return {
     groups: resolved,
     spec: checkSpec({ ...options, latentSize: plan.latentSize }, model, resolved),

@@ -1,4 +1,4 @@
-import { checkObject, expected, MolaeError } from '../errors.ts';
+import { checkObject, expected } from '../errors.ts';
 import { DenseExperts, LatentExperts, type LatentOperator, OPERATORS, type Operator } from '../experts.ts';
 import { checkTensor, type Tensor } from '../tensor.ts';
 import {
@@ -14,8 +14,9 @@ import {
   type FactorStorage,
   type GroupedWork,
   progressCounter,
-  resolveGroups,
 } from './factorize.ts';
+import { type Partition, resolveGroups } from './groups.ts';
+import { checkLatentSize, checkOperators, checkSharedLatentSize, largestLatentSize } from './spec.ts';
 
 /** Latent sizes of every group, by operator; operators left out stay dense. */
 export type GroupLatentSizes = Readonly<Partial<Record<Operator, readonly number[]>>>;
@@ -100,7 +101,7 @@ export async function calibratedSpectra(
 ): Promise<OperatorSpectrum[]> {
   checkArguments(experts, inputs, options);
   const groups = resolveGroups(options, experts.numExperts);
-  const { operators = OPERATORS } = options;
+  const operators = checkOperators(options.operators, options.sharedGateUp);
   const progress = progressCounter(options.onProgress, experts.numExperts);
   const spectra: OperatorSpectrum[] = [];
   for (const [group, members] of groups.entries()) {
@@ -111,33 +112,28 @@ export async function calibratedSpectra(
 
 function checkLatentSizes(
   { latentSize, sharedGateUp = false }: CalibratedOptions,
-  { hiddenSize, intermediateSize }: DenseExperts,
-  groups: readonly (readonly number[])[],
+  experts: DenseExperts,
+  groups: Partition,
 ): GroupLatentSizes {
   const given = (operator: Operator) =>
     typeof latentSize === 'object' ? latentSize?.[operator] : latentSize;
+  const operators = OPERATORS.filter((operator) => given(operator) !== undefined);
+  if (operators.length === 0) throw expected('a latent size', 'latentSize', latentSize);
+  checkOperators(operators, sharedGateUp);
   const sizes: Partial<Record<Operator, readonly number[]>> = {};
-  for (const operator of OPERATORS) {
+  for (const operator of operators) {
     const own = given(operator);
-    if (own === undefined) continue;
     const list = Array.isArray(own) ? (own as readonly number[]) : groups.map(() => own as number);
     if (list.length !== groups.length) {
       throw expected(`${groups.length} latent sizes, one for each group`, `latentSize of ${operator}`, own);
     }
-    for (const [group, size] of list.entries()) {
-      const stacked = sharedGateUp && operator !== 'down' ? 2 : 1;
-      const members = (groups[group] as readonly number[]).length;
-      const largest = Math.min(hiddenSize, stacked * members * intermediateSize);
-      if (!Number.isSafeInteger(size) || size < 1 || size > largest) {
-        throw expected(`an integer from 1 to ${largest}`, `latentSize of ${operator}, group ${group}`, size);
-      }
+    for (const [group, members] of groups.entries()) {
+      const largest = largestLatentSize(experts, members.length, operator, sharedGateUp);
+      checkLatentSize(list[group], largest, `latentSize of ${operator}, group ${group}`);
     }
     sizes[operator] = list;
   }
-  if (Object.keys(sizes).length === 0) throw expected('a latent size', 'latentSize', latentSize);
-  if (sharedGateUp && String(sizes.gate) !== String(sizes.up)) {
-    throw new MolaeError('INVALID_ARGUMENT', 'sharedGateUp needs the same latentSize for gate and up');
-  }
+  if (sharedGateUp) checkSharedLatentSize(sizes.gate, sizes.up);
   return sizes;
 }
 

@@ -1,9 +1,13 @@
 import type { Device } from '../device.ts';
 import type { WeightDType } from '../dtype.ts';
 import { checkCallback, checkObject, expected, MolaeError, throwIfAborted } from '../errors.ts';
-import { DenseExperts, LatentExperts, type LatentOperator, OPERATORS, type Operator } from '../experts.ts';
+import { DenseExperts, LatentExperts, type LatentOperator, type Operator } from '../experts.ts';
 import { awaitNative, callNative, type NativeBasis } from '../native.ts';
 import type { Tensor } from '../tensor.ts';
+import { type Partition, resolveGroups } from './groups.ts';
+import { checkLatentSize, checkOperators, checkSharedLatentSize, largestLatentSize } from './spec.ts';
+
+export { resolveGroups } from './groups.ts';
 
 /**
  * `gram`: eigenvectors of Σ W_iᵀW_i, a fraction of the cost. `svd`: a direct SVD of the stacked experts in f64, the
@@ -313,91 +317,23 @@ export interface CheckedSpec {
 export function checkSpec(
   spec: FactorizationSpec,
   sizes: { readonly hiddenSize: number; readonly intermediateSize: number },
-  groups: readonly (readonly number[])[],
+  groups: Partition,
 ): CheckedSpec {
   const { solver = 'gram', rankReduction = 0, control = false, sharedGateUp = false } = spec;
-  const chosen = spec.operators ?? OPERATORS;
-  if (!isOperatorList(chosen)) {
-    throw expected('some of gate, up, down', 'operators', chosen);
-  }
-  const kept = OPERATORS.filter((name) => chosen.includes(name));
+  const operators = checkOperators(spec.operators, sharedGateUp);
   if (solver !== 'gram' && solver !== 'svd') throw expected('gram or svd', 'solver', solver);
   if (!Number.isSafeInteger(rankReduction) || rankReduction < 0) {
     throw expected('a non-negative integer', 'rankReduction', rankReduction);
   }
-  if (sharedGateUp && !(kept.includes('gate') && kept.includes('up'))) {
-    throw new MolaeError('INVALID_ARGUMENT', 'sharedGateUp needs both gate and up among the operators');
-  }
   const smallest = Math.min(...groups.map((group) => group.length));
   const latentSizes = { gate: 0, up: 0, down: 0 };
-  for (const name of kept) {
+  for (const name of operators) {
     const size = typeof spec.latentSize === 'object' ? spec.latentSize?.[name] : spec.latentSize;
-    const stacked = sharedGateUp && name !== 'down' ? 2 : 1;
-    const largest = Math.min(sizes.hiddenSize, stacked * smallest * sizes.intermediateSize);
-    if (!Number.isSafeInteger(size) || (size as number) < 1 || (size as number) > largest) {
-      throw expected(
-        `an integer from 1 to ${largest} (the smaller of hidden size and stacked intermediate sizes)`,
-        `latentSize of ${name}`,
-        size,
-      );
-    }
-    latentSizes[name] = size as number;
+    checkLatentSize(size, largestLatentSize(sizes, smallest, name, sharedGateUp), `latentSize of ${name}`);
+    latentSizes[name] = size;
   }
-  if (sharedGateUp && latentSizes.gate !== latentSizes.up) {
-    throw new MolaeError(
-      'INVALID_ARGUMENT',
-      `sharedGateUp needs one latentSize for gate and up but received ${latentSizes.gate} and ${latentSizes.up}`,
-    );
-  }
-  return { latentSizes, operators: kept, sharedGateUp, solver, rankReduction, control };
-}
-
-/** @internal Bounded before it is looked through: a sparse array may have billions of items. */
-export function isOperatorList(value: unknown): value is readonly Operator[] {
-  return (
-    Array.isArray(value) &&
-    value.length > 0 &&
-    value.length <= OPERATORS.length &&
-    value.every((name) => OPERATORS.includes(name))
-  );
-}
-
-/** Consecutive groups of `groupSize`, or the explicit groups, checked to be a partition of the experts. */
-export function resolveGroups(
-  options: Pick<GroupedWork, 'groupSize' | 'groups'>,
-  numExperts: number,
-): readonly (readonly number[])[] {
-  const { groupSize, groups } = options;
-  if (groups !== undefined && groupSize !== undefined) {
-    throw new MolaeError('INVALID_ARGUMENT', 'Give either groupSize or groups, not both');
-  }
-  if (groups !== undefined) return checkPartition(groups, numExperts);
-  if (
-    !Number.isSafeInteger(groupSize) ||
-    (groupSize as number) < 1 ||
-    numExperts % (groupSize as number) !== 0
-  ) {
-    const divisors = Array.from({ length: numExperts }, (_, i) => i + 1).filter((k) => numExperts % k === 0);
-    throw expected(`a divisor of the ${numExperts} experts (${divisors.join(', ')})`, 'groupSize', groupSize);
-  }
-  const k = groupSize as number;
-  return Array.from({ length: numExperts / k }, (_, g) => Array.from({ length: k }, (_, i) => g * k + i));
-}
-
-function checkPartition(
-  groups: readonly (readonly number[])[],
-  numExperts: number,
-): readonly (readonly number[])[] {
-  const isGroup = (group: unknown) => Array.isArray(group) && group.length > 0 && group.length <= numExperts;
-  if (!Array.isArray(groups) || groups.length > numExperts || !groups.every(isGroup)) {
-    throw expected('an array of non-empty arrays', 'groups', groups);
-  }
-  const members = groups.flat();
-  const wanted = new Set(Array.from({ length: numExperts }, (_, i) => i));
-  if (members.length !== numExperts || !members.every((expert) => wanted.delete(expert))) {
-    throw new MolaeError('INVALID_ARGUMENT', `groups must name each of the ${numExperts} experts once`);
-  }
-  return groups;
+  if (sharedGateUp) checkSharedLatentSize(latentSizes.gate, latentSizes.up);
+  return { latentSizes, operators, sharedGateUp, solver, rankReduction, control };
 }
 
 /** The order in which `factorizeGroup` loads a group's matrices: each set of operators twice. */

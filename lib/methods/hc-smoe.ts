@@ -1,4 +1,5 @@
 import { DenseExperts, OPERATORS, type Operator } from '../experts.ts';
+import type { Partition } from '../factorization/groups.ts';
 import { type CalibrationLayer, routingStatistics } from '../model/calibration.ts';
 import type { Tensor } from '../tensor.ts';
 import { sumOfRows, weightedSum } from './arithmetic.ts';
@@ -57,7 +58,7 @@ async function meanOutputs({ block, x }: CalibrationLayer): Promise<Float64Array
 /** Experts in which all members of a cluster are the same tensors: their mean, by frequency. */
 async function mergeExperts(
   { block, routing }: CalibrationLayer,
-  clusters: readonly (readonly number[])[],
+  clusters: Partition,
 ): Promise<DenseExperts> {
   const experts = block.experts as DenseExperts;
   const { expertCounts } = await routingStatistics(routing, experts.numExperts);

@@ -2,6 +2,7 @@ import type { MoeSpec } from '../checkpoint/family.ts';
 import type { Device } from '../device.ts';
 import { throwIfAborted } from '../errors.ts';
 import type { Experts } from '../experts.ts';
+import type { Partition } from '../factorization/groups.ts';
 import type { MoeBlock } from '../moe-block.ts';
 import type { Routing } from '../routing.ts';
 import type { Tensor } from '../tensor.ts';
@@ -228,10 +229,7 @@ export interface GroupRouting {
 }
 
 /** Counts how often tokens use groups, and experts in them. */
-export async function groupRouting(
-  routing: Routing,
-  groups: readonly (readonly number[])[],
-): Promise<GroupRouting> {
+export async function groupRouting(routing: Routing, groups: Partition): Promise<GroupRouting> {
   const tokens = routing.ids.shape[0] as number;
   const numExperts = groups.reduce((sum, group) => sum + group.length, 0);
   const counts = await expertCounts(routing, numExperts);
@@ -243,10 +241,7 @@ export async function groupRouting(
 }
 
 /** The measured probability, for each group, that a token uses it: `groupProbabilities` of a plan. */
-export async function groupProbabilities(
-  { ids }: Routing,
-  groups: readonly (readonly number[])[],
-): Promise<number[]> {
+export async function groupProbabilities({ ids }: Routing, groups: Partition): Promise<number[]> {
   const [tokens, topK] = ids.shape as [number, number];
   const chosen = await ids.read();
   const groupOf: (number | undefined)[] = [];

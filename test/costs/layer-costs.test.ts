@@ -2,7 +2,8 @@ import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { distinctGroups, groupProbability } from '../../lib/costs/distinct-groups.ts';
 import { type Factorization, layerCosts } from '../../lib/costs/layer-costs.ts';
-import { divisors, type LayerSizes } from '../../lib/costs/sizes.ts';
+import type { LayerSizes } from '../../lib/costs/sizes.ts';
+import { divisors } from '../../lib/factorization/groups.ts';
 import { invalid, OLMOE } from '../support/sizes.ts';
 
 /** All K-subsets of 0..N-1. */
@@ -64,7 +65,7 @@ describe('distinctGroups', () => {
     }
   });
 
-  test('refuses a k that does not divide N, and names divisors near by', () => {
+  test('refuses a k that does not divide N, and names those that do', () => {
     expect(() => distinctGroups(60, 16, 4)).toThrow(invalid('groupSize', '16', '12, 15, 20, 30'));
     expect(() => distinctGroups(60, 0, 4)).toThrow(invalid('groupSize', '0'));
     expect(() => distinctGroups(60, 15, 61)).toThrow(invalid('topK', '61'));

@@ -256,12 +256,31 @@ onCpu('factorizeCalibrated', () => {
     await refused({ latentSize: 21 }).toMatchObject({ code: 'INVALID_ARGUMENT' });
     await refused({ latentSize: { gate: [4] } }).toMatchObject({ code: 'INVALID_ARGUMENT' });
     await refused({ latentSize: {} }).toMatchObject({ code: 'INVALID_ARGUMENT' });
+    await refused({ latentSize: { gate: 4, up: 5 }, sharedGateUp: true }).toMatchObject({
+      code: 'INVALID_ARGUMENT',
+    });
+    await refused({ latentSize: { down: 4 }, sharedGateUp: true }).toMatchObject({
+      code: 'INVALID_ARGUMENT',
+      message: expect.stringContaining('both gate and up'),
+    });
     await refused({ groupSize: 3 }).toMatchObject({ code: 'INVALID_ARGUMENT' });
     await refused({ shrinkage: -1 }).toMatchObject({ code: 'INVALID_ARGUMENT' });
     await refused({}, inputs(2, { ...SIZES, n: 20 })).toMatchObject({ code: 'SHAPE_MISMATCH' });
     const others = inputs(2, { ...SIZES, tokens: 10 });
     await refused({}, { x: seen.x, routing: others.routing }).toMatchObject({ code: 'SHAPE_MISMATCH' });
   });
+
+  test.each([[[]], ['gate'], [null], [['gate', 'router']], [new Array(2 ** 32 - 1)]])(
+    'refuses operators of a spectrum that are none',
+    async (operators) => {
+      using dense = layer(2, SIZES);
+      const options = { groupSize: 2, operators: operators as never };
+      await expect(calibratedSpectra(dense, inputs(2, SIZES), options)).rejects.toMatchObject({
+        code: 'INVALID_ARGUMENT',
+        message: expect.stringMatching(/some of gate, up, down for operators/),
+      });
+    },
+  );
 
   test('an aborted call leaves no memory behind', async () => {
     using own = await openOwnDevice();

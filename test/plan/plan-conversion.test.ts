@@ -1,7 +1,7 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import type { MoeSpec } from '../../lib/checkpoint/family.ts';
-import { divisors } from '../../lib/costs/sizes.ts';
+import { divisors } from '../../lib/factorization/groups.ts';
 import { planConversion } from '../../lib/plan/plan-conversion.ts';
 import type { PlanOptions } from '../../lib/plan/request.ts';
 import {
@@ -221,6 +221,18 @@ describe('planConversion', () => {
     [{ groupProbabilities: [1] }, ['groupProbabilities']],
   ])('refuses %j', (options, words) => {
     expect(() => planConversion(QWEN15, options)).toThrow(invalid(...words));
+  });
+
+  test('a shared gate and up alone have twice the rows to draw a latent space from', () => {
+    const form = { groupSize: 1, operators: ['gate', 'up'] as const, sharedGateUp: true };
+    expect(planConversion(QWEN15, { ...form, latentSize: 2048 }).latentSize).toBe(2048);
+    const narrow = specOf(2048, 100, 8, 2, 1);
+    expect(planConversion(narrow, { ...form, latentSize: 200 }).latentSize).toBe(200);
+    expect(() => planConversion(narrow, { ...form, latentSize: 201 })).toThrow(invalid('latentSize', '200'));
+    const { operators: _, ...withDown } = form;
+    expect(() => planConversion(narrow, { ...withDown, latentSize: 101 })).toThrow(
+      invalid('latentSize', '100'),
+    );
   });
 
   /** Each option with what is of another type, and would do damage if it were taken for its own. */

@@ -11,11 +11,11 @@ import {
   type LayerInputs,
 } from '../../factorization/calibrated-group.ts';
 import type { OperatorFactors } from '../../factorization/factorize.ts';
+import type { Partition } from '../../factorization/groups.ts';
 import { madeAhead } from '../../made-ahead.ts';
 import { type SearchOptions, type SearchReport, stepsOf } from '../../methods/calibrated/search.ts';
 import { surveyedPart } from '../../methods/calibrated/survey.ts';
 import type { Grouping } from '../../methods/grouping/grouping.ts';
-import type { Partition } from '../../methods/grouping/partition.ts';
 import {
   type CalibrationLayer,
   calibrateParts,

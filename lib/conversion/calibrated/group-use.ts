@@ -9,7 +9,7 @@ import {
 } from '../../costs/layer-costs.ts';
 import { BLOCK, byteCount } from '../../dtype.ts';
 import type { Operator } from '../../experts.ts';
-import { resolveGroups } from '../../factorization/factorize.ts';
+import { consecutiveGroups } from '../../factorization/groups.ts';
 import { type CalibrationLayer, groupProbabilities, groupRouting } from '../../model/calibration.ts';
 import type { FactorShapes } from '../layer-method.ts';
 
@@ -53,7 +53,7 @@ export class GroupUseCounter {
   async count({ layer, routing }: CalibrationLayer): Promise<void> {
     const { numExperts } = this.#spec;
     const groups = this.#shapes.groups(layer);
-    const inOrder = resolveGroups({ groupSize: numExperts / groups.length }, numExperts);
+    const inOrder = consecutiveGroups(numExperts, numExperts / groups.length);
     const measured = await groupRouting(routing, groups);
     const bytesPerParameter = this.#sourceBytes(layer);
     const costs = layerCosts(this.#spec, this.#factorization(layer), { bytesPerParameter, ...measured });

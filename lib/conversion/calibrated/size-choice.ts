@@ -5,7 +5,7 @@ import type { Checkpoint } from '../../checkpoint/checkpoint.ts';
 import type { BlockDType } from '../../dtype.ts';
 import { MolaeError } from '../../errors.ts';
 import { OPERATORS, type Operator } from '../../experts.ts';
-import { resolveGroups } from '../../factorization/factorize.ts';
+import { consecutiveGroups, type Partition } from '../../factorization/groups.ts';
 import {
   allocateOverLayers,
   CALIBRATED_GROUP_SIZE,
@@ -19,7 +19,6 @@ import {
   type Grouping,
   groupsByAffinity,
 } from '../../methods/grouping/grouping.ts';
-import type { Partition } from '../../methods/grouping/partition.ts';
 import type { CalibrationLayer } from '../../model/calibration.ts';
 import type { KeptInputs } from '../../model/kept-inputs.ts';
 import type { Model } from '../../model/model.ts';
@@ -202,7 +201,7 @@ export function shapesOf(
   quantization: BlockDType | undefined,
 ): FactorShapes {
   const { groupSize, operators, sharedGateUp, latentSizes } = choice;
-  const consecutive = resolveGroups({ groupSize }, numExperts);
+  const consecutive = consecutiveGroups(numExperts, groupSize);
   const groups = new Map(choice.groups);
   const byLayer = typeof latentSizes === 'number' ? undefined : new Map(latentSizes);
   return {

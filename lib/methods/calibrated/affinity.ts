@@ -1,5 +1,5 @@
+import type { Partition } from '../../factorization/groups.ts';
 import { AffinityGrouping } from '../grouping/grouping.ts';
-import type { Partition } from '../grouping/partition.ts';
 import type { Method, MethodRequest } from '../method.ts';
 import { allocateOverLayers, calibrated, calibratedCompressor, type LayerLatentSizes } from './calibrated.ts';
 import { searchedGroupSizes } from './search.ts';

@@ -2,6 +2,7 @@ import type { MoeSpec } from '../../checkpoint/family.ts';
 import { expected, MolaeError, throwIfAborted } from '../../errors.ts';
 import { type LatentExperts, OPERATORS, type Operator } from '../../experts.ts';
 import type { CalibratedSteps } from '../../factorization/calibrated-group.ts';
+import { divisors, type Partition } from '../../factorization/groups.ts';
 import { type CalibrationLayer, groupRouting } from '../../model/calibration.ts';
 import type { Model } from '../../model/model.ts';
 import {
@@ -13,7 +14,6 @@ import {
 } from '../../model/perplexity.ts';
 import { checkDenseModel, compressModel } from '../compressed-model.ts';
 import { AffinityGrouping, checkGrouping, type Grouping, groupsByAffinity } from '../grouping/grouping.ts';
-import type { Partition } from '../grouping/partition.ts';
 import type { Compressor } from '../method.ts';
 import { costsOf } from '../sizes.ts';
 import {
@@ -113,9 +113,9 @@ export async function searchCalibrated(model: Model, options: SearchOptions): Pr
 
 /** Up to five divisors of the number of experts, from 1 to all of them, evenly on a logarithmic scale. */
 export function searchedGroupSizes({ numExperts }: Pick<MoeSpec, 'numExperts'>): number[] {
-  const divisors = Array.from({ length: numExperts }, (_, i) => i + 1).filter((k) => numExperts % k === 0);
+  const all = divisors(numExperts);
   const nearest = (wanted: number) =>
-    divisors.reduce((a, b) => (Math.abs(Math.log(b / wanted)) < Math.abs(Math.log(a / wanted)) ? b : a));
+    all.reduce((a, b) => (Math.abs(Math.log(b / wanted)) < Math.abs(Math.log(a / wanted)) ? b : a));
   return [...new Set([0, 1, 2, 3, 4].map((i) => nearest(numExperts ** (i / 4))))];
 }
 
