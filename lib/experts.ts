@@ -1,18 +1,16 @@
 import type { Device } from './device.ts';
 import { checkObject, expected, MolaeError } from './errors.ts';
-import type { FactorizationReport } from './factorization/factorize.ts';
 import type { Partition } from './factorization/groups.ts';
+import type { FactorizationReport } from './factorization/report.ts';
 import { awaitAbortable, callNative, type NativeLayer, type NativeOperator } from './native.ts';
+import type { Operator } from './operators.ts';
 import type { Routing } from './routing.ts';
 import { checkTensor, Tensor, withResults } from './tensor.ts';
 
-/** The three matrices of an expert: E(x) = down · (act(gate · x) ⊙ (up · x)). */
-export type Operator = 'gate' | 'up' | 'down';
+export { OPERATORS, type Operator } from './operators.ts';
 
 /** Of one layer. Real ones have hundreds. */
 const MOST_EXPERTS = 65_536;
-
-export const OPERATORS: readonly Operator[] = ['gate', 'up', 'down'];
 
 /** silu(x) = x·σ(x), the exact gelu, its tanh approximation, and relu(x)². */
 export type Activation = 'silu' | 'gelu' | 'gelu_tanh' | 'relu2';

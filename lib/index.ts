@@ -43,8 +43,6 @@ export {
   LatentExperts,
   type LatentExpertsInit,
   type LatentOperator,
-  OPERATORS,
-  type Operator,
   type PackOptions,
   type SharedExpert,
 } from './experts.ts';
@@ -55,17 +53,12 @@ export {
   factorizeCalibrated,
 } from './factorization/calibrated.ts';
 export type { CalibratedSteps, LayerInputs, OperatorSpectrum } from './factorization/calibrated-group.ts';
-export {
-  type FactorizationReport,
-  type FactorizationSpec,
-  type FactorizeOptions,
-  type FactorizeProgress,
-  type FactorStorage,
-  factorizeExperts,
-  type GroupedWork,
-  type Solver,
-} from './factorization/factorize.ts';
+export { type FactorizeOptions, factorizeExperts } from './factorization/factorize.ts';
+export type { FactorStorage } from './factorization/factors.ts';
+export type { FactorizeProgress, GroupedWork } from './factorization/grouped-work.ts';
 export { type AllocationOptions, allocateLatentSizes, type Spending } from './factorization/latent-sizes.ts';
+export type { FactorizationReport } from './factorization/report.ts';
+export type { FactorizationSpec, Solver } from './factorization/spec.ts';
 export {
   batchedGemm,
   type Eigh,
@@ -117,6 +110,7 @@ export { type Perplexity, type PerplexityOptions, perplexity } from './model/per
 export type { SamplingOptions } from './model/sampling.ts';
 export { type ChatMessage, Tokenizer } from './model/tokenizer.ts';
 export { MoeBlock, type MoeBlockInit } from './moe-block.ts';
+export { OPERATORS, type Operator } from './operators.ts';
 export { type ConversionPlan, planConversion } from './plan/plan-conversion.ts';
 export type { PlanOptions } from './plan/request.ts';
 export { quantizeExperts } from './quantize.ts';

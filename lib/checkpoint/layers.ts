@@ -1,6 +1,6 @@
 import type { BlockDType } from '../dtype.ts';
-import { OPERATORS, type Operator } from '../experts.ts';
 import { largestLatentSize } from '../factorization/spec.ts';
+import { OPERATORS, type Operator } from '../operators.ts';
 import { type Family, locateExpert, type MoeSpec, operatorShape } from './family.ts';
 import {
   expertFactor,

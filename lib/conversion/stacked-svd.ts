@@ -3,16 +3,11 @@ import { locateExpert } from '../checkpoint/family.ts';
 import { tensorDType } from '../checkpoint/tensors.ts';
 import type { Device } from '../device.ts';
 import { MolaeError } from '../errors.ts';
-import type { Operator } from '../experts.ts';
-import {
-  type CheckedSpec,
-  checkSpec,
-  type FactorizationSpec,
-  factorizeGroup,
-  loadOrder,
-  NonFiniteExpertError,
-} from '../factorization/factorize.ts';
 import { consecutiveGroups, type Partition, resolveGroups } from '../factorization/groups.ts';
+import { NonFiniteExpertError } from '../factorization/non-finite-expert.ts';
+import { type CheckedSpec, checkSpec, type FactorizationSpec } from '../factorization/spec.ts';
+import { factorizeGroup, loadOrder } from '../factorization/stacked-group.ts';
+import type { Operator } from '../operators.ts';
 import { planConversion } from '../plan/plan-conversion.ts';
 import type { OutputOptions } from './convert.ts';
 import { ExpertReader, ReadBuffers } from './expert-reader.ts';

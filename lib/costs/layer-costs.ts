@@ -1,5 +1,5 @@
 import { checkObject, expected } from '../errors.ts';
-import { OPERATORS, type Operator } from '../experts.ts';
+import { OPERATORS, type Operator } from '../operators.ts';
 import { groupProbability } from './distinct-groups.ts';
 import { checkSizes, type LayerSizes, positive, positiveInteger } from './sizes.ts';
 

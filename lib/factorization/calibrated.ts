@@ -1,6 +1,7 @@
 import { checkObject, expected } from '../errors.ts';
-import { DenseExperts, LatentExperts, type LatentOperator, OPERATORS, type Operator } from '../experts.ts';
-import { checkTensor, type Tensor } from '../tensor.ts';
+import { DenseExperts, type LatentExperts } from '../experts.ts';
+import { OPERATORS, type Operator } from '../operators.ts';
+import { checkTensor } from '../tensor.ts';
 import {
   type CalibratedSteps,
   calibratedPasses,
@@ -9,12 +10,8 @@ import {
   type LayerInputs,
   type OperatorSpectrum,
 } from './calibrated-group.ts';
-import {
-  type FactorizationReport,
-  type FactorStorage,
-  type GroupedWork,
-  progressCounter,
-} from './factorize.ts';
+import { type FactorStorage, GatheredFactors } from './factors.ts';
+import { type GroupedWork, progressCounter } from './grouped-work.ts';
 import { type Partition, resolveGroups } from './groups.ts';
 import { checkLatentSize, checkOperators, checkSharedLatentSize, largestLatentSize } from './spec.ts';
 
@@ -53,42 +50,16 @@ export async function factorizeCalibrated(
   const groups = resolveGroups(options, experts.numExperts);
   const latentSizes = checkLatentSizes(options, experts, groups);
   const progress = progressCounter(options.onProgress, calibratedPasses(options) * experts.numExperts);
-  const made: Tensor[] = [];
-  const report: FactorizationReport[] = [];
-  const factors: Record<Operator, { a: Tensor[]; b: Tensor[] }> = {
-    gate: { a: [], b: [] },
-    up: { a: [], b: [] },
-    down: { a: [], b: [] },
-  };
+  const gathered = new GatheredFactors();
   try {
     for (const [group, members] of groups.entries()) {
       const sizes = (operator: Operator) => latentSizes[operator]?.[group];
-      const done = await factorizeCalibratedGroup(
-        { experts, inputs, group, members, sizes },
-        options,
-        progress,
-      );
-      for (const [operator, { a, b, report: own }] of done) {
-        made.push(a, b);
-        report.push(own);
-        factors[operator].a.push(a);
-        factors[operator].b.push(b);
-      }
+      const source = { experts, inputs, group, members, sizes };
+      gathered.add(await factorizeCalibratedGroup(source, options, progress));
     }
-    const operator = (name: Operator): LatentOperator | readonly Tensor[] =>
-      latentSizes[name] ? factors[name] : experts[name];
-    return new LatentExperts({
-      groups,
-      gate: operator('gate'),
-      up: operator('up'),
-      down: operator('down'),
-      activation: experts.activation,
-      sharedExpert: experts.sharedExpert,
-      report,
-      owned: [...new Set(made)],
-    });
+    return gathered.experts(experts, groups);
   } catch (error) {
-    for (const tensor of made) tensor.dispose();
+    gathered.dispose();
     throw error;
   }
 }

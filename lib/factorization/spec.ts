@@ -1,5 +1,61 @@
 import { expected, MolaeError } from '../errors.ts';
-import { OPERATORS, type Operator } from '../experts.ts';
+import { OPERATORS, type Operator } from '../operators.ts';
+import type { Partition } from './groups.ts';
+
+/**
+ * `gram`: eigenvectors of Σ W_iᵀW_i, a fraction of the cost. `svd`: a direct SVD of the stacked experts in f64, the
+ * reference, with the whole stack in memory.
+ */
+export type Solver = 'gram' | 'svd';
+
+/** How the experts of a layer are factorized. */
+export interface FactorizationSpec {
+  /** r, for all operators or for each; at most min(n, k·m). */
+  readonly latentSize: number | Readonly<Partial<Record<Operator, number>>>;
+  /** The operators to factorize; by default all. The others stay dense. */
+  readonly operators?: readonly Operator[] | undefined;
+  /** One B for gate and up, so that z_gate = z_up. */
+  readonly sharedGateUp?: boolean | undefined;
+  /** By default `gram`. */
+  readonly solver?: Solver | undefined;
+  /** Truncate each expert to this rank first (the paper's first step): never a gain, by default off. */
+  readonly rankReduction?: number | undefined;
+  /** Also find the control error, which costs the first pass once more. */
+  readonly control?: boolean | undefined;
+}
+
+/** A FactorizationSpec with its defaults, checked against a layer's sizes. */
+export interface CheckedSpec {
+  readonly latentSizes: Readonly<Record<Operator, number>>;
+  readonly operators: readonly Operator[];
+  readonly sharedGateUp: boolean;
+  readonly solver: Solver;
+  readonly rankReduction: number;
+  readonly control: boolean;
+}
+
+/** Throws `INVALID_ARGUMENT` unless the spec fits the sizes and the smallest group. */
+export function checkSpec(
+  spec: FactorizationSpec,
+  sizes: { readonly hiddenSize: number; readonly intermediateSize: number },
+  groups: Partition,
+): CheckedSpec {
+  const { solver = 'gram', rankReduction = 0, control = false, sharedGateUp = false } = spec;
+  const operators = checkOperators(spec.operators, sharedGateUp);
+  if (solver !== 'gram' && solver !== 'svd') throw expected('gram or svd', 'solver', solver);
+  if (!Number.isSafeInteger(rankReduction) || rankReduction < 0) {
+    throw expected('a non-negative integer', 'rankReduction', rankReduction);
+  }
+  const smallest = Math.min(...groups.map((group) => group.length));
+  const latentSizes = { gate: 0, up: 0, down: 0 };
+  for (const name of operators) {
+    const size = typeof spec.latentSize === 'object' ? spec.latentSize?.[name] : spec.latentSize;
+    checkLatentSize(size, largestLatentSize(sizes, smallest, name, sharedGateUp), `latentSize of ${name}`);
+    latentSizes[name] = size;
+  }
+  if (sharedGateUp) checkSharedLatentSize(latentSizes.gate, latentSizes.up);
+  return { latentSizes, operators, sharedGateUp, solver, rankReduction, control };
+}
 
 /**
  * The operators to factorize, in the order of `OPERATORS`.

@@ -1,6 +1,7 @@
-import { DenseExperts, OPERATORS, type Operator } from '../experts.ts';
+import { DenseExperts } from '../experts.ts';
 import type { Partition } from '../factorization/groups.ts';
 import { type CalibrationLayer, routingStatistics } from '../model/calibration.ts';
+import { OPERATORS, type Operator } from '../operators.ts';
 import type { Tensor } from '../tensor.ts';
 import { sumOfRows, weightedSum } from './arithmetic.ts';
 import { averageLinkage } from './clustering.ts';

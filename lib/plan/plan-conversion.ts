@@ -5,7 +5,7 @@ import { distinctGroups } from '../costs/distinct-groups.ts';
 import { type Comparison, type Costs, compare, layerCosts } from '../costs/layer-costs.ts';
 import { checkSizes } from '../costs/sizes.ts';
 import { expected } from '../errors.ts';
-import type { Operator } from '../experts.ts';
+import type { Operator } from '../operators.ts';
 import { chooseSizes } from './choose-sizes.ts';
 import { checkPlanOptions, factorization, type PlanOptions } from './request.ts';
 

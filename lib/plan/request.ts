@@ -2,9 +2,9 @@ import type { MoeSpec } from '../checkpoint/family.ts';
 import type { CostOptions, Factorization } from '../costs/layer-costs.ts';
 import type { LayerSizes } from '../costs/sizes.ts';
 import { checkObject, expected } from '../errors.ts';
-import type { Operator } from '../experts.ts';
 import { checkGroupSize } from '../factorization/groups.ts';
 import { checkLatentSize, checkOperators, largestLatentSize } from '../factorization/spec.ts';
+import type { Operator } from '../operators.ts';
 
 export interface PlanOptions extends CostOptions {
   /** k, a divisor of N. Without it the planner chooses, and says why in `reason`. */

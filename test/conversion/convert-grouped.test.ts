@@ -11,12 +11,12 @@ import {
 } from '../../lib/conversion/calibrated/convert.ts';
 import type { GroupUseReport } from '../../lib/conversion/calibrated/group-use.ts';
 import { openDevice } from '../../lib/device.ts';
-import { OPERATORS } from '../../lib/experts.ts';
 import { searchCalibrated } from '../../lib/methods/calibrated/search.ts';
 import { calibrate } from '../../lib/model/calibration.ts';
 import { Model } from '../../lib/model/model.ts';
 import { perplexity } from '../../lib/model/perplexity.ts';
 import { Tokenizer } from '../../lib/model/tokenizer.ts';
+import { OPERATORS } from '../../lib/operators.ts';
 import { contents, stopAndGoOn } from '../methods/support.ts';
 import { Random } from '../support/random.ts';
 import { multiply, relativeError } from '../support/reference.ts';

@@ -1,9 +1,10 @@
 import fc from 'fast-check';
 import { afterAll, describe, expect, test } from 'vitest';
-import { DenseExperts, type LatentOperator, type Operator } from '../../lib/experts.ts';
+import { DenseExperts, type LatentOperator } from '../../lib/experts.ts';
 import { calibratedSpectra, factorizeCalibrated } from '../../lib/factorization/calibrated.ts';
 import { groupBases, type LayerInputs } from '../../lib/factorization/calibrated-group.ts';
 import { factorizeExperts } from '../../lib/factorization/factorize.ts';
+import type { Operator } from '../../lib/operators.ts';
 import type { Tensor } from '../../lib/tensor.ts';
 import { openOwnDevice, openTestDevice } from '../support/device.ts';
 import { Random, toTensor } from '../support/random.ts';

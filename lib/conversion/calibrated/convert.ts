@@ -2,7 +2,7 @@ import { openCheckpoint } from '../../checkpoint/checkpoint.ts';
 import { DTYPE_BYTES } from '../../checkpoint/safetensors/dtype.ts';
 import { type Device, openDevice } from '../../device.ts';
 import { expected, throwIfAborted } from '../../errors.ts';
-import { DenseExperts, LatentExperts, type LatentOperator, type Operator } from '../../experts.ts';
+import { DenseExperts, type LatentExperts } from '../../experts.ts';
 import {
   type CalibratedGroupSource,
   type CalibratedSteps,
@@ -10,8 +10,7 @@ import {
   factorizeCalibratedGroup,
   type LayerInputs,
 } from '../../factorization/calibrated-group.ts';
-import type { OperatorFactors } from '../../factorization/factorize.ts';
-import type { Partition } from '../../factorization/groups.ts';
+import { GatheredFactors } from '../../factorization/factors.ts';
 import { madeAhead } from '../../made-ahead.ts';
 import { type SearchOptions, type SearchReport, stepsOf } from '../../methods/calibrated/search.ts';
 import { surveyedPart } from '../../methods/calibrated/survey.ts';
@@ -25,6 +24,7 @@ import {
 import { fewestAndMedian, layerCoverage } from '../../model/coverage.ts';
 import { KeptInputs, keptInputBytes } from '../../model/kept-inputs.ts';
 import { Model } from '../../model/model.ts';
+import type { Operator } from '../../operators.ts';
 import { type ConversionReport, checkSource, type OutputOptions, runConversion } from '../convert.ts';
 import type { FactorShapes, GroupFactors, LayerMethod, LayerWriter, StepListener } from '../layer-method.ts';
 import { OutputFolder } from '../output-folder.ts';
@@ -255,24 +255,23 @@ class CalibratedMethod implements LayerMethod {
           if (!left.has(layer.layer) && !sequential) return undefined;
           const { numExperts } = this.#model.checkpoint.spec;
           this.#counts.set(layer.layer, await expertCounts(layer.routing, numExperts));
-          const made = new LayerFactors();
+          const made = new GatheredFactors();
           try {
             const groups = this.#factorize(layer, step, sequential ? made : undefined);
             if (left.delete(layer.layer)) await write(layer.layer, groups);
             else for await (const _ of groups); // written by an earlier run: only what follows needs it
+            if (!sequential) return undefined;
+            for (const earlier of substitutes.splice(0)) earlier.dispose();
+            const experts = made.experts(
+              layer.block.experts as DenseExperts,
+              this.shapes.groups(layer.layer),
+            );
+            substitutes.push(experts);
+            return experts;
           } catch (error) {
             made.dispose();
             throw error;
           }
-          if (!sequential) return undefined;
-          for (const earlier of substitutes.splice(0)) earlier.dispose();
-          const experts = made.experts(
-            layer.block.experts as DenseExperts,
-            this.shapes.groups(layer.layer),
-            this.shapes.operators,
-          );
-          substitutes.push(experts);
-          return experts;
         },
         { window, signal },
       );
@@ -288,7 +287,7 @@ class CalibratedMethod implements LayerMethod {
   #factorize(
     layer: CalibrationLayer,
     step: StepListener,
-    keep: LayerFactors | undefined,
+    keep: GatheredFactors | undefined,
   ): AsyncIterable<GroupFactors> {
     const groups = this.shapes.groups(layer.layer);
     return madeAhead(
@@ -329,44 +328,5 @@ class CalibratedMethod implements LayerMethod {
     };
     const at = { layer, operator: 'gate', group } as const;
     return { group, factors: await factorizeCalibratedGroup(source, options, () => step(at)) };
-  }
-}
-
-/** The factors of a layer, group by group. */
-class LayerFactors {
-  readonly #operators: Record<Operator, { a: OperatorFactors['a'][]; b: OperatorFactors['b'][] }> = {
-    gate: { a: [], b: [] },
-    up: { a: [], b: [] },
-    down: { a: [], b: [] },
-  };
-
-  add(factors: readonly (readonly [Operator, OperatorFactors])[]): void {
-    for (const [operator, { a, b }] of factors) {
-      this.#operators[operator].a.push(a);
-      this.#operators[operator].b.push(b);
-    }
-  }
-
-  /** The layer of these factors, which it owns, and of dense operators where there are none. */
-  experts(dense: DenseExperts, groups: Partition, operators: readonly Operator[]): LatentExperts {
-    const operator = (name: Operator): LatentOperator | DenseExperts['gate'] =>
-      operators.includes(name) ? this.#operators[name] : dense[name];
-    return new LatentExperts({
-      groups,
-      gate: operator('gate'),
-      up: operator('up'),
-      down: operator('down'),
-      activation: dense.activation,
-      sharedExpert: dense.sharedExpert,
-      owned: [...this.#tensors()],
-    });
-  }
-
-  dispose(): void {
-    for (const tensor of this.#tensors()) tensor.dispose();
-  }
-
-  #tensors(): Set<OperatorFactors['a']> {
-    return new Set(Object.values(this.#operators).flatMap(({ a, b }) => [...a, ...b]));
   }
 }

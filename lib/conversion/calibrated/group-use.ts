@@ -8,9 +8,9 @@ import {
   layerCosts,
 } from '../../costs/layer-costs.ts';
 import { BLOCK, byteCount } from '../../dtype.ts';
-import type { Operator } from '../../experts.ts';
 import { consecutiveGroups } from '../../factorization/groups.ts';
 import { type CalibrationLayer, groupProbabilities, groupRouting } from '../../model/calibration.ts';
+import type { Operator } from '../../operators.ts';
 import type { FactorShapes } from '../layer-method.ts';
 
 /** How tokens of the calibration text use the groups, and what that costs: routed experts, sums over all MoE layers. */

@@ -4,7 +4,6 @@ import { join } from 'node:path';
 import type { Checkpoint } from '../../checkpoint/checkpoint.ts';
 import type { BlockDType } from '../../dtype.ts';
 import { MolaeError } from '../../errors.ts';
-import { OPERATORS, type Operator } from '../../experts.ts';
 import { consecutiveGroups, type Partition } from '../../factorization/groups.ts';
 import {
   allocateOverLayers,
@@ -22,6 +21,7 @@ import {
 import type { CalibrationLayer } from '../../model/calibration.ts';
 import type { KeptInputs } from '../../model/kept-inputs.ts';
 import type { Model } from '../../model/model.ts';
+import { OPERATORS, type Operator } from '../../operators.ts';
 import { planConversion } from '../../plan/plan-conversion.ts';
 import type { FactorShapes } from '../layer-method.ts';
 import type { CalibratedConversionOptions } from './convert.ts';

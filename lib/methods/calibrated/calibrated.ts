@@ -1,12 +1,13 @@
 import { BLOCK, type BlockDType } from '../../dtype.ts';
 import { expected } from '../../errors.ts';
-import { type DenseExperts, OPERATORS, type Operator } from '../../experts.ts';
+import type { DenseExperts } from '../../experts.ts';
 import { calibratedSpectra, factorizeCalibrated } from '../../factorization/calibrated.ts';
 import type { CalibratedSteps, OperatorSpectrum } from '../../factorization/calibrated-group.ts';
-import type { FactorStorage } from '../../factorization/factorize.ts';
+import type { FactorStorage } from '../../factorization/factors.ts';
 import type { Partition } from '../../factorization/groups.ts';
 import { allocateLatentSizes, type Spending } from '../../factorization/latent-sizes.ts';
 import type { CalibrationLayer } from '../../model/calibration.ts';
+import { OPERATORS, type Operator } from '../../operators.ts';
 import { type Compressor, type Method, type MethodRequest, withExperts } from '../method.ts';
 import { costsOf, planSizes } from '../sizes.ts';
 import { type SurveyRequest, survey } from './survey.ts';

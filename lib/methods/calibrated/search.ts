@@ -1,6 +1,6 @@
 import type { MoeSpec } from '../../checkpoint/family.ts';
 import { expected, MolaeError, throwIfAborted } from '../../errors.ts';
-import { type LatentExperts, OPERATORS, type Operator } from '../../experts.ts';
+import type { LatentExperts } from '../../experts.ts';
 import type { CalibratedSteps } from '../../factorization/calibrated-group.ts';
 import { divisors, type Partition } from '../../factorization/groups.ts';
 import { type CalibrationLayer, groupRouting } from '../../model/calibration.ts';
@@ -12,6 +12,7 @@ import {
   lossesByWindow,
   type WindowLoss,
 } from '../../model/perplexity.ts';
+import { OPERATORS, type Operator } from '../../operators.ts';
 import { checkDenseModel, compressModel } from '../compressed-model.ts';
 import { AffinityGrouping, checkGrouping, type Grouping, groupsByAffinity } from '../grouping/grouping.ts';
 import type { Compressor } from '../method.ts';
