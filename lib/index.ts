@@ -90,25 +90,23 @@ export {
   withExperts,
 } from './methods/method.ts';
 export { METHODS } from './methods/methods.ts';
-export {
-  type CalibrationLayer,
-  type CalibrationOptions,
-  calibrate,
-  calibrationTokens,
-  type GroupRouting,
-  groupProbabilities,
-  groupRouting,
-  type RoutingStatistics,
-  routingStatistics,
-  sampleWindows,
-} from './model/calibration.ts';
+export { type CalibrationOptions, calibrate, calibrationTokens } from './model/calibration.ts';
+export type { CalibrationLayer } from './model/calibration-layer.ts';
 export { compareModels, type ModelComparison } from './model/compare.ts';
 export { expertCoverage, type LayerCoverage } from './model/coverage.ts';
 export { type GenerateOptions, generate } from './model/generate.ts';
 export { Model, type ModelOptions } from './model/model.ts';
 export { type Perplexity, type PerplexityOptions, perplexity } from './model/perplexity.ts';
+export {
+  type GroupRouting,
+  groupProbabilities,
+  groupRouting,
+  type RoutingStatistics,
+  routingStatistics,
+} from './model/routing-statistics.ts';
 export type { SamplingOptions } from './model/sampling.ts';
 export { type ChatMessage, Tokenizer } from './model/tokenizer.ts';
+export { sampleWindows } from './model/windows.ts';
 export { MoeBlock, type MoeBlockInit } from './moe-block.ts';
 export { OPERATORS, type Operator } from './operators.ts';
 export { type ConversionPlan, planConversion } from './plan/plan-conversion.ts';

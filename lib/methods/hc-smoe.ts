@@ -1,6 +1,7 @@
 import { DenseExperts } from '../experts.ts';
 import type { Partition } from '../factorization/groups.ts';
-import { type CalibrationLayer, routingStatistics } from '../model/calibration.ts';
+import type { CalibrationLayer } from '../model/calibration-layer.ts';
+import { routingStatistics } from '../model/routing-statistics.ts';
 import { OPERATORS, type Operator } from '../operators.ts';
 import type { Tensor } from '../tensor.ts';
 import { sumOfRows, weightedSum } from './arithmetic.ts';

@@ -1,6 +1,6 @@
 import { expected } from '../errors.ts';
 import { DenseExperts } from '../experts.ts';
-import type { CalibrationLayer } from '../model/calibration.ts';
+import type { CalibrationLayer } from '../model/calibration-layer.ts';
 import { MoeBlock } from '../moe-block.ts';
 import type { Operator } from '../operators.ts';
 import type { RouterSpec } from '../routing.ts';

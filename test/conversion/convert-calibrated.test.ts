@@ -9,11 +9,12 @@ import {
 } from '../../lib/conversion/calibrated/convert.ts';
 import { convertCheckpoint } from '../../lib/conversion/convert.ts';
 import { openDevice } from '../../lib/device.ts';
-import { calibrationTokens, sampleWindows, splitWindows } from '../../lib/model/calibration.ts';
+import { calibrationTokens } from '../../lib/model/calibration.ts';
 import { KeptInputs, keptInputBytes } from '../../lib/model/kept-inputs.ts';
 import { Model } from '../../lib/model/model.ts';
 import { perplexity } from '../../lib/model/perplexity.ts';
 import { Tokenizer } from '../../lib/model/tokenizer.ts';
+import { sampleWindows, splitWindows } from '../../lib/model/windows.ts';
 import { contents, stopAndGoOn } from '../methods/support.ts';
 import { openOwnDevice } from '../support/device.ts';
 import { freshPaths, outputFolder } from '../support/temporary.ts';

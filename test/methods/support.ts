@@ -9,7 +9,7 @@ import type {
 import type { Device } from '../../lib/device.ts';
 import { DenseExperts } from '../../lib/experts.ts';
 import type { Compressor, Method, MethodRequest } from '../../lib/methods/method.ts';
-import type { CalibrationLayer } from '../../lib/model/calibration.ts';
+import type { CalibrationLayer } from '../../lib/model/calibration-layer.ts';
 import type { Model } from '../../lib/model/model.ts';
 import { MoeBlock } from '../../lib/moe-block.ts';
 import { OPERATORS, type Operator } from '../../lib/operators.ts';

@@ -15,15 +15,13 @@ import { madeAhead } from '../../made-ahead.ts';
 import { type SearchOptions, type SearchReport, stepsOf } from '../../methods/calibrated/search.ts';
 import { surveyedPart } from '../../methods/calibrated/survey.ts';
 import type { Grouping } from '../../methods/grouping/grouping.ts';
-import {
-  type CalibrationLayer,
-  calibrateParts,
-  expertCounts,
-  type TextParts,
-} from '../../model/calibration.ts';
+import { calibrateParts, type TextParts } from '../../model/calibration.ts';
+import type { CalibrationLayer } from '../../model/calibration-layer.ts';
 import { fewestAndMedian, layerCoverage } from '../../model/coverage.ts';
 import { KeptInputs, keptInputBytes } from '../../model/kept-inputs.ts';
 import { Model } from '../../model/model.ts';
+import { expertCounts } from '../../model/routing-statistics.ts';
+import { defaultWindow } from '../../model/windows.ts';
 import type { Operator } from '../../operators.ts';
 import { type ConversionReport, checkSource, type OutputOptions, runConversion } from '../convert.ts';
 import type { FactorShapes, GroupFactors, LayerMethod, LayerWriter, StepListener } from '../layer-method.ts';
@@ -226,7 +224,7 @@ class CalibratedMethod implements LayerMethod {
   }
 
   get coverage(): CalibrationCoverage {
-    const { calibration, window = Math.min(256, this.#model.spec.contextLength) } = this.#options;
+    const { calibration, window = defaultWindow(this.#model) } = this.#options;
     const layers = [...this.#counts].map(([layer, counts]) => layerCoverage(layer, counts));
     return {
       tokens: calibration.length,

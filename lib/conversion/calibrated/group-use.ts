@@ -9,7 +9,8 @@ import {
 } from '../../costs/layer-costs.ts';
 import { BLOCK, byteCount } from '../../dtype.ts';
 import { consecutiveGroups } from '../../factorization/groups.ts';
-import { type CalibrationLayer, groupProbabilities, groupRouting } from '../../model/calibration.ts';
+import type { CalibrationLayer } from '../../model/calibration-layer.ts';
+import { groupProbabilities, groupRouting } from '../../model/routing-statistics.ts';
 import type { Operator } from '../../operators.ts';
 import type { FactorShapes } from '../layer-method.ts';
 

@@ -18,7 +18,7 @@ import {
   type Grouping,
   groupsByAffinity,
 } from '../../methods/grouping/grouping.ts';
-import type { CalibrationLayer } from '../../model/calibration.ts';
+import type { CalibrationLayer } from '../../model/calibration-layer.ts';
 import type { KeptInputs } from '../../model/kept-inputs.ts';
 import type { Model } from '../../model/model.ts';
 import { OPERATORS, type Operator } from '../../operators.ts';

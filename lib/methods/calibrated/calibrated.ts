@@ -6,7 +6,7 @@ import type { CalibratedSteps, OperatorSpectrum } from '../../factorization/cali
 import type { FactorStorage } from '../../factorization/factors.ts';
 import type { Partition } from '../../factorization/groups.ts';
 import { allocateLatentSizes, type Spending } from '../../factorization/latent-sizes.ts';
-import type { CalibrationLayer } from '../../model/calibration.ts';
+import type { CalibrationLayer } from '../../model/calibration-layer.ts';
 import { OPERATORS, type Operator } from '../../operators.ts';
 import { type Compressor, type Method, type MethodRequest, withExperts } from '../method.ts';
 import { costsOf, planSizes } from '../sizes.ts';

@@ -3,15 +3,11 @@ import { expected, MolaeError, throwIfAborted } from '../../errors.ts';
 import type { LatentExperts } from '../../experts.ts';
 import type { CalibratedSteps } from '../../factorization/calibrated-group.ts';
 import { divisors, type Partition } from '../../factorization/groups.ts';
-import { type CalibrationLayer, groupRouting } from '../../model/calibration.ts';
+import type { CalibrationLayer } from '../../model/calibration-layer.ts';
 import type { Model } from '../../model/model.ts';
-import {
-  checkWindow,
-  cutWindows,
-  defaultWindow,
-  lossesByWindow,
-  type WindowLoss,
-} from '../../model/perplexity.ts';
+import { lossesByWindow, type WindowLoss } from '../../model/perplexity.ts';
+import { groupRouting } from '../../model/routing-statistics.ts';
+import { checkWindow, cutWindows, defaultWindow } from '../../model/windows.ts';
 import { OPERATORS, type Operator } from '../../operators.ts';
 import { checkDenseModel, compressModel } from '../compressed-model.ts';
 import { AffinityGrouping, checkGrouping, type Grouping, groupsByAffinity } from '../grouping/grouping.ts';

@@ -1,6 +1,6 @@
 import { expected, MolaeError } from '../../errors.ts';
 import { divisors, type Partition } from '../../factorization/groups.ts';
-import type { CalibrationLayer } from '../../model/calibration.ts';
+import type { CalibrationLayer } from '../../model/calibration-layer.ts';
 import { coActivationShares } from './co-activation.ts';
 import { affinityGroups } from './partition.ts';
 import { rowSpaceOverlaps } from './row-spaces.ts';
