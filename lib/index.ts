@@ -5,13 +5,10 @@ export type { MoeLayer } from './checkpoint/layers.ts';
 export type { LoadOptions } from './checkpoint/load-experts.ts';
 export { SafetensorsFile } from './checkpoint/safetensors/reader.ts';
 export { SafetensorsWriter, type TensorDeclaration } from './checkpoint/safetensors/writer.ts';
-export {
-  type CalibratedConversionOptions,
-  type CalibratedConversionReport,
-  type CalibrationCoverage,
-  convertCalibrated,
-} from './conversion/calibrated/convert.ts';
+export { type CalibratedConversionReport, convertCalibrated } from './conversion/calibrated/convert.ts';
 export type { GroupUseReport } from './conversion/calibrated/group-use.ts';
+export type { CalibrationCoverage } from './conversion/calibrated/method.ts';
+export type { CalibratedConversionOptions } from './conversion/calibrated/options.ts';
 export {
   type Change,
   type ConversionReport,
@@ -71,7 +68,7 @@ export {
   svd,
   transpose,
 } from './linalg.ts';
-export type { CalibratedForm } from './methods/calibrated/calibrated.ts';
+export type { CalibratedForm } from './methods/calibrated/form.ts';
 export {
   type SearchCandidate,
   type SearchedForm,

@@ -44,7 +44,7 @@ export class StackedSvd implements LayerMethod {
     device: Device,
     options: SizeOptions & Pick<OutputOptions, 'quantize' | 'signal'>,
   ) {
-    const { groups, spec, reason } = chooseSizes(checkpoint, options);
+    const { groups, spec, reason } = resolveSizes(checkpoint, options);
     this.#checkpoint = checkpoint;
     this.#device = device;
     this.#groups = groups;
@@ -128,7 +128,7 @@ interface Sizes {
 }
 
 /** Groups and latent sizes, as given or as the planner chooses them. */
-function chooseSizes({ spec: model }: Checkpoint, options: SizeOptions): Sizes {
+function resolveSizes({ spec: model }: Checkpoint, options: SizeOptions): Sizes {
   const { latentSize, targetRatio, groupSize, groups } = options;
   if ((latentSize === undefined) === (targetRatio === undefined)) {
     throw new MolaeError('INVALID_ARGUMENT', 'Give either latentSize or targetRatio');

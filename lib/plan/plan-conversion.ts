@@ -6,7 +6,7 @@ import { type Comparison, type Costs, compare, layerCosts } from '../costs/layer
 import { checkSizes } from '../costs/sizes.ts';
 import { expected } from '../errors.ts';
 import type { Operator } from '../operators.ts';
-import { chooseSizes } from './choose-sizes.ts';
+import { completeSizes } from './complete-sizes.ts';
 import { checkPlanOptions, factorization, type PlanOptions } from './request.ts';
 
 /** A conversion's sizes and costs; the costs are sums over all MoE layers. */
@@ -46,7 +46,7 @@ export function planConversion(model: MoeSpec | JsonObject, options: PlanOptions
   checkSizes(spec);
   if (!Array.isArray(spec.layers)) throw expected('an array of layers', 'layers', spec.layers);
   const request = checkPlanOptions(spec, options);
-  const { groupSize, latentSize, reason } = chooseSizes(spec, request);
+  const { groupSize, latentSize, reason } = completeSizes(spec, request);
   const costs = (k: number, r: number) => layerCosts(spec, factorization(spec, request, k, r), options);
   const perLayer = costs(groupSize, latentSize);
   const total = sumOverLayers(perLayer, spec.layers.length);

@@ -3,10 +3,8 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { openCheckpoint } from '../../lib/checkpoint/checkpoint.ts';
-import {
-  type CalibratedConversionOptions,
-  convertCalibrated,
-} from '../../lib/conversion/calibrated/convert.ts';
+import { convertCalibrated } from '../../lib/conversion/calibrated/convert.ts';
+import type { CalibratedConversionOptions } from '../../lib/conversion/calibrated/options.ts';
 import { convertCheckpoint } from '../../lib/conversion/convert.ts';
 import { openDevice } from '../../lib/device.ts';
 import { calibrationTokens } from '../../lib/model/calibration.ts';

@@ -2,10 +2,8 @@ import { createHash } from 'node:crypto';
 import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { expect } from 'vitest';
-import type {
-  CalibratedConversionOptions,
-  CalibratedConversionReport,
-} from '../../lib/conversion/calibrated/convert.ts';
+import type { CalibratedConversionReport } from '../../lib/conversion/calibrated/convert.ts';
+import type { CalibratedConversionOptions } from '../../lib/conversion/calibrated/options.ts';
 import type { Device } from '../../lib/device.ts';
 import { DenseExperts } from '../../lib/experts.ts';
 import type { Compressor, Method, MethodRequest } from '../../lib/methods/method.ts';

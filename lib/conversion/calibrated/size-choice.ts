@@ -5,11 +5,8 @@ import type { Checkpoint } from '../../checkpoint/checkpoint.ts';
 import type { BlockDType } from '../../dtype.ts';
 import { MolaeError } from '../../errors.ts';
 import { consecutiveGroups, type Partition } from '../../factorization/groups.ts';
-import {
-  allocateOverLayers,
-  CALIBRATED_GROUP_SIZE,
-  type LayerLatentSizes,
-} from '../../methods/calibrated/calibrated.ts';
+import { allocateOverLayers, type LayerLatentSizes } from '../../methods/calibrated/allocation.ts';
+import { CALIBRATED_GROUP_SIZE } from '../../methods/calibrated/form.ts';
 import { type SearchReport, searchCalibrated, stepsOf } from '../../methods/calibrated/search.ts';
 import { survey } from '../../methods/calibrated/survey.ts';
 import {
@@ -24,7 +21,7 @@ import type { Model } from '../../model/model.ts';
 import { OPERATORS, type Operator } from '../../operators.ts';
 import { planConversion } from '../../plan/plan-conversion.ts';
 import type { FactorShapes } from '../layer-method.ts';
-import type { CalibratedConversionOptions } from './convert.ts';
+import type { CalibratedConversionOptions } from './options.ts';
 
 /** What a calibrated conversion makes: groups, operators, and the latent sizes of all layers. */
 export interface SizeChoice {

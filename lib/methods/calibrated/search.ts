@@ -16,11 +16,11 @@ import { costsOf } from '../sizes.ts';
 import {
   type Allocation,
   allocateOverLayers,
-  type CalibratedForm,
-  calibratedCompressor,
   type LayerLatentSizes,
   unreachableReason,
-} from './calibrated.ts';
+} from './allocation.ts';
+import { calibratedCompressor } from './calibrated.ts';
+import type { CalibratedForm } from './form.ts';
 
 export interface SearchOptions extends CalibratedSteps, Grouping {
   /** Token ids: every fourth window of them judges, the others calibrate. */

@@ -6,7 +6,7 @@ import { checkLatentSize } from '../factorization/spec.ts';
 import { factorization, largestCommonSize, type PlanRequest } from './request.ts';
 
 /** The sizes of a conversion. */
-export interface ChosenSizes {
+export interface CompleteSizes {
   readonly groupSize: number;
   readonly latentSize: number;
   /** How they came about, in a sentence for people. */
@@ -14,7 +14,7 @@ export interface ChosenSizes {
 }
 
 /** Completes the sizes that a request leaves open. */
-export function chooseSizes(spec: MoeSpec, request: PlanRequest): ChosenSizes {
+export function completeSizes(spec: MoeSpec, request: PlanRequest): CompleteSizes {
   const { groupSize, targetRatio } = request;
   if (targetRatio !== undefined) {
     return groupSize === undefined
@@ -34,7 +34,7 @@ function sizesForRatio(
   request: PlanRequest,
   groupSize: number,
   targetRatio: number,
-): ChosenSizes {
+): CompleteSizes {
   const latentSize = latentSizeForRatio(spec, request, groupSize, targetRatio);
   if (latentSize === undefined) throw impossibleRatio(spec, request, groupSize, targetRatio);
   return { groupSize, latentSize, reason: `Group size as given; ${ratioReason(latentSize, targetRatio)}.` };
@@ -50,7 +50,7 @@ const RETENTION_TOLERANCE = 0.95;
  * FLOPs wins, then the smaller. Weights may know better (clustered experts favour small groups); this rule sees sizes only.
  * On the trained tiny-qwen2-moe, ratios 0.1 to 0.75, its k had the least optimal error of all k or up to 9% more.
  */
-function chooseForRatio(spec: MoeSpec, request: PlanRequest, targetRatio: number): ChosenSizes {
+function chooseForRatio(spec: MoeSpec, request: PlanRequest, targetRatio: number): CompleteSizes {
   const candidates = shareableGroupSizes(spec.numExperts).flatMap((groupSize) => {
     const latentSize = latentSizeForRatio(spec, request, groupSize, targetRatio);
     if (latentSize === undefined) return [];
@@ -84,7 +84,7 @@ function chooseForLatentSize(
   request: PlanRequest,
   latentSize: number,
   source: string,
-): ChosenSizes {
+): CompleteSizes {
   const { numExperts } = spec;
   const fitting = shareableGroupSizes(numExperts)
     .filter((groupSize) => latentSize <= largestCommonSize(spec, request, groupSize))
@@ -94,7 +94,7 @@ function chooseForLatentSize(
     }));
   const smaller = fitting.filter((costs) => costs.expertParameters.ratio < 1);
   const faster = smaller.find((costs) => costs.flopsPerToken.ratio <= 1);
-  const pick = (groupSize: number, why: string): ChosenSizes => ({
+  const pick = (groupSize: number, why: string): CompleteSizes => ({
     groupSize,
     latentSize,
     reason: `Chose group size ${groupSize}: ${why}; ${source}.`,
