@@ -81,11 +81,6 @@ export function storedFactorShape(
   return [...shape.slice(0, -1), byteCount(quantization, [1, shape.at(-1) ?? 0])];
 }
 
-/** The largest latent size that can hold anything: the rank of the stacked matrices at most. */
-export function maxLatentSize(hiddenSize: number, intermediateSize: number, groupSize: number): number {
-  return Math.min(hiddenSize, groupSize * intermediateSize);
-}
-
 /** The config.json of a converted checkpoint, from that of its source. */
 export function buildLatentConfig(source: JsonObject, block: MolaeBlock): Record<string, unknown> {
   const { version, method, operators, quantization, groups } = block;

@@ -8,8 +8,8 @@ import { type ComparisonRow, compareMethods } from '../methods/compare.ts';
 import { METHODS } from '../methods/methods.ts';
 import { expertCoverage } from '../model/coverage.ts';
 import { Model } from '../model/model.ts';
-import { defaultWindow } from '../model/perplexity.ts';
 import { Tokenizer } from '../model/tokenizer.ts';
+import { defaultWindow } from '../model/windows.ts';
 import type { Arguments } from './arguments.ts';
 import { type CommandDefinition, DEVICE_OPTION } from './command.ts';
 import {

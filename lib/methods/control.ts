@@ -1,13 +1,8 @@
 import type { Device } from '../device.ts';
-import {
-  DenseExperts,
-  type LatentExperts,
-  type LatentOperator,
-  OPERATORS,
-  type Operator,
-} from '../experts.ts';
+import { DenseExperts, type LatentExperts, type LatentOperator } from '../experts.ts';
 import { factorizeExperts } from '../factorization/factorize.ts';
 import { gemm } from '../linalg.ts';
+import { OPERATORS, type Operator } from '../operators.ts';
 import type { Tensor } from '../tensor.ts';
 import { type Method, withExperts } from './method.ts';
 import { costsOf, planSizes } from './sizes.ts';

@@ -1,7 +1,8 @@
 import { expected, throwIfAborted } from '../errors.ts';
-import { DenseExperts, OPERATORS, type Operator } from '../experts.ts';
+import { DenseExperts } from '../experts.ts';
 import { eigh, gemm } from '../linalg.ts';
-import type { CalibrationLayer } from '../model/calibration.ts';
+import type { CalibrationLayer } from '../model/calibration-layer.ts';
+import { OPERATORS, type Operator } from '../operators.ts';
 import type { Tensor } from '../tensor.ts';
 import { squaredNorm, weightedSum } from './arithmetic.ts';
 import { type ExpertMatrices, expertOutputs, gatherRows, tokensByExpert } from './expert-tokens.ts';

@@ -1,5 +1,8 @@
-import { DenseExperts, OPERATORS, type Operator } from '../experts.ts';
-import { type CalibrationLayer, routingStatistics } from '../model/calibration.ts';
+import { DenseExperts } from '../experts.ts';
+import type { Partition } from '../factorization/groups.ts';
+import type { CalibrationLayer } from '../model/calibration-layer.ts';
+import { routingStatistics } from '../model/routing-statistics.ts';
+import { OPERATORS, type Operator } from '../operators.ts';
 import type { Tensor } from '../tensor.ts';
 import { sumOfRows, weightedSum } from './arithmetic.ts';
 import { averageLinkage } from './clustering.ts';
@@ -57,7 +60,7 @@ async function meanOutputs({ block, x }: CalibrationLayer): Promise<Float64Array
 /** Experts in which all members of a cluster are the same tensors: their mean, by frequency. */
 async function mergeExperts(
   { block, routing }: CalibrationLayer,
-  clusters: readonly (readonly number[])[],
+  clusters: Partition,
 ): Promise<DenseExperts> {
   const experts = block.experts as DenseExperts;
   const { expertCounts } = await routingStatistics(routing, experts.numExperts);

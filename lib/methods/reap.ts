@@ -1,7 +1,8 @@
 import { expected } from '../errors.ts';
-import { DenseExperts, type Operator } from '../experts.ts';
-import type { CalibrationLayer } from '../model/calibration.ts';
+import { DenseExperts } from '../experts.ts';
+import type { CalibrationLayer } from '../model/calibration-layer.ts';
 import { MoeBlock } from '../moe-block.ts';
+import type { Operator } from '../operators.ts';
 import type { RouterSpec } from '../routing.ts';
 import type { Tensor } from '../tensor.ts';
 import { rowNorms } from './arithmetic.ts';

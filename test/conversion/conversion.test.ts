@@ -7,8 +7,9 @@ import { afterAll, beforeEach, describe, expect, test } from 'vitest';
 import { openCheckpoint } from '../../lib/checkpoint/checkpoint.ts';
 import { type ConvertOptions, convertCheckpoint } from '../../lib/conversion/convert.ts';
 import { openDevice } from '../../lib/device.ts';
-import { type DenseExperts, type LatentExperts, type LatentOperator, OPERATORS } from '../../lib/experts.ts';
+import type { DenseExperts, LatentExperts, LatentOperator } from '../../lib/experts.ts';
 import { factorizeExperts } from '../../lib/factorization/factorize.ts';
+import { OPERATORS } from '../../lib/operators.ts';
 import { freshPaths, outputFolder } from '../support/temporary.ts';
 
 const source = fileURLToPath(new URL('../fixtures/tiny-qwen2-moe', import.meta.url));

@@ -1,8 +1,9 @@
 import { throwIfAborted } from '../../errors.ts';
-import type { DenseExperts, Operator } from '../../experts.ts';
+import type { DenseExperts } from '../../experts.ts';
 import { groupBases } from '../../factorization/calibrated-group.ts';
 import { gemm, svd } from '../../linalg.ts';
-import type { CalibrationLayer } from '../../model/calibration.ts';
+import type { CalibrationLayer } from '../../model/calibration-layer.ts';
+import type { Operator } from '../../operators.ts';
 import type { Tensor } from '../../tensor.ts';
 import { gatherRows } from '../expert-tokens.ts';
 

@@ -12,8 +12,9 @@ import {
   searchedGroupSizes,
 } from '../../../lib/methods/calibrated/search.ts';
 import { Model } from '../../../lib/model/model.ts';
-import { cutWindows, perplexity } from '../../../lib/model/perplexity.ts';
+import { perplexity } from '../../../lib/model/perplexity.ts';
 import { Tokenizer } from '../../../lib/model/tokenizer.ts';
+import { cutWindows } from '../../../lib/model/windows.ts';
 import { openOwnDevice } from '../../support/device.ts';
 
 const fixtures = new URL('../../fixtures/', import.meta.url);
