@@ -12,7 +12,7 @@ export const LATENT_MODEL_TYPE = 'molae';
 export const LATENT_FORMAT_VERSION = 1;
 
 /** The stored factors. `a` is each expert's own, `b` is shared by its group; `gate_up_b` serves gate and up. */
-export const LATENT_FACTORS = ['gate_a', 'gate_b', 'up_a', 'up_b', 'gate_up_b', 'down_a', 'down_b'] as const;
+const LATENT_FACTORS = ['gate_a', 'gate_b', 'up_a', 'up_b', 'gate_up_b', 'down_a', 'down_b'] as const;
 
 export type LatentFactor = (typeof LATENT_FACTORS)[number];
 
@@ -30,7 +30,7 @@ export interface MolaeBlock {
 }
 
 /** The sizes of one group's factors. */
-export interface LatentGroupSizes {
+interface LatentGroupSizes {
   readonly hiddenSize: number;
   readonly intermediateSize: number;
   /** k: experts in this group. */

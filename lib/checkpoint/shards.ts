@@ -9,7 +9,7 @@ import type { TensorEntry } from './safetensors/header.ts';
 import { FilePool } from './safetensors/pool.ts';
 
 export const INDEX_FILE = 'model.safetensors.index.json';
-export const SINGLE_FILE = 'model.safetensors';
+const SINGLE_FILE = 'model.safetensors';
 
 const MAX_INDEX_BYTES = 100_000_000;
 const MAX_OPEN_FILES = 64;

@@ -9,7 +9,7 @@ import {
 } from './command.ts';
 
 /** What the user asks for. */
-export type Request =
+type Request =
   | { readonly kind: 'version' }
   | { readonly kind: 'help'; readonly command: CommandDefinition | undefined }
   /** `molae` alone: the help is shown, but nothing was done. */

@@ -46,7 +46,7 @@ export interface ConversionReport {
 }
 
 /** What a conversion has done, for its report. */
-export interface Outcome {
+interface Outcome {
   readonly output: string;
   readonly format: OutputFormat;
   readonly shards: readonly OutputShard[];
