@@ -1,5 +1,5 @@
 import { DTYPE_BYTES } from '../../checkpoint/safetensors/dtype.ts';
-import { DenseExperts, type LatentExperts } from '../../experts.ts';
+import type { LatentExperts } from '../../experts.ts';
 import {
   type CalibratedGroupSource,
   calibratedPasses,
@@ -9,6 +9,7 @@ import {
 import { GatheredFactors } from '../../factorization/factors.ts';
 import { madeAhead } from '../../made-ahead.ts';
 import { stepsOf } from '../../methods/calibrated/search.ts';
+import { denseExperts } from '../../methods/experts.ts';
 import { calibrateParts, type TextParts } from '../../model/calibration.ts';
 import type { CalibrationLayer } from '../../model/calibration-layer.ts';
 import { fewestAndMedian, layerCoverage } from '../../model/coverage.ts';
@@ -110,10 +111,7 @@ export class CalibratedMethod implements LayerMethod {
             else for await (const _ of groups); // written by an earlier run: only what follows needs it
             if (!sequential) return undefined;
             for (const earlier of substitutes.splice(0)) earlier.dispose();
-            const experts = made.experts(
-              layer.block.experts as DenseExperts,
-              this.shapes.groups(layer.layer),
-            );
+            const experts = made.experts(denseExperts(layer), this.shapes.groups(layer.layer));
             substitutes.push(experts);
             return experts;
           } catch (error) {
@@ -158,8 +156,6 @@ export class CalibratedMethod implements LayerMethod {
     members: readonly number[],
     step: StepListener,
   ): Promise<GroupFactors> {
-    const experts = block.experts;
-    if (!(experts instanceof DenseExperts)) throw new Error('the experts of a source are dense');
     const inputs: LayerInputs = { x, routing };
     const options = {
       ...this.#options,
@@ -167,7 +163,7 @@ export class CalibratedMethod implements LayerMethod {
       dtype: this.shapes.quantization,
     };
     const source: CalibratedGroupSource = {
-      experts,
+      experts: denseExperts({ block }),
       inputs,
       group,
       members,

@@ -66,7 +66,7 @@ function checkCalibration(ids: ArrayLike<number>): void {
   }
 }
 
-/** By default. */
+/** `keptBytes` where nothing is said. */
 export const KEPT_BYTES = 2 * 1024 ** 3;
 
 function checkKeptBytes({ keptBytes = KEPT_BYTES }: CalibratedConversionOptions): void {

@@ -1,5 +1,4 @@
 import { BLOCK } from '../../dtype.ts';
-import type { DenseExperts } from '../../experts.ts';
 import { calibratedSpectra } from '../../factorization/calibrated.ts';
 import type { OperatorSpectrum } from '../../factorization/calibrated-group.ts';
 import type { Partition } from '../../factorization/groups.ts';
@@ -7,6 +6,7 @@ import { allocateLatentSizes, type Spending } from '../../factorization/latent-s
 import { largestLatentSize } from '../../factorization/spec.ts';
 import type { CalibrationLayer } from '../../model/calibration-layer.ts';
 import { OPERATORS, type Operator } from '../../operators.ts';
+import { denseExperts } from '../experts.ts';
 import type { MethodRequest } from '../method.ts';
 import type { CalibratedForm } from './form.ts';
 import { type SurveyRequest, survey } from './survey.ts';
@@ -41,7 +41,7 @@ export async function allocateOverLayers(request: AllocationRequest): Promise<Al
   const spendings: Spending[] = [];
   const groups = new Map<number, Partition>();
   await survey(request, async (layer) => {
-    const experts = layer.block.experts as DenseExperts;
+    const experts = denseExperts(layer);
     const own = await request.groupsOf?.(layer);
     if (own) groups.set(layer.layer, own);
     const { groupSize, operators, sharedGateUp } = request;

@@ -1,14 +1,14 @@
 import type { BlockDType } from '../../dtype.ts';
 import { expected } from '../../errors.ts';
-import type { DenseExperts } from '../../experts.ts';
 import { factorizeCalibrated } from '../../factorization/calibrated.ts';
 import type { CalibratedSteps } from '../../factorization/calibrated-group.ts';
 import type { FactorStorage } from '../../factorization/factors.ts';
 import type { Partition } from '../../factorization/groups.ts';
 import type { CalibrationLayer } from '../../model/calibration-layer.ts';
 import { OPERATORS } from '../../operators.ts';
-import { type Compressor, type Method, type MethodRequest, withExperts } from '../method.ts';
-import { costsOf, planSizes } from '../sizes.ts';
+import { denseExperts, replaceExperts } from '../experts.ts';
+import type { Compressor, Method, MethodRequest } from '../method.ts';
+import { planSizes } from '../sizes.ts';
 import { allocateOverLayers, type LayerLatentSizes, stepFor } from './allocation.ts';
 import { CALIBRATED_GROUP_SIZE, type CalibratedForm } from './form.ts';
 
@@ -84,7 +84,7 @@ export function calibratedCompressor(
     groupSize,
     async compress(layer: CalibrationLayer) {
       const sizes = latentSize(layer.layer);
-      const experts = await factorizeCalibrated(layer.block.experts as DenseExperts, layer, {
+      const experts = await factorizeCalibrated(denseExperts(layer), layer, {
         ...steps,
         ...(groupsOf ? { groups: groupsOf(layer.layer) } : { groupSize }),
         sharedGateUp,
@@ -93,7 +93,7 @@ export function calibratedCompressor(
         ),
         signal,
       });
-      return withExperts(layer, experts, costsOf(experts, layer.block.spec.topK));
+      return replaceExperts(layer, experts);
     },
   };
 }
