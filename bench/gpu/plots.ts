@@ -3,6 +3,8 @@
 import { readFileSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { type Chart, renderChart, type Series } from '../../lib/chart.ts';
+import { groupBy } from '../support/group-by.ts';
+import { lineStyle, tokensPerSecond, tokensPerSecondChart } from '../support/layer-chart.ts';
 
 interface Row {
   readonly what: string;
@@ -18,37 +20,27 @@ interface Result {
   readonly rows: readonly Row[];
 }
 
-function tokensPerSecond(model: string, rows: readonly Row[]): Chart {
-  const peers = [...new Set(rows.map((row) => row.peer))];
-  const series = peers.map((peer): Series => {
-    const points = rows
-      .filter((row) => row.peer === peer)
-      .map(({ tokens = 0, medianMs = 0 }) => [tokens, (1000 * tokens) / medianMs] as const)
-      .sort((a, b) => a[0] - b[0]);
-    const ours = peer.startsWith('molae');
-    return { label: peer, points, line: ours ? 'solid' : 'dashed', marker: ours ? 'circle' : 'square' };
-  });
-  return {
-    title: `Tokens a second through one layer of ${model}, bf16`,
-    x: {
-      label: 'tokens in the batch (layers take turns)',
-      log: true,
-      ticks: [1, 4, 16, 64, 512, 4096, 16384],
-    },
-    y: { label: 'tokens / s', log: true },
+function layerChart(model: string, rows: readonly Row[]): Chart {
+  const series = [...groupBy(rows, (row) => row.peer)].map(
+    ([peer, group]): Series => ({
+      label: peer,
+      points: tokensPerSecond(group.map(({ tokens = 0, medianMs = 0 }) => ({ tokens, medianMs }))),
+      ...lineStyle(peer.startsWith('molae')),
+    }),
+  );
+  return tokensPerSecondChart(
+    `Tokens a second through one layer of ${model}, bf16`,
+    'layers take turns',
     series,
-  };
+  );
 }
 
 const [path] = process.argv.slice(2);
 if (!path) throw new Error('Which result?');
 const result = JSON.parse(readFileSync(path, 'utf8')) as Result;
 const timed = result.rows.filter((row) => row.what === 'layer' && row.model && row.medianMs);
-for (const model of new Set(timed.map((row) => row.model as string))) {
-  const chart = tokensPerSecond(
-    model,
-    timed.filter((row) => row.model === model),
-  );
+for (const [model, rows] of groupBy(timed, (row) => row.model as string)) {
+  const chart = layerChart(model, rows);
   const subtitle = `${result.machine.gpu ?? 'no GPU'}, torch ${result.machine.torch}, ${result.date.slice(0, 10)}`;
   const file = join(dirname(path), `${model.replace(/[^a-z0-9.]+/g, '-')}-tokens-per-second.svg`);
   writeFileSync(file, renderChart({ ...chart, subtitle }));

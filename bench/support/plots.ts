@@ -1,12 +1,14 @@
 import type { Ceilings } from '../../lib/bench/ceilings.ts';
 import { type Chart, renderChart, type Series } from '../../lib/chart.ts';
 import type { Row } from './context.ts';
+import { groupBy } from './group-by.ts';
+import { lineStyle, tokensPerSecond, tokensPerSecondChart } from './layer-chart.ts';
 
 /** The charts of a run, by file name; those without data are left out. */
 export function makePlots(rows: readonly Row[], ceilings: Ceilings, machine: string): Map<string, string> {
   const charts: Record<string, Chart | undefined> = {
     roofline: roofline(rows, ceilings),
-    'tokens-per-second': tokensPerSecond(rows),
+    'tokens-per-second': layerChart(rows),
     'factorization-time': factorizationTime(rows),
     'error-over-group-size': errorOverGroupSize(rows),
     gain: gains(rows),
@@ -16,12 +18,6 @@ export function makePlots(rows: readonly Row[], ceilings: Ceilings, machine: str
       chart ? [[name, renderChart({ ...chart, subtitle: chart.subtitle ?? machine })] as const] : [],
     ),
   );
-}
-
-function groupBy(rows: readonly Row[], key: (row: Row) => string): Map<string, Row[]> {
-  const groups = new Map<string, Row[]>();
-  for (const row of rows) groups.set(key(row), [...(groups.get(key(row)) ?? []), row]);
-  return groups;
 }
 
 function value(row: Row, name: string): number {
@@ -81,7 +77,7 @@ function isSmallest(row: Row, layers: readonly Row[]): boolean {
   );
 }
 
-function tokensPerSecond(rows: readonly Row[]): Chart | undefined {
+function layerChart(rows: readonly Row[]): Chart | undefined {
   const layers = rows.filter(
     (row) => row.data.kind && row.data.distribution === 'uniform' && row.tokens && row.dtype === 'f32',
   );
@@ -92,27 +88,22 @@ function tokensPerSecond(rows: readonly Row[]): Chart | undefined {
     data.kind === 'dense' ? `${data.model} dense` : `${data.model} latent, r ${data.r}`,
   );
   const series = [...lines].map(([label, group]): Series => {
-    const byTokens = new Map(group.map((row) => [row.tokens as number, row]));
-    const points = [...byTokens.values()].sort((a, b) => (a.tokens as number) - (b.tokens as number));
-    const first = points[0] as Row;
+    const byTokens = new Map(
+      group.map(({ tokens, medianMs }) => [tokens, { tokens: tokens as number, medianMs }]),
+    );
+    const { model, kind } = (group[0] as Row).data;
     return {
       label,
-      points: points.map((row) => [row.tokens as number, (1000 * (row.tokens as number)) / row.medianMs]),
-      color: models.indexOf(String(first.data.model)),
-      line: first.data.kind === 'dense' ? 'solid' : 'dashed',
-      marker: first.data.kind === 'dense' ? 'circle' : 'square',
+      points: tokensPerSecond([...byTokens.values()]),
+      color: models.indexOf(String(model)),
+      ...lineStyle(kind === 'dense'),
     };
   });
-  return {
-    title: 'Tokens a second through one layer, f32: dense (solid) and latent (dashed)',
-    x: {
-      label: 'tokens in the batch (up to 4: cold caches)',
-      log: true,
-      ticks: [1, 4, 16, 64, 512, 4096, 16384],
-    },
-    y: { label: 'tokens / s', log: true },
+  return tokensPerSecondChart(
+    'Tokens a second through one layer, f32: dense (solid) and latent (dashed)',
+    'up to 4: cold caches',
     series,
-  };
+  );
 }
 
 function factorizationTime(rows: readonly Row[]): Chart | undefined {
