@@ -1,5 +1,4 @@
-import type { DeviceOptions } from '../device.ts';
-import { expected } from '../errors.ts';
+import { checkThreads, type DeviceOptions } from '../device.ts';
 import { awaitNative, native } from '../native.ts';
 
 /** What this machine can do at best: what speeds are held against, measured in the same run. */
@@ -14,6 +13,6 @@ export interface Ceilings {
 
 /** Measures the CPU's ceilings, in one to two seconds, on the device's queue: other work on the CPU waits meanwhile. */
 export async function measureCeilings({ threads = 0 }: DeviceOptions = {}): Promise<Ceilings> {
-  if (!Number.isSafeInteger(threads) || threads < 0) throw expected('a positive integer', 'threads', threads);
+  checkThreads(threads);
   return awaitNative(() => native().measureCeilings(threads));
 }

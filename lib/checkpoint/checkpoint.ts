@@ -8,7 +8,7 @@ import type { JsonObject } from './json.ts';
 import { type LatentFactor, latentTensorName, type MolaeBlock } from './latent-format.ts';
 import type { MoeLayer } from './layers.ts';
 import { type LoadOptions, loadExperts, loadMoeBlock } from './load-experts.ts';
-import { DTYPE_BYTES, type FloatDtype } from './safetensors/dtype.ts';
+import { DTYPE_BYTES, type StoredFloat } from './safetensors/dtype.ts';
 import { Shards } from './shards.ts';
 import { countBytes, countParameters, elementShapes } from './tally.ts';
 import { type Findings, verifyCheckpoint } from './verify.ts';
@@ -93,7 +93,7 @@ export class Checkpoint {
    *
    * @throws INVALID_ARGUMENT for a layer that does not exist or an operator stored as latent factors.
    */
-  expertDtype(layer: number, operator: Operator): FloatDtype {
+  expertDtype(layer: number, operator: Operator): StoredFloat {
     const { latentOperators, dtypes } = this.layer(layer);
     const dtype = dtypes[operator];
     if (latentOperators.includes(operator) || isBlockDType(dtype)) {

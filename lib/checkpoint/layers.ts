@@ -12,7 +12,7 @@ import {
   storedFactorShape,
 } from './latent-format.ts';
 import { badCheckpoint, quote, unsupportedCheckpoint } from './problems.ts';
-import type { FloatDtype } from './safetensors/dtype.ts';
+import type { StoredFloat } from './safetensors/dtype.ts';
 import type { ShardedTensor, Shards } from './shards.ts';
 import type { Weights } from './weights.ts';
 
@@ -31,7 +31,7 @@ export interface MoeLayer {
   /** The decoder layer's index. */
   readonly layer: number;
   /** The dtype that each operator is read in, the same for all its experts and factors: `q8` or `q4` for factors in blocks. */
-  readonly dtypes: Readonly<Record<Operator, FloatDtype | BlockDType>>;
+  readonly dtypes: Readonly<Record<Operator, StoredFloat | BlockDType>>;
   /** The operators that are stored as latent factors; none in a dense layer. */
   readonly latentOperators: readonly Operator[];
   /** Empty in a dense layer. */
@@ -195,7 +195,7 @@ class Verifier {
     name: string,
     shape: readonly number[],
     quantization: BlockDType | undefined,
-  ): FloatDtype | BlockDType {
+  ): StoredFloat | BlockDType {
     if (quantization === undefined) return this.#floatTensor(name, shape);
     const { dtype } = this.#shapedTensor(name, storedFactorShape(shape, quantization));
     if (dtype !== 'U8') {
@@ -223,7 +223,7 @@ class Verifier {
     return this.#shards.tensor(name);
   }
 
-  #floatTensor(name: string, shape: readonly number[]): FloatDtype {
+  #floatTensor(name: string, shape: readonly number[]): StoredFloat {
     this.#shapedTensor(name, shape);
     return this.#weights.dtype(name);
   }
@@ -255,14 +255,14 @@ function whereLatentSize(
 class DtypeLedger {
   readonly #folder: string;
   readonly #layer: number;
-  readonly #first = new Map<Operator, { name: string; dtype: FloatDtype | BlockDType }>();
+  readonly #first = new Map<Operator, { name: string; dtype: StoredFloat | BlockDType }>();
 
   constructor(folder: string, layer: number) {
     this.#folder = folder;
     this.#layer = layer;
   }
 
-  record(operator: Operator, name: string, dtype: FloatDtype | BlockDType): void {
+  record(operator: Operator, name: string, dtype: StoredFloat | BlockDType): void {
     const first = this.#first.get(operator);
     if (first === undefined) {
       this.#first.set(operator, { name, dtype });
@@ -274,11 +274,11 @@ class DtypeLedger {
     }
   }
 
-  all(): Record<Operator, FloatDtype | BlockDType> {
+  all(): Record<Operator, StoredFloat | BlockDType> {
     return { gate: this.#of('gate'), up: this.#of('up'), down: this.#of('down') };
   }
 
-  #of(operator: Operator): FloatDtype | BlockDType {
+  #of(operator: Operator): StoredFloat | BlockDType {
     const first = this.#first.get(operator);
     if (first === undefined)
       throw badCheckpoint(this.#folder, `layer ${this.#layer} has no ${operator} matrices`);

@@ -1,19 +1,19 @@
 import type { Device } from '../device.ts';
 import { type FloatDType, isBlockDType, type TypedArrayOf, type WeightDType } from '../dtype.ts';
 import type { Shape, Tensor } from '../tensor.ts';
-import type { FloatDtype } from './safetensors/dtype.ts';
+import type { StoredFloat } from './safetensors/dtype.ts';
 
-const NAMES: Readonly<Record<FloatDtype, FloatDType>> = { F64: 'f64', F32: 'f32', F16: 'f16', BF16: 'bf16' };
+const NAMES: Readonly<Record<StoredFloat, FloatDType>> = { F64: 'f64', F32: 'f32', F16: 'f16', BF16: 'bf16' };
 
 /** `BF16` → `bf16` */
-export function tensorDType(dtype: FloatDtype): FloatDType {
+export function tensorDType(dtype: StoredFloat): FloatDType {
   return NAMES[dtype];
 }
 
 /** A tensor on `device` with a copy of a checkpoint's bytes. */
 export function tensorFromBytes(
   device: Device,
-  dtype: FloatDtype,
+  dtype: StoredFloat,
   bytes: Uint8Array,
   shape: Shape,
 ): Tensor<FloatDType> {

@@ -1,7 +1,7 @@
 import { callNative, native } from '../native.ts';
 import { badCheckpoint, quote, unsupportedCheckpoint } from './problems.ts';
 import { type BlockQuantization, scaleTensorName } from './quantization.ts';
-import { DTYPE_BYTES, type FloatDtype, isFloatDtype } from './safetensors/dtype.ts';
+import { DTYPE_BYTES, isStoredFloat, type StoredFloat } from './safetensors/dtype.ts';
 import type { Shards } from './shards.ts';
 
 /** What quantized weights are read as: it holds their few bits and the scale's exponent. */
@@ -37,9 +37,9 @@ export class Weights {
    * @throws UNSUPPORTED_CHECKPOINT for one that is not floating or quantized in another way, BAD_CHECKPOINT where the
    *   scales are missing or of another shape.
    */
-  dtype(name: string): FloatDtype {
+  dtype(name: string): StoredFloat {
     const { dtype, shape } = this.#shards.tensor(name);
-    if (isFloatDtype(dtype)) return dtype;
+    if (isStoredFloat(dtype)) return dtype;
     const scales = this.scalesOf(name);
     if (scales === undefined || this.#quantization === undefined || shape.length !== 2) {
       throw unsupportedCheckpoint(

@@ -3,8 +3,8 @@ import { ModelConfig } from '../checkpoint/config.ts';
 import type { DecoderSpec } from '../checkpoint/decoder-spec.ts';
 import { loadTensor } from '../checkpoint/load-experts.ts';
 import { type Device, openDevice } from '../device.ts';
-import { type BlockDType, isBlockDType } from '../dtype.ts';
-import { expected, MolaeError, throwIfAborted } from '../errors.ts';
+import { type BlockDType, checkBlockDType } from '../dtype.ts';
+import { expected, MolaeError, shapeText, throwIfAborted } from '../errors.ts';
 import type { MoeBlock } from '../moe-block.ts';
 import type { Tensor } from '../tensor.ts';
 import type { LayerContext } from './attention.ts';
@@ -87,7 +87,7 @@ export class Model {
    */
   static async open(path: string, options: ModelOptions = {}): Promise<Model> {
     const { quantize } = options;
-    if (quantize !== undefined && !isBlockDType(quantize)) throw expected('q8 or q4', 'quantize', quantize);
+    if (quantize !== undefined) checkBlockDType(quantize, 'quantize');
     if (options.pack && options.stream) {
       throw new MolaeError(
         'INVALID_ARGUMENT',
@@ -343,7 +343,7 @@ function checkVocabulary(spec: DecoderSpec, embedding: Tensor, head: Tensor, pat
     if (tensor.shape[0] !== spec.vocabSize || tensor.shape[1] !== spec.hiddenSize) {
       throw new MolaeError(
         'BAD_CHECKPOINT',
-        `${path}: tensor ${name} has shape [${tensor.shape.join(', ')}], but config.json asks for [${spec.vocabSize}, ${spec.hiddenSize}]`,
+        `${path}: tensor ${name} has shape ${shapeText(tensor.shape)}, but config.json asks for [${spec.vocabSize}, ${spec.hiddenSize}]`,
       );
     }
   }

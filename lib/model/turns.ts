@@ -1,4 +1,4 @@
-import { MolaeError, throwIfAborted } from '../errors.ts';
+import { abortedError, MolaeError, throwIfAborted } from '../errors.ts';
 
 interface Waiter {
   readonly start: () => void;
@@ -43,7 +43,7 @@ export class Turns {
     return new Promise((resolve, reject) => {
       const onAbort = () => {
         this.#waiting.splice(this.#waiting.indexOf(waiter), 1);
-        reject(new MolaeError('ABORTED', 'The operation was aborted', { cause: signal?.reason }));
+        reject(abortedError(signal));
       };
       const waiter: Waiter = {
         start: () => {

@@ -20,16 +20,17 @@ export const DTYPE_BYTES = {
 export type SafetensorsDtype = keyof typeof DTYPE_BYTES;
 
 /** The dtypes that molae computes with. */
-const FLOAT_DTYPES = ['F64', 'F32', 'F16', 'BF16'] as const satisfies SafetensorsDtype[];
+const STORED_FLOATS = ['F64', 'F32', 'F16', 'BF16'] as const satisfies SafetensorsDtype[];
 
-export type FloatDtype = (typeof FLOAT_DTYPES)[number];
+/** Their names in files; those of tensors in memory are `FloatDType`. */
+export type StoredFloat = (typeof STORED_FLOATS)[number];
 
 export function isDtype(value: unknown): value is SafetensorsDtype {
   return typeof value === 'string' && Object.hasOwn(DTYPE_BYTES, value);
 }
 
-export function isFloatDtype(value: SafetensorsDtype): value is FloatDtype {
-  return (FLOAT_DTYPES as readonly string[]).includes(value);
+export function isStoredFloat(value: SafetensorsDtype): value is StoredFloat {
+  return (STORED_FLOATS as readonly string[]).includes(value);
 }
 
 /** The number of elements of a shape, or undefined when it (or a partial product) passes 2^53 − 1. */
