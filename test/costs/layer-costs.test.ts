@@ -3,7 +3,8 @@ import { describe, expect, test } from 'vitest';
 import { distinctGroups, groupProbability } from '../../lib/costs/distinct-groups.ts';
 import { type Factorization, layerCosts } from '../../lib/costs/layer-costs.ts';
 import { divisors, type LayerSizes } from '../../lib/costs/sizes.ts';
-import { invalid, OLMOE } from '../support/sizes.ts';
+import { invalid } from '../support/errors.ts';
+import { OLMOE } from '../support/sizes.ts';
 
 /** All K-subsets of 0..N-1. */
 function* subsets(N: number, K: number, from = 0): Generator<number[]> {
