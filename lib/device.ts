@@ -15,7 +15,7 @@ export type DeviceInfo = NativeDeviceInfo;
 export type MemoryUsage = NativeMemoryUsage;
 
 export interface DeviceOptions {
-  /** How many threads the CPU device may use; by default every processor this process may run on. */
+  /** How many threads the CPU device may use; 0, the default: every processor that this process may run on. */
   readonly threads?: number;
 }
 
@@ -113,8 +113,14 @@ export async function openDevice(name: string = 'auto', options: DeviceOptions =
   const { kind, index } = chosenDevice(name);
   checkObject(options, 'options');
   const { threads = 0 } = options;
-  if (!Number.isSafeInteger(threads) || threads < 0) throw expected('a positive integer', 'threads', threads);
+  checkThreads(threads);
   return new Device(callNative(() => native().openDevice(kind, index, threads)));
+}
+
+/** @internal Throws unless that many threads can be asked for. */
+export function checkThreads(threads: unknown): asserts threads is number {
+  if (!Number.isSafeInteger(threads) || (threads as number) < 0)
+    throw expected('a non-negative integer (0: every processor)', 'threads', threads);
 }
 
 interface DeviceName {

@@ -1,4 +1,4 @@
-import { expected, MolaeError } from './errors.ts';
+import { expected, MolaeError, shapeText } from './errors.ts';
 
 /**
  * Element types of tensors. `i32` is for expert ids only; `q8` and `q4` are for weights that experts multiply: every row
@@ -45,8 +45,20 @@ const BLOCK_BYTES: Readonly<Record<BlockDType, number>> = {
   q4: SCALE_BYTES + BLOCK / 2,
 };
 
+export const BLOCK_DTYPES: readonly BlockDType[] = ['q8', 'q4'];
+
 export function isBlockDType(dtype: unknown): dtype is BlockDType {
   return dtype === 'q8' || dtype === 'q4';
+}
+
+/** Throws unless `value` names a dtype of blocks. */
+export function checkBlockDType(value: unknown, name: string): asserts value is BlockDType {
+  if (!isBlockDType(value)) throw expected('q8 or q4', name, value);
+}
+
+/** Bits of an element, without its share of the scale. */
+export function bitsOf(dtype: BlockDType): 8 | 4 {
+  return dtype === 'q8' ? 8 : 4;
 }
 
 /** Items of the dtype's typed array that a tensor takes: elements, or bytes of blocks, which end with each row. */
@@ -74,7 +86,7 @@ export function newTypedArray<D extends DType>(dtype: D, shape: readonly number[
   try {
     return new constructors[dtype](length) as TypedArrayOf[D];
   } catch (cause) {
-    const message = `No JavaScript array for a ${dtype} tensor of shape [${shape.join(', ')}] can be had`;
+    const message = `No JavaScript array for a ${dtype} tensor of shape ${shapeText(shape)} can be had`;
     throw new MolaeError('OUT_OF_MEMORY', message, { cause });
   }
 }

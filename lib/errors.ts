@@ -53,7 +53,7 @@ export class MolaeError extends Error {
 export function expected(what: string, name: string, received: unknown): MolaeError {
   return new MolaeError(
     'INVALID_ARGUMENT',
-    `Expected ${what} for ${name} but received ${describe(received)} of type ${typeName(received)}`,
+    `Expected ${what} for ${name} but received ${quote(received)} of type ${typeName(received)}`,
   );
 }
 
@@ -67,21 +67,32 @@ export function checkCallback(value: unknown, name: string): void {
   if (value !== undefined && typeof value !== 'function') throw expected('a function', name, value);
 }
 
-/** Throws an `ABORTED` error, with the signal's reason as its cause, when the signal has fired. */
-export function throwIfAborted(signal: AbortSignal | undefined): void {
-  if (signal?.aborted) throw new MolaeError('ABORTED', 'The operation was aborted', { cause: signal.reason });
+/** What work that a signal stopped fails with: the signal's reason is the cause. */
+export function abortedError(signal: AbortSignal | undefined): MolaeError {
+  return new MolaeError('ABORTED', 'The operation was aborted', { cause: signal?.reason });
 }
 
-function describe(value: unknown): string {
+/** Throws an {@link abortedError} when the signal has fired. */
+export function throwIfAborted(signal: AbortSignal | undefined): void {
+  if (signal?.aborted) throw abortedError(signal);
+}
+
+/** The sizes of a shape, for a message: `[2, 3]`. */
+export function shapeText(shape: readonly number[]): string {
+  return `[${shape.join(', ')}]`;
+}
+
+/** A value, short enough for a message whatever its size. */
+export function quote(value: unknown): string {
   return nameable(() => {
     if (Array.isArray(value))
-      return value.length > 8 ? `an array of ${value.length}` : `[${value.map(describeItem).join(', ')}]`;
-    return describeItem(value);
+      return value.length > 8 ? `an array of ${value.length}` : `[${value.map(quoteItem).join(', ')}]`;
+    return quoteItem(value);
   }, 'an object');
 }
 
 /** One level only: an array may contain itself. */
-function describeItem(value: unknown): string {
+function quoteItem(value: unknown): string {
   if (typeof value === 'string') return shortened(value);
   if (typeof value === 'bigint') return `${value}n`;
   if (typeof value === 'function') return nameable(() => value.name, 'a function');

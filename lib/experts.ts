@@ -1,17 +1,16 @@
 import type { Device } from './device.ts';
 import { checkObject, expected, MolaeError } from './errors.ts';
-import type { FactorizationReport } from './factorization/factorize.ts';
+import type { Partition } from './factorization/groups.ts';
+import type { FactorizationReport } from './factorization/report.ts';
 import { awaitAbortable, callNative, type NativeLayer, type NativeOperator } from './native.ts';
+import type { Operator } from './operators.ts';
 import type { Routing } from './routing.ts';
 import { checkTensor, Tensor, withResults } from './tensor.ts';
 
-/** The three matrices of an expert: E(x) = down · (act(gate · x) ⊙ (up · x)). */
-export type Operator = 'gate' | 'up' | 'down';
+export { OPERATORS, type Operator } from './operators.ts';
 
 /** Of one layer. Real ones have hundreds. */
 const MOST_EXPERTS = 65_536;
-
-export const OPERATORS: readonly Operator[] = ['gate', 'up', 'down'];
 
 /** silu(x) = x·σ(x), the exact gelu, its tanh approximation, and relu(x)². */
 export type Activation = 'silu' | 'gelu' | 'gelu_tanh' | 'relu2';
@@ -62,7 +61,6 @@ interface Common {
 type StoredOperator = LatentOperator | readonly Tensor[];
 
 type StoredOperators = Readonly<Record<Operator, StoredOperator>>;
-type Groups = readonly (readonly number[])[];
 
 export interface DenseExpertsInit extends Common {
   readonly gate: DenseOperator;
@@ -102,7 +100,7 @@ export abstract class Experts {
     return typeof value === 'object' && value !== null && #native in value;
   }
 
-  protected constructor(init: Common, groups: Groups, operators: (made: Tensor[]) => StoredOperators) {
+  protected constructor(init: Common, groups: Partition, operators: (made: Tensor[]) => StoredOperators) {
     const made: Tensor[] = [];
     const views: Tensor[] = [];
     try {
@@ -292,7 +290,7 @@ function checkedSharedExpert(given: SharedExpert): SharedExpert {
 }
 
 /** A copy. That it is a partition of the layer's experts the device checks. */
-function checkedGroups(value: unknown): Groups {
+function checkedGroups(value: unknown): Partition {
   if (!Array.isArray(value) || !(value.length <= MOST_EXPERTS) || !value.every(isGroup)) {
     throw expected(`an array of arrays of expert indices below ${MOST_EXPERTS}`, 'groups', value);
   }
@@ -324,7 +322,7 @@ interface ExpandedOperator {
 }
 
 /** Per-expert matrices by expert index, whichever way the operator is given; views made here go to `views`. */
-function expand(op: StoredOperator, groups: Groups, name: string, views: Tensor[]): ExpandedOperator {
+function expand(op: StoredOperator, groups: Partition, name: string, views: Tensor[]): ExpandedOperator {
   if (!isLatent(op)) return { perExpert: op, shared: [] };
   if (op.a.length !== groups.length || op.b.length !== groups.length) {
     throw new MolaeError(

@@ -5,21 +5,13 @@ export type { MoeLayer } from './checkpoint/layers.ts';
 export type { LoadOptions } from './checkpoint/load-experts.ts';
 export { SafetensorsFile } from './checkpoint/safetensors/reader.ts';
 export { SafetensorsWriter, type TensorDeclaration } from './checkpoint/safetensors/writer.ts';
-export {
-  type CalibratedConversionOptions,
-  type CalibratedConversionReport,
-  type CalibrationCoverage,
-  convertCalibrated,
-} from './conversion/calibrated/convert.ts';
+export { type CalibratedConversionReport, convertCalibrated } from './conversion/calibrated/convert.ts';
 export type { GroupUseReport } from './conversion/calibrated/group-use.ts';
-export {
-  type Change,
-  type ConversionReport,
-  type ConvertOptions,
-  type ConvertProgress,
-  convertCheckpoint,
-  type LayerReport,
-} from './conversion/convert.ts';
+export type { CalibrationCoverage } from './conversion/calibrated/method.ts';
+export type { CalibratedConversionOptions } from './conversion/calibrated/options.ts';
+export { type ConvertOptions, convertCheckpoint } from './conversion/convert.ts';
+export type { ConvertProgress } from './conversion/options.ts';
+export type { Change, ConversionReport, LayerReport } from './conversion/report.ts';
 export { distinctGroups } from './costs/distinct-groups.ts';
 export {
   type Comparison,
@@ -43,8 +35,6 @@ export {
   LatentExperts,
   type LatentExpertsInit,
   type LatentOperator,
-  OPERATORS,
-  type Operator,
   type PackOptions,
   type SharedExpert,
 } from './experts.ts';
@@ -55,17 +45,12 @@ export {
   factorizeCalibrated,
 } from './factorization/calibrated.ts';
 export type { CalibratedSteps, LayerInputs, OperatorSpectrum } from './factorization/calibrated-group.ts';
-export {
-  type FactorizationReport,
-  type FactorizationSpec,
-  type FactorizeOptions,
-  type FactorizeProgress,
-  type FactorStorage,
-  factorizeExperts,
-  type GroupedWork,
-  type Solver,
-} from './factorization/factorize.ts';
+export { type FactorizeOptions, factorizeExperts } from './factorization/factorize.ts';
+export type { FactorStorage } from './factorization/factors.ts';
+export type { FactorizeProgress, GroupedWork } from './factorization/grouped-work.ts';
 export { type AllocationOptions, allocateLatentSizes, type Spending } from './factorization/latent-sizes.ts';
+export type { FactorizationReport } from './factorization/report.ts';
+export type { FactorizationSpec, Solver } from './factorization/spec.ts';
 export {
   batchedGemm,
   type Eigh,
@@ -78,7 +63,7 @@ export {
   svd,
   transpose,
 } from './linalg.ts';
-export type { CalibratedForm } from './methods/calibrated/calibrated.ts';
+export type { CalibratedForm } from './methods/calibrated/form.ts';
 export {
   type SearchCandidate,
   type SearchedForm,
@@ -97,26 +82,25 @@ export {
   withExperts,
 } from './methods/method.ts';
 export { METHODS } from './methods/methods.ts';
-export {
-  type CalibrationLayer,
-  type CalibrationOptions,
-  calibrate,
-  calibrationTokens,
-  type GroupRouting,
-  groupProbabilities,
-  groupRouting,
-  type RoutingStatistics,
-  routingStatistics,
-  sampleWindows,
-} from './model/calibration.ts';
+export { type CalibrationOptions, calibrate, calibrationTokens } from './model/calibration.ts';
+export type { CalibrationLayer } from './model/calibration-layer.ts';
 export { compareModels, type ModelComparison } from './model/compare.ts';
 export { expertCoverage, type LayerCoverage } from './model/coverage.ts';
 export { type GenerateOptions, generate } from './model/generate.ts';
 export { Model, type ModelOptions } from './model/model.ts';
 export { type Perplexity, type PerplexityOptions, perplexity } from './model/perplexity.ts';
+export {
+  type GroupRouting,
+  groupProbabilities,
+  groupRouting,
+  type RoutingStatistics,
+  routingStatistics,
+} from './model/routing-statistics.ts';
 export type { SamplingOptions } from './model/sampling.ts';
 export { type ChatMessage, Tokenizer } from './model/tokenizer.ts';
+export { sampleWindows } from './model/windows.ts';
 export { MoeBlock, type MoeBlockInit } from './moe-block.ts';
+export { OPERATORS, type Operator } from './operators.ts';
 export { type ConversionPlan, planConversion } from './plan/plan-conversion.ts';
 export type { PlanOptions } from './plan/request.ts';
 export { quantizeExperts } from './quantize.ts';

@@ -1,5 +1,5 @@
 import { type DType, isBlockDType } from './dtype.ts';
-import { checkObject, expected, MolaeError } from './errors.ts';
+import { checkObject, expected, MolaeError, shapeText } from './errors.ts';
 import { awaitNative, type NativeGemm } from './native.ts';
 import { checkTensor, type Tensor, withResults } from './tensor.ts';
 
@@ -42,7 +42,7 @@ export async function batchedGemm(a: Tensor, b: Tensor, options: GemmOptions = {
   if (b.shape[0] !== batch) {
     throw new MolaeError(
       'SHAPE_MISMATCH',
-      `Batches differ: a [${a.shape.join(', ')}], b [${b.shape.join(', ')}]`,
+      `Batches differ: a ${shapeText(a.shape)}, b ${shapeText(b.shape)}`,
     );
   }
   const m = a.shape[given.transposeA ? 2 : 1] as number;
@@ -53,7 +53,7 @@ export async function batchedGemm(a: Tensor, b: Tensor, options: GemmOptions = {
     if (out.shape[0] !== batch) {
       throw new MolaeError(
         'SHAPE_MISMATCH',
-        `Expected shape [${batch}, ${m}, ${n}] for out but received [${out.shape.join(', ')}]`,
+        `Expected shape [${batch}, ${m}, ${n}] for out but received ${shapeText(out.shape)}`,
       );
     }
     const slices: Tensor[] = [];
@@ -220,7 +220,7 @@ function checkRank(value: unknown, rank: number, name: string): asserts value is
   if (value.shape.length !== rank) {
     throw new MolaeError(
       'SHAPE_MISMATCH',
-      `Expected ${rank} dimensions for ${name} but received shape [${value.shape.join(', ')}]`,
+      `Expected ${rank} dimensions for ${name} but received shape ${shapeText(value.shape)}`,
     );
   }
 }

@@ -1,6 +1,6 @@
 import { createRequire } from 'node:module';
 import { join } from 'node:path';
-import { expected, MolaeError, type MolaeErrorCode } from './errors.ts';
+import { expected, MolaeError, type MolaeErrorCode, throwIfAborted } from './errors.ts';
 import { PACKAGE_ROOT } from './package.ts';
 
 /**
@@ -192,7 +192,6 @@ export interface NativeDevice {
     ids: NativeTensor,
     weights: NativeTensor,
   ): Promise<void>;
-  findNonFinite(tensor: NativeTensor): Promise<number>;
   timestamp(): Promise<number>;
   synchronize(): Promise<void>;
   gatherRows(table: NativeTensor, ids: NativeTensor, out: NativeTensor): Promise<void>;
@@ -345,7 +344,7 @@ export async function awaitAbortable<Result>(
 ): Promise<Result> {
   if (signal === undefined) return awaitNative(() => call(undefined));
   if (typeof signal?.addEventListener !== 'function') throw expected('an AbortSignal', 'signal', signal);
-  if (signal.aborted) throw new MolaeError('ABORTED', 'The operation was aborted', { cause: signal.reason });
+  throwIfAborted(signal);
   const cancellation = new (native().Cancellation)();
   const onAbort = () => cancellation.cancel();
   signal.addEventListener('abort', onAbort, { once: true });

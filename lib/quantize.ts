@@ -1,4 +1,4 @@
-import { type BlockDType, isBlockDType } from './dtype.ts';
+import { type BlockDType, checkBlockDType } from './dtype.ts';
 import { expected } from './errors.ts';
 import {
   DenseExperts,
@@ -28,7 +28,7 @@ export async function quantizeExperts(
   dtype: BlockDType,
 ): Promise<DenseExperts | LatentExperts> {
   if (!Experts.is(experts)) throw expected('DenseExperts or LatentExperts', 'experts', experts);
-  if (!isBlockDType(dtype)) throw expected('q8 or q4', 'dtype', dtype);
+  checkBlockDType(dtype, 'dtype');
   // A basis that gate and up share stays one.
   const made = new Map<Tensor, Tensor>();
   const quantized = async (tensors: readonly Tensor[]) => {

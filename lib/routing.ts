@@ -1,4 +1,4 @@
-import { checkObject, expected, MolaeError } from './errors.ts';
+import { checkObject, expected, MolaeError, shapeText } from './errors.ts';
 import { awaitNative } from './native.ts';
 import { checkTensor, type Tensor, withResults } from './tensor.ts';
 
@@ -67,7 +67,7 @@ export async function route(logits: Tensor, spec: RouterSpec, options: RouteOpti
   if (logits.shape.length !== 2) {
     throw new MolaeError(
       'SHAPE_MISMATCH',
-      `Expected shape [tokens, experts] for logits but received [${logits.shape.join(', ')}]`,
+      `Expected shape [tokens, experts] for logits but received ${shapeText(logits.shape)}`,
     );
   }
   const { numGroups, chosenGroups, score } = checkedGroupLimit(groupLimit);

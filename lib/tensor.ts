@@ -10,7 +10,7 @@ import {
   newTypedArray,
   type TypedArrayOf,
 } from './dtype.ts';
-import { expected, MolaeError } from './errors.ts';
+import { expected, MolaeError, shapeText } from './errors.ts';
 import { awaitNative, callNative, type NativeTensor } from './native.ts';
 
 /** Sizes of a tensor, outermost first, at most 8; elements are stored row-major. */
@@ -63,7 +63,7 @@ export class Tensor<D extends DType = DType> {
     if (!this.#native)
       throw new MolaeError(
         'DISPOSED',
-        `This ${this.dtype} tensor of shape [${this.shape.join(', ')}] was disposed`,
+        `This ${this.dtype} tensor of shape ${shapeText(this.shape)} was disposed`,
       );
     return this.#native;
   }
@@ -179,7 +179,7 @@ export function checkData(
   if (data.length !== wanted) {
     throw new MolaeError(
       'SHAPE_MISMATCH',
-      `Expected ${wanted} ${isBlockDType(dtype) ? 'bytes of blocks' : 'elements'} for ${name} of shape [${shape.join(', ')}] but received ${data.length}`,
+      `Expected ${wanted} ${isBlockDType(dtype) ? 'bytes of blocks' : 'elements'} for ${name} of shape ${shapeText(shape)} but received ${data.length}`,
     );
   }
 }

@@ -5,9 +5,9 @@
 //
 // In none of them local memory (LDL, STL), which is where spilled registers and arrays with run-time indices go. In every
 // Hopper kernel: products by wgmma (HGMMA), four of them under way together; weights by the copy engine (UTMALDG); tokens
-// by asynchronous copies (LDGSTS); registers moved from the producer to the consumers (USETMAXREG). In every streaming
-// kernel, for either architecture: weights in loads of 16 bytes that leave the caches first (LDG.E.EF.128), eight of them one
-// after the other, before anything waits for the first.
+// by asynchronous copies (LDGSTS); registers moved from the producer to the consumers (USETMAXREG); no division that looks
+// whether it needs its slow way (FCHK). In every streaming kernel, for either architecture: weights in loads of 16 bytes
+// that leave the caches first (LDG.E.EF.128), eight of them one after the other, before anything waits for the first.
 //
 // Kernels of a layer's chain wait (ACQBULK) for the one before them, on every way through their code: before that they do
 // not write, copy tokens, multiply, end or let the next one begin (PREEXIT), and they load the tile map and the tables of
@@ -212,6 +212,7 @@ const families = [
       HGMMA: count(code, 'HGMMA'),
       UTMALDG: count(code, 'UTMALDG'),
       LDGSTS: count(code, 'LDGSTS'),
+      instructions: code.length,
     }),
     check(code, expect) {
       const products = code.filter(([operation]) => operation.startsWith('HGMMA'));
@@ -221,6 +222,7 @@ const families = [
       expect(count(code, 'UTMALDG') > 0, 'no copies by the copy engine');
       expect(count(code, 'LDGSTS') > 0, 'no asynchronous copies');
       expect(count(code, 'USETMAXREG') === 2, 'registers are not moved');
+      expect(count(code, 'FCHK') === 0, 'divisions with a slow way');
     },
   },
   {

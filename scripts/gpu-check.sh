@@ -4,8 +4,13 @@
 #
 #   scripts/gpu-check.sh pack ARCHIVE.tar.xz [BUILD]   here: BUILD (default: build) has molae.node, libmolae_cuda.so,
 #                                                      molae_native_tests and molae_device_bench
-#   tar -xJf ARCHIVE.tar.xz && molae-gpu-check/gpu-check.sh [RESULT.json]    there: under 10 minutes, one JSON; 5 minutes more
-#                                                      where its python3 has torch, for the peers of bench/gpu
+#   tar -xJf ARCHIVE.tar.xz && molae-gpu-check/gpu-check.sh [--budget SECONDS] [--parts PART,PART...] [RESULT.json]
+#                                                      there: one JSON, and the steps' output beside it in RESULT.logs
+#
+# Parts, in this order: parity, benches, sanitizers, and peers, of bench/gpu, where python3 has torch there. Default: all. No step
+# begins that the budget (default: 540 seconds) has no time for, and none goes on beyond it: what a device is lent for is mostly
+# 10 minutes a call. The limits of the first two parts and of the sanitizers that matter most fit in it; the rest has a call of
+# its own: --parts peers. The result is written anew after every step, so that a call which is cut off leaves what it had.
 #
 # To build what it packs:
 #   export CUDACXX=$(scripts/cuda-toolkit.sh ~/.cache/molae-cuda)
@@ -61,77 +66,148 @@ pack() {
 }
 
 if [ "${1:-}" = pack ]; then
-  [ $# -ge 2 ] || { sed -n '2,16s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+  [ $# -ge 2 ] || { sed -n '2,22s/^# \{0,1\}//p' "$0" >&2; exit 2; }
   pack "$2" "${3:-$here/../build}"
   exit 0
 fi
 
 # --- run ---------------------------------------------------------------------------------------------------------------
 
+usage() {
+  echo "usage: $0 [--budget SECONDS] [--parts parity,benches,sanitizers,peers] [RESULT.json]" >&2
+  exit 2
+}
+
+budget=540
+parts=parity,benches,sanitizers,peers
+while [ $# -gt 0 ]; do
+  case $1 in
+  --budget) [ $# -ge 2 ] || usage; budget=$2; shift 2 ;;
+  --parts) [ $# -ge 2 ] || usage; parts=$2; shift 2 ;;
+  -*) usage ;;
+  *) break ;;
+  esac
+done
+[[ $# -le 1 && $budget =~ ^[1-9][0-9]*$ && $parts =~ ^(parity|benches|sanitizers|peers)(,(parity|benches|sanitizers|peers))*$ ]] || usage
+
 result=$(readlink -f "${1:-gpu-check.json}")
-logs=$(mktemp -d)
+logs=${result%.json}.logs
+mkdir -p "$logs"
+rm -f "$logs"/*.{log,err,status,json}
 cd "$here"
 export MOLAE_REQUIRE_GPU=1
 
-# step NAME SECONDS COMMAND...: its output to NAME.log, its exit status and time to NAME.status. Never fails.
+grace=10      # seconds between asking a step to end and ending it
+worthwhile=10 # seconds: with less left, no step begins
+failed=0
+current=
+child=
+
+# Without a node that runs here, the steps alone.
+summarize() {
+  ./node summarize.cjs "$logs" "$result" && return
+  [ $? = 1 ] && [ -s "$result" ] && return
+  local file status seconds separator=
+  {
+    printf '{"ok": %s, "steps": {' "$([ $failed = 0 ] && echo true || echo false)"
+    for file in "$logs"/*.status; do
+      [ -e "$file" ] || continue
+      read -r status seconds <"$file"
+      printf '%s\n  "%s": {"status": "%s", "seconds": %s}' "$separator" "$(basename "$file" .status)" "$status" "$seconds"
+      separator=,
+    done
+    printf '\n}}\n'
+  } >"$result"
+}
+
+finish() {
+  trap - EXIT
+  trap '' TERM INT HUP
+  if [ -n "$child" ]; then
+    kill "$child" 2>/dev/null || true  # timeout, which passes it on
+    echo "cut $(($SECONDS - began))" >"$logs/$current.status"
+    failed=1
+  fi
+  rm -f "$result"
+  summarize || true
+  exit $failed
+}
+trap finish EXIT
+trap 'exit 1' TERM INT HUP
+
+# step NAME SECONDS COMMAND...: its output to NAME.log and NAME.err, its exit status and time to NAME.status. Never fails.
 step() {
-  local name=$1 limit=$2 start status=0
+  local limit=$2 left=$((budget - SECONDS - grace)) status=0
+  current=$1
   shift 2
-  start=$(date +%s)
-  timeout "$limit" "$@" >"$logs/$name.log" 2>"$logs/$name.err" || status=$?
-  echo "$status $(($(date +%s) - start))" >"$logs/$name.status"
-  echo "gpu-check: $name ended with $status after $(($(date +%s) - start)) s"
+  if [ "$left" -lt $worthwhile ]; then
+    echo "skipped 0" >"$logs/$current.status"
+    echo "gpu-check: no time for $current"
+    return
+  fi
+  [ "$limit" -le "$left" ] || limit=$left
+  began=$SECONDS
+  # In the background: only a `wait` ends at once where the script is told to.
+  timeout -k $grace "$limit" "$@" >"$logs/$current.log" 2>"$logs/$current.err" </dev/null &
+  child=$!
+  wait "$child" || status=$?
+  child=
+  echo "$status $((SECONDS - began))" >"$logs/$current.status"
+  [ $status = 0 ] || [ "$current" = peers ] || failed=1
+  echo "gpu-check: $current ended with $status after $((SECONDS - began)) s"
+  summarize >/dev/null 2>&1 || true
 }
 
-find_sanitizer() {
-  command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | head -n 1
-}
+wanted() { [[ ,$parts, == *,$1,* ]]; }
 
-step gpu 20 nvidia-smi --query-gpu=name,driver_version,compute_cap,memory.total --format=csv,noheader
-# Apart, each in a process of its own: a kernel that hangs or reads what it must not takes no other result with it.
-step parity 120 ./molae_native_tests --device cuda --exclude "every Hopper tile" --exclude "graphs:"
-step parity_graphs 60 ./molae_native_tests --device cuda --filter "graphs:" --exclude "every Hopper tile"
+step gpu 15 nvidia-smi --query-gpu=name,driver_version,compute_cap,memory.total --format=csv,noheader
 case $(cat "$logs/gpu.log") in
 *', 9.0, '*) hopper=1 ;;
 *) hopper=0 ;;
 esac
-if [ $hopper = 1 ]; then step parity_hopper 60 ./molae_native_tests --device cuda --filter "every Hopper tile"; fi
+
+# Apart, each in a process of its own: a kernel that hangs or reads what it must not takes no other result with it.
+if wanted parity; then
+  step parity 80 ./molae_native_tests --device cuda --exclude "every Hopper tile" --exclude "graphs:"
+  if [ $hopper = 1 ]; then step parity_hopper 40 ./molae_native_tests --device cuda --filter "every Hopper tile"; fi
+  step parity_graphs 25 ./molae_native_tests --device cuda --filter "graphs:" --exclude "every Hopper tile"
+fi
+
+if wanted benches; then
+  step bench 110 ./molae_device_bench --device cuda --tiles mma
+  if [ $hopper = 1 ]; then step bench_hopper 75 ./molae_device_bench --device cuda --tiles hopper; fi
+  step bench_small 20 ./molae_device_bench --device cuda --tiles small
+  step bench_graph 25 ./molae_device_bench --device cuda --tiles mma --launch graph
+  if [ $hopper = 1 ]; then step bench_hopper_graph 25 ./molae_device_bench --device cuda --tiles hopper --launch graph; fi
+fi
+
+# Every memory access is watched: a small part of the tests, many times slower.
+sanitize() {  # NAME SECONDS TOOL SEED FILTER
+  step "$1" "$2" "$sanitizer" --tool "$3" --error-exitcode 9 ./molae_native_tests --device cuda --seed "$4" --filter "$5"
+}
+find_sanitizer() {
+  command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | head -n 1
+}
 sanitizer=$(find_sanitizer || true)
-if [ -n "$sanitizer" ]; then
-  # Both watch every memory access: a small part of the tests, many times slower.
-  step memcheck 60 "$sanitizer" --tool memcheck --error-exitcode 9 ./molae_native_tests --device cuda --seed 1 \
-    --filter "experts: forward of random"
+if wanted sanitizers && [ -n "$sanitizer" ]; then
   if [ $hopper = 1 ]; then
-    step memcheck_hopper 90 "$sanitizer" --tool memcheck --error-exitcode 9 ./molae_native_tests --device cuda --seed 4 \
-      --filter "every Hopper tile"
+    sanitize racecheck_hopper 30 racecheck 4 "layers of every Hopper tile"
+    sanitize memcheck_hopper 30 memcheck 4 "layers of every Hopper tile"
   fi
-  step memcheck_stream 60 "$sanitizer" --tool memcheck --error-exitcode 9 ./molae_native_tests --device cuda --seed 5 \
-    --filter "one to four tokens, streamed"
-  step memcheck_graphs 60 "$sanitizer" --tool memcheck --error-exitcode 9 ./molae_native_tests --device cuda --seed 6 \
-    --filter "graphs: layers give"
-  step racecheck_stream 60 "$sanitizer" --tool racecheck --error-exitcode 9 ./molae_native_tests --device cuda --seed 5 \
-    --filter "one to four tokens, streamed"
-  step racecheck 60 "$sanitizer" --tool racecheck --error-exitcode 9 ./molae_native_tests --device cuda --seed 1 \
-    --filter "experts: route"
-  step initcheck 40 "$sanitizer" --tool initcheck --error-exitcode 9 ./molae_native_tests --device cuda --seed 2 \
-    --filter "experts: a bad routing"
-  step memcheck_decoder 60 "$sanitizer" --tool memcheck --error-exitcode 9 ./molae_native_tests --device cuda --seed 3 \
-    --filter "decoder: linear"
-  step racecheck_decoder 60 "$sanitizer" --tool racecheck --error-exitcode 9 ./molae_native_tests --device cuda --seed 3 \
-    --filter "decoder: attention"
+  sanitize memcheck 20 memcheck 1 "experts: forward of random"
+  sanitize memcheck_stream 20 memcheck 5 "one to four tokens, streamed"
+  sanitize racecheck_stream 20 racecheck 5 "one to four tokens, streamed"
+  sanitize racecheck 15 racecheck 1 "experts: route"
+  sanitize memcheck_graphs 20 memcheck 6 "graphs: layers give"
+  sanitize initcheck 20 initcheck 2 "experts: a bad routing"
+  sanitize memcheck_decoder 20 memcheck 3 "decoder: linear"
+  sanitize racecheck_decoder 20 racecheck 3 "decoder: attention"
 fi
-step smoke 30 ./node smoke.cjs
-step bench 150 ./molae_device_bench --device cuda --tiles mma
-step bench_small 40 ./molae_device_bench --device cuda --tiles small
-step bench_graph 60 ./molae_device_bench --device cuda --tiles mma --launch graph
-if [ $hopper = 1 ]; then
-  step bench_hopper 100 ./molae_device_bench --device cuda --tiles hopper
-  step bench_hopper_graph 60 ./molae_device_bench --device cuda --tiles hopper --launch graph
-fi
-if python3 -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
+
+if wanted parity; then step smoke 15 ./node smoke.cjs; fi
+
+if wanted peers && python3 -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
   benches=("$logs"/bench.log "$logs"/bench_graph.log)
   if [ $hopper = 1 ]; then benches+=("$logs"/bench_hopper.log "$logs"/bench_hopper_graph.log); fi
   step peers 300 python3 peers/run.py "$logs/peers.json" --quick --molae-json "${benches[@]}"
 fi
-
-./node summarize.cjs "$logs" "$result"

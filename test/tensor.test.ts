@@ -266,6 +266,17 @@ describe('bad input', () => {
     await expect(openDevice('cpu', { threads: -1 })).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' });
   });
 
+  test('threads are counted from 0 on, and 0 means all of them', async () => {
+    using all = await openDevice('cpu', { threads: 0 });
+    using byDefault = await openDevice('cpu');
+    expect(all.info.threads).toBe(byDefault.info.threads);
+    for (const threads of [-1, 1.5]) {
+      await expect(openDevice('cpu', { threads })).rejects.toThrow(
+        `Expected a non-negative integer (0: every processor) for threads but received ${threads}`,
+      );
+    }
+  });
+
   test('errors have a JavaScript stack that leads to the call', async () => {
     async function here() {
       await gemm(device.empty('f32', [1, 2]), device.empty('f32', [1, 2]));

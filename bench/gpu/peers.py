@@ -25,7 +25,7 @@ class Sorted:
 
 
 class GroupedMm:
-    """torch._grouped_mm, or what newer versions call it: sort, gather, two products, activation, product, sum."""
+    """torch._grouped_mm, or what newer versions call it: sort, gather, gate and up in one product, activation, product, sum."""
 
     name, capturable = "torch grouped_mm", True
 
@@ -37,8 +37,8 @@ class GroupedMm:
         pairs = Sorted(batch, self.layer.cell.experts)
         multiply = lambda rows, w: self.product(rows, w.transpose(-2, -1), offs=pairs.ends)
         rows = batch.x[pairs.token]
-        hidden = silu(multiply(rows, self.layer.gate)) * multiply(rows, self.layer.up)
-        return pairs.combine(multiply(hidden, self.layer.down), batch.weights)
+        gate, up = multiply(rows, self.layer.gate_up).chunk(2, dim=-1)
+        return pairs.combine(multiply(silu(gate) * up, self.layer.down), batch.weights)
 
 
 class ExpertLoop:

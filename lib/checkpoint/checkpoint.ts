@@ -3,35 +3,20 @@ import { expected, MolaeError } from '../errors.ts';
 import type { Experts, Operator } from '../experts.ts';
 import type { MoeBlock } from '../moe-block.ts';
 import { ModelConfig } from './config.ts';
-import { familyOf } from './families/index.ts';
 import { type Family, locateExpert, type MoeSpec, operatorShape } from './family.ts';
-import { storedLayout } from './fused-layout.ts';
 import type { JsonObject } from './json.ts';
-import {
-  LATENT_MODEL_TYPE,
-  type LatentFactor,
-  latentTensorName,
-  type MolaeBlock,
-  parseMolaeBlock,
-} from './latent-format.ts';
-import { type MoeLayer, type VerifiedLayers, verifyLayers } from './layers.ts';
+import { type LatentFactor, latentTensorName, type MolaeBlock } from './latent-format.ts';
+import type { MoeLayer } from './layers.ts';
 import { type LoadOptions, loadExperts, loadMoeBlock } from './load-experts.ts';
-import { unsupportedCheckpoint } from './problems.ts';
-import { readQuantization } from './quantization.ts';
 import { DTYPE_BYTES, type FloatDtype } from './safetensors/dtype.ts';
 import { Shards } from './shards.ts';
-import { countBytes, countParameters } from './tally.ts';
-import { Weights } from './weights.ts';
+import { countBytes, countParameters, elementShapes } from './tally.ts';
+import { type Findings, verifyCheckpoint } from './verify.ts';
+import type { Weights } from './weights.ts';
 
-interface Parts {
+interface Parts extends Readonly<Findings> {
   readonly path: string;
   readonly config: ModelConfig;
-  readonly family: Family;
-  readonly spec: MoeSpec;
-  readonly molae: MolaeBlock | undefined;
-  readonly shards: Shards;
-  readonly weights: Weights;
-  readonly verified: VerifiedLayers;
 }
 
 /** An open checkpoint, verified: its config, family and sizes, and its tensors, read when asked for. */
@@ -191,41 +176,13 @@ export class Checkpoint {
 export async function openCheckpoint(path: string): Promise<Checkpoint> {
   if (typeof path !== 'string') throw expected('the path of a folder', 'path', path);
   const config = await ModelConfig.read(path);
-  const published = familyOf(config);
-  const spec = published.describe(config);
-  refuseDenseModel(config, spec);
-  const quantization = readQuantization(config);
-  const molae = readMolaeBlock(config, spec);
-  const shards = await Shards.open(path);
+  const found: Partial<Findings> = {};
   try {
-    const family = storedLayout(published, spec, shards);
-    const weights = new Weights(shards, quantization);
-    const verified = verifyLayers(shards, weights, family, spec, molae);
-    return new Checkpoint({ path, config, family, spec, molae, shards, weights, verified });
+    const findings = await verifyCheckpoint(config, () => Shards.open(path), found);
+    return new Checkpoint({ path, config, ...findings });
   } catch (error) {
-    await shards.close();
+    await found.shards?.close();
     throw error;
-  }
-}
-
-/** The shapes of tensors in elements, of blocks too. */
-export function elementShapes(
-  names: Iterable<string>,
-  shards: Shards,
-  { blockShapes }: Pick<VerifiedLayers, 'blockShapes'>,
-): { readonly shape: readonly number[] }[] {
-  return [...names].map((name) => ({ shape: blockShapes.get(name) ?? shards.tensor(name).shape }));
-}
-
-/** The `molae` block, or undefined for a checkpoint that molae did not convert. */
-export function readMolaeBlock(config: ModelConfig, spec: MoeSpec): MolaeBlock | undefined {
-  return config.string('model_type') === LATENT_MODEL_TYPE ? parseMolaeBlock(config, spec) : undefined;
-}
-
-/** Refuses a model without experts: there is nothing to convert, and nothing would be said. */
-export function refuseDenseModel(config: ModelConfig, spec: MoeSpec): void {
-  if (spec.layers.length === 0) {
-    throw unsupportedCheckpoint(config.file, `none of the ${spec.numLayers} layers is a MoE layer`);
   }
 }
 

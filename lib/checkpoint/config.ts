@@ -56,6 +56,11 @@ export class ModelConfig {
     return this.#integerFrom(0, field, this.#required(field));
   }
 
+  /** As {@link nonNegativeInteger}, or undefined when no such field is present. */
+  optionalNonNegativeInteger(...names: [string, ...string[]]): number | undefined {
+    return names.some((name) => this.has(name)) ? this.nonNegativeInteger(...names) : undefined;
+  }
+
   /** A boolean, `fallback` when absent. */
   boolean(field: string, fallback: boolean): boolean {
     const value = this.value(field) ?? fallback;

@@ -60,7 +60,7 @@ export interface Rotary {
 }
 
 /** How rotary frequencies were stretched to longer contexts, by the names of Hugging Face's configs. */
-export type RotaryScaling =
+type RotaryScaling =
   | { readonly type: 'default' }
   | { readonly type: 'linear'; readonly factor: number }
   | {
@@ -169,7 +169,7 @@ function readWindow(config: ModelConfig): (layer: number) => number {
 }
 
 /** Rotary settings, where older configs (`rope_theta`, `rope_scaling`) or newer ones (`rope_parameters`) have them. */
-export function readRotary(config: ModelConfig, size: number): Rotary {
+function readRotary(config: ModelConfig, size: number): Rotary {
   const parameters = config.optionalObject('rope_parameters') ?? config.optionalObject('rope_scaling') ?? {};
   const theta = numberIn(parameters, 'rope_theta') ?? config.number('rope_theta', 10_000);
   if (!Number.isInteger(size) || size % 2 !== 0 || size < 2 || theta <= 0) {

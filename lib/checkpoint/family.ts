@@ -2,7 +2,6 @@ import type { Activation, Operator } from '../experts.ts';
 import type { RouterSpec } from '../routing.ts';
 import type { ModelConfig } from './config.ts';
 import type { DecoderSpec } from './decoder-spec.ts';
-import { badCheckpoint, quote, unsupportedCheckpoint } from './problems.ts';
 
 /** The sizes of the MoE layers of a model; all of them alike. */
 export interface MoeSpec {
@@ -33,7 +32,7 @@ export interface SharedExpertTensors {
 }
 
 /** Where in a stored tensor an expert's matrix lies: consecutive elements from `elementOffset` on. */
-export interface ExpertSlice {
+interface ExpertSlice {
   /** The shape of the whole stored tensor. */
   readonly shape: readonly number[];
   readonly elementOffset: number;
@@ -91,60 +90,4 @@ export function locateExpert(
   const name = family.expertTensor(layer, expert, operator);
   const slice = family.expertSlice?.(spec, expert, operator);
   return { name, ...(slice ?? { shape: operatorShape(spec, operator), elementOffset: 0 }) };
-}
-
-/** By the names of transformers' `ACT2FN`. */
-const ACTIVATIONS: ReadonlyMap<string, Activation> = new Map([
-  ['silu', 'silu'],
-  ['swish', 'silu'],
-  ['gelu', 'gelu'],
-  ['gelu_new', 'gelu_tanh'],
-  ['gelu_pytorch_tanh', 'gelu_tanh'],
-  ['relu2', 'relu2'],
-]);
-
-/** The activation that `hidden_act` names. */
-export function readActivation(config: ModelConfig): Activation {
-  const name = config.string('hidden_act');
-  const activation = ACTIVATIONS.get(name);
-  if (activation === undefined) {
-    throw unsupportedCheckpoint(
-      config.file,
-      `hidden_act is ${quote(name)}; supported are ${[...ACTIVATIONS.keys()].join(', ')}`,
-    );
-  }
-  return activation;
-}
-
-/** N by the names that families give it. */
-export function readNumExperts(config: ModelConfig): number {
-  return config.nonNegativeInteger('num_experts', 'num_local_experts', 'n_routed_experts');
-}
-
-/** K, which must not pass N. */
-export function readTopK(config: ModelConfig, numExperts: number): number {
-  const topK = config.positiveInteger('num_experts_per_tok');
-  if (topK > numExperts && numExperts > 0) {
-    throw badCheckpoint(config.file, `num_experts_per_tok is ${topK}, more than the ${numExperts} experts`);
-  }
-  return topK;
-}
-
-const MAX_LAYERS = 100_000;
-
-/** 0, 1, … up to the last decoder layer. */
-export function everyLayer(numLayers: number): number[] {
-  return Array.from({ length: numLayers }, (_, layer) => layer);
-}
-
-/** The number of decoder layers, bounded because lists of that length are built from it. */
-export function readNumLayers(config: ModelConfig): number {
-  const numLayers = config.positiveInteger('num_hidden_layers');
-  if (numLayers > MAX_LAYERS) {
-    throw badCheckpoint(
-      config.file,
-      `num_hidden_layers is ${numLayers}; more than ${MAX_LAYERS} make no sense`,
-    );
-  }
-  return numLayers;
 }

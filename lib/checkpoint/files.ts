@@ -1,20 +1,9 @@
 import { type FileHandle, open, stat } from 'node:fs/promises';
-import { MolaeError } from '../errors.ts';
+import { attempt, ioError, systemCode } from '../files.ts';
 import { badCheckpoint } from './problems.ts';
 
 /** One system call moves at most this much: Linux stops at 2 GiB, and a smaller step frees its thread sooner. */
 const MAX_TRANSFER_BYTES = 256 * 1024 * 1024;
-
-/** A failed system call, with the path, what was tried and the system's own error as the cause. */
-export function ioError(action: string, path: string, cause: unknown): MolaeError {
-  const reason = cause instanceof Error ? cause.message : String(cause);
-  return new MolaeError('IO', `Could not ${action} ${path}: ${reason}`, { cause });
-}
-
-/** The `code` of a Node.js system error, such as `ENOENT`. */
-export function systemCode(error: unknown): string | undefined {
-  return error instanceof Error && 'code' in error && typeof error.code === 'string' ? error.code : undefined;
-}
 
 /** Whether there is a regular file (or a symbolic link to one) at `path`. */
 export async function isFile(path: string): Promise<boolean> {
@@ -34,12 +23,7 @@ export async function isFile(path: string): Promise<boolean> {
  */
 export async function openForReading(path: string): Promise<{ handle: FileHandle; size: number }> {
   if (!(await isFile(path))) throw badCheckpoint(path, 'there is no such file');
-  let handle: FileHandle;
-  try {
-    handle = await open(path, 'r');
-  } catch (cause) {
-    throw ioError('open', path, cause);
-  }
+  const handle = await attempt('open', path, () => open(path, 'r'));
   try {
     return { handle, size: (await handle.stat()).size };
   } catch (cause) {
@@ -62,12 +46,7 @@ export async function readFully(
   let done = 0;
   while (done < into.byteLength) {
     const length = Math.min(into.byteLength - done, MAX_TRANSFER_BYTES);
-    let bytesRead: number;
-    try {
-      ({ bytesRead } = await handle.read(into, done, length, position + done));
-    } catch (cause) {
-      throw ioError('read', path, cause);
-    }
+    const { bytesRead } = await attempt('read', path, () => handle.read(into, done, length, position + done));
     if (bytesRead === 0) {
       throw badCheckpoint(
         path,
@@ -92,12 +71,9 @@ export async function writeFully(
   let done = 0;
   while (done < bytes.byteLength) {
     const length = Math.min(bytes.byteLength - done, MAX_TRANSFER_BYTES);
-    let bytesWritten: number;
-    try {
-      ({ bytesWritten } = await handle.write(bytes, done, length, position + done));
-    } catch (cause) {
-      throw ioError('write', path, cause);
-    }
+    const { bytesWritten } = await attempt('write', path, () =>
+      handle.write(bytes, done, length, position + done),
+    );
     if (bytesWritten === 0) throw ioError('write', path, new Error('the system accepted no more bytes'));
     done += bytesWritten;
   }

@@ -1,19 +1,16 @@
 import type { BlockDType } from '../dtype.ts';
 import { expected, MolaeError } from '../errors.ts';
 import { OPERATORS, type Operator } from '../experts.ts';
-import { elementShapes, readMolaeBlock, refuseDenseModel } from './checkpoint.ts';
 import { ModelConfig } from './config.ts';
-import { baseModelType, familyOf } from './families/index.ts';
+import { baseModelType } from './families/index.ts';
 import type { MoeSpec } from './family.ts';
-import { storedLayout } from './fused-layout.ts';
-import { LATENT_MODEL_TYPE } from './latent-format.ts';
-import { type MoeLayer, type VerifiedLayers, verifyLayers } from './layers.ts';
+import { LATENT_MODEL_TYPE, type MolaeBlock } from './latent-format.ts';
+import type { MoeLayer, VerifiedLayers } from './layers.ts';
 import { quote } from './problems.ts';
-import { readQuantization } from './quantization.ts';
 import type { SafetensorsDtype } from './safetensors/dtype.ts';
 import { Shards } from './shards.ts';
-import { countBytes, countParameters } from './tally.ts';
-import { Weights } from './weights.ts';
+import { countBytes, countParameters, elementShapes } from './tally.ts';
+import { type Findings, verifyCheckpoint } from './verify.ts';
 
 /** What can be said of a checkpoint without reading a weight, also of one that molae cannot convert. */
 export interface Inspection {
@@ -61,10 +58,10 @@ type Sizes = Pick<Inspection, 'hiddenSize' | 'intermediateSize' | 'numExperts' |
 
 /** What {@link understand} found out. Later parts are missing when an earlier one is not supported. */
 interface Understanding {
-  spec?: MoeSpec;
-  verified?: VerifiedLayers;
-  latent?: Inspection['latent'];
-  readonly unsupported: string[];
+  readonly spec: MoeSpec | undefined;
+  readonly verified: VerifiedLayers | undefined;
+  readonly latent: Inspection['latent'];
+  readonly unsupported: readonly string[];
 }
 
 /**
@@ -78,7 +75,7 @@ export async function inspectCheckpoint(path: string): Promise<Inspection> {
   const family = baseModelType(config);
   const shards = await Shards.open(path);
   try {
-    const { spec, verified, latent, unsupported } = understand(config, shards);
+    const { spec, verified, latent, unsupported } = await understand(config, shards);
     const names = verified?.expertTensors ?? guessExpertTensors(shards);
     const tensors = [...shards.tensors.values()];
     const blocks = verified ?? { blockShapes: new Map() };
@@ -105,27 +102,23 @@ export async function inspectCheckpoint(path: string): Promise<Inspection> {
 }
 
 /** As openCheckpoint goes, but what is not supported ends it with a reason instead of an error. */
-function understand(config: ModelConfig, shards: Shards): Understanding {
-  const result: Understanding = { unsupported: [] };
+async function understand(config: ModelConfig, shards: Shards): Promise<Understanding> {
+  const found: Partial<Findings> = {};
+  const unsupported: string[] = [];
   try {
-    const family = familyOf(config);
-    const spec = family.describe(config);
-    result.spec = spec;
-    const molae = readMolaeBlock(config, spec);
-    refuseDenseModel(config, spec);
-    const weights = new Weights(shards, readQuantization(config));
-    const verified = verifyLayers(shards, weights, storedLayout(family, spec, shards), spec, molae);
-    result.verified = verified;
-    if (molae !== undefined) {
-      const { method, operators, quantization } = molae;
-      const made = { method, operators, ...(quantization !== undefined && { quantization }) };
-      result.latent = { ...made, ...latentSizesOf([...verified.layers.values()]) };
-    }
+    await verifyCheckpoint(config, async () => shards, found);
   } catch (error) {
     if (!(error instanceof MolaeError) || error.code !== 'UNSUPPORTED_CHECKPOINT') throw error;
-    result.unsupported.push(error.message);
+    unsupported.push(error.message);
   }
-  return result;
+  const { spec, molae, verified } = found;
+  const latent = molae && verified && latentOf(molae, [...verified.layers.values()]);
+  return { spec, verified, latent, unsupported };
+}
+
+function latentOf({ method, operators, quantization }: MolaeBlock, layers: readonly MoeLayer[]) {
+  const made = { method, operators, ...(quantization !== undefined && { quantization }) };
+  return { ...made, ...latentSizesOf(layers) };
 }
 
 /** Tensors that a shard holds but the index leaves out, a line for each shard. */

@@ -12,7 +12,7 @@ export const LATENT_MODEL_TYPE = 'molae';
 export const LATENT_FORMAT_VERSION = 1;
 
 /** The stored factors. `a` is each expert's own, `b` is shared by its group; `gate_up_b` serves gate and up. */
-export const LATENT_FACTORS = ['gate_a', 'gate_b', 'up_a', 'up_b', 'gate_up_b', 'down_a', 'down_b'] as const;
+const LATENT_FACTORS = ['gate_a', 'gate_b', 'up_a', 'up_b', 'gate_up_b', 'down_a', 'down_b'] as const;
 
 export type LatentFactor = (typeof LATENT_FACTORS)[number];
 
@@ -30,7 +30,7 @@ export interface MolaeBlock {
 }
 
 /** The sizes of one group's factors. */
-export interface LatentGroupSizes {
+interface LatentGroupSizes {
   readonly hiddenSize: number;
   readonly intermediateSize: number;
   /** k: experts in this group. */
@@ -79,11 +79,6 @@ export function storedFactorShape(
 ): readonly number[] {
   if (quantization === undefined) return shape;
   return [...shape.slice(0, -1), byteCount(quantization, [1, shape.at(-1) ?? 0])];
-}
-
-/** The largest latent size that can hold anything: the rank of the stacked matrices at most. */
-export function maxLatentSize(hiddenSize: number, intermediateSize: number, groupSize: number): number {
-  return Math.min(hiddenSize, groupSize * intermediateSize);
 }
 
 /** The config.json of a converted checkpoint, from that of its source. */

@@ -1,5 +1,6 @@
 import type { BlockDType } from '../dtype.ts';
-import { OPERATORS, type Operator } from '../experts.ts';
+import { largestLatentSize } from '../factorization/spec.ts';
+import { OPERATORS, type Operator } from '../operators.ts';
 import { type Family, locateExpert, type MoeSpec, operatorShape } from './family.ts';
 import {
   expertFactor,
@@ -7,7 +8,6 @@ import {
   latentFactorShapes,
   latentTensorName,
   type MolaeBlock,
-  maxLatentSize,
   sharedFactor,
   storedFactorShape,
 } from './latent-format.ts';
@@ -171,9 +171,7 @@ class Verifier {
       this.#shards.tensors.has(latentTensorName(prefix, group, 'gate_up_b'));
     const latentSizes: Partial<Record<Operator, number>> = {};
     for (const operator of operators) {
-      // Gate and up have twice the rows to draw a shared space from.
-      const stacked = sharedGateUp && operator !== 'down' ? 2 * experts.length : experts.length;
-      const limit = maxLatentSize(hiddenSize, intermediateSize, stacked);
+      const limit = largestLatentSize(this.#spec, experts.length, operator, sharedGateUp);
       const { factor, dimensions, axis } = whereLatentSize(operator, sharedGateUp, quantization);
       const name = latentTensorName(prefix, group, factor);
       latentSizes[operator] = this.#latentSize(name, dimensions, axis, limit);

@@ -1,6 +1,7 @@
 import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
-import { ioError, isFile, readSmallFile, systemCode } from './files.ts';
+import { ioError, systemCode } from '../files.ts';
+import { isFile, readSmallFile } from './files.ts';
 import { isJsonObject, parseStrictJson } from './json.ts';
 import { badCheckpoint, quote } from './problems.ts';
 import type { SafetensorsDtype } from './safetensors/dtype.ts';
@@ -8,7 +9,7 @@ import type { TensorEntry } from './safetensors/header.ts';
 import { FilePool } from './safetensors/pool.ts';
 
 export const INDEX_FILE = 'model.safetensors.index.json';
-export const SINGLE_FILE = 'model.safetensors';
+const SINGLE_FILE = 'model.safetensors';
 
 const MAX_INDEX_BYTES = 100_000_000;
 const MAX_OPEN_FILES = 64;

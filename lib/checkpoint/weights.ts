@@ -8,7 +8,7 @@ import type { Shards } from './shards.ts';
 const EXPANDED = 'BF16';
 
 /** Bytes of a part of a tensor, and where in it they belong. */
-export interface Piece {
+interface Piece {
   readonly bytes: Uint8Array;
   readonly byteOffset: number;
 }

@@ -2,8 +2,7 @@ import { benchMachine, type MachineBench } from '../bench/machine-bench.ts';
 import type { Row } from '../bench/row.ts';
 import { openDevice } from '../device.ts';
 import { type CommandDefinition, DEVICE_OPTION } from './command.ts';
-import { openProgress } from './progress.ts';
-import { interruptible } from './signals.ts';
+import { withProgress } from './progress.ts';
 import { duration, table, times, wrap } from './table.ts';
 
 export const bench: CommandDefinition = {
@@ -26,21 +25,13 @@ export const bench: CommandDefinition = {
     const name = args.device();
     if (name !== 'auto' && name !== 'cpu') throw args.wrong('device', 'auto or cpu', name);
     using device = await openDevice(name, threads === undefined ? {} : { threads });
-    const progress = openProgress('measuring');
-    try {
-      const result = await interruptible(
-        (signal) =>
-          benchMachine(device, {
-            signal,
-            onProgress: (done, total, note) => progress.update(done, total, note),
-          }),
-        () => progress.stop(),
-      );
-      progress.stop();
-      output.result(result, () => describeBench(result, output.width));
-    } finally {
-      progress.stop();
-    }
+    const result = await withProgress('measuring', (signal, progress) =>
+      benchMachine(device, {
+        signal,
+        onProgress: (done, total, note) => progress.update(done, total, note),
+      }),
+    );
+    output.result(result, () => describeBench(result, output.width));
   },
 };
 

@@ -46,6 +46,11 @@ export function optionsOf(command: CommandDefinition): readonly OptionDefinition
   return [...command.options, JSON_OPTION, HELP_OPTION];
 }
 
+/** The name that the API gives an option: `group-size` → `groupSize`. cac does the same. */
+export function camelCase(name: string): string {
+  return name.replace(/-([a-z])/g, (_, letter: string) => letter.toUpperCase());
+}
+
 /** Wrong usage: exit 2, with a pointer to the help. */
 export class UsageError extends Error {
   override readonly name = 'UsageError';

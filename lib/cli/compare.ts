@@ -1,12 +1,15 @@
 import { mkdir } from 'node:fs/promises';
 import { resolve } from 'node:path';
+import { openDense } from '../conversion/source.ts';
 import { openDevice } from '../device.ts';
 import { MolaeError } from '../errors.ts';
+import { attempt } from '../files.ts';
 import { type ComparisonRow, compareMethods } from '../methods/compare.ts';
 import { METHODS } from '../methods/methods.ts';
 import { expertCoverage } from '../model/coverage.ts';
 import { Model } from '../model/model.ts';
 import { Tokenizer } from '../model/tokenizer.ts';
+import { defaultWindow } from '../model/windows.ts';
 import type { Arguments } from './arguments.ts';
 import { type CommandDefinition, DEVICE_OPTION } from './command.ts';
 import {
@@ -17,10 +20,9 @@ import {
   toJson,
   writeComparison,
 } from './comparison-report.ts';
-import { openDense } from './dense-checkpoint.ts';
+import { TEXT_OPTION, WINDOW_OPTION } from './model-options.ts';
 import type { Output } from './output.ts';
-import { openProgress } from './progress.ts';
-import { interruptible } from './signals.ts';
+import { withProgress } from './progress.ts';
 import { type Alignment, table } from './table.ts';
 import { readText } from './text.ts';
 
@@ -36,7 +38,7 @@ export const compare: CommandDefinition = {
   ],
   glossary: { title: 'Methods', entries: METHODS.map(({ name, summary }) => [name, summary]) },
   options: [
-    { name: 'text', value: 'file', description: 'the text, in UTF-8' },
+    TEXT_OPTION,
     {
       name: 'eval-text',
       value: 'file',
@@ -54,11 +56,7 @@ export const compare: CommandDefinition = {
       description: 'for methods that group experts: how many share a latent space (chosen for each)',
     },
     { name: 'calibrate-tokens', value: 'N', description: 'let methods use the first N tokens only' },
-    {
-      name: 'window',
-      value: 'W',
-      description: 'tokens of a window (256, or the context where that is shorter)',
-    },
+    WINDOW_OPTION,
     { name: 'out', value: 'folder', description: 'write compare.json, compare.md and charts (SVG) there' },
     DEVICE_OPTION,
   ],
@@ -79,51 +77,37 @@ export const compare: CommandDefinition = {
     const checkpoint = await openDense(path);
     await checkpoint.close();
     const out = args.string('out');
-    if (out !== undefined) await makeFolder(out);
+    if (out !== undefined) await attempt('make the folder', out, () => mkdir(out, { recursive: true }));
     using device = await openDevice(args.device());
-    const progress = openProgress('comparing');
-    try {
-      const comparison = await interruptible(
-        async (signal) => {
-          await using model = await Model.open(path, { device, signal });
-          const { window = Math.min(256, model.spec.contextLength) } = request;
-          checkLengths(texts, window);
-          const rows: ComparisonRow[] = [];
-          const printed = new PrintedTable(output);
-          for await (const row of compareMethods(model, {
-            ...request,
-            ...texts,
-            window,
-            signal,
-            onProgress: ({ done, total, method }) => {
-              if (output.json) progress.update(done, total, method);
-            },
-          })) {
-            rows.push(row);
-            printed.add(cells(row, rows[0] as ComparisonRow));
-          }
-          const { calibration, evaluation } = texts;
-          const coverage = await expertCoverage(model, calibration, { window, signal });
-          return {
-            checkpoint: path,
-            window,
-            tokens: { calibration: calibration.length, evaluation: evaluation.length },
-            coverage,
-            rows,
-          } satisfies Comparison;
+    const comparison = await withProgress('comparing', async (signal, progress): Promise<Comparison> => {
+      await using model = await Model.open(path, { device, signal });
+      const { window = defaultWindow(model) } = request;
+      checkLengths(texts, window);
+      const rows: ComparisonRow[] = [];
+      const printed = new PrintedTable(output);
+      for await (const row of compareMethods(model, {
+        ...request,
+        ...texts,
+        window,
+        signal,
+        onProgress: ({ done, total, method }) => {
+          if (output.json) progress.update(done, total, method);
         },
-        () => progress.stop(),
-      );
-      progress.stop();
-      if (out !== undefined) await writeComparison(out, comparison);
-      output.result(toJson(comparison), () => [
-        '',
-        ...explanation(comparison),
-        ...(out === undefined ? [] : [`Written to ${out}.`]),
-      ]);
-    } finally {
-      progress.stop();
-    }
+      })) {
+        rows.push(row);
+        printed.add(cells(row, rows[0] as ComparisonRow));
+      }
+      const { calibration, evaluation } = texts;
+      const coverage = await expertCoverage(model, calibration, { window, signal });
+      const tokens = { calibration: calibration.length, evaluation: evaluation.length };
+      return { checkpoint: path, window, tokens, coverage, rows };
+    });
+    if (out !== undefined) await writeComparison(out, comparison);
+    output.result(toJson(comparison), () => [
+      '',
+      ...explanation(comparison),
+      ...(out === undefined ? [] : [`Written to ${out}.`]),
+    ]);
   },
 };
 
@@ -175,14 +159,6 @@ function checkLengths({ calibration, evaluation }: Texts, window: number): void 
     `Too little text: ${calibration.length} tokens to calibrate with and ${evaluation.length} to evaluate on, ` +
       `but a window of ${window} is the least for each`,
   );
-}
-
-async function makeFolder(path: string): Promise<void> {
-  try {
-    await mkdir(path, { recursive: true });
-  } catch (cause) {
-    throw new MolaeError('IO', `Could not make the folder ${path}: ${(cause as Error).message}`, { cause });
-  }
 }
 
 /** What the widest cells of the columns look like, for rows that are printed before the others are known. */

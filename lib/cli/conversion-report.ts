@@ -2,8 +2,9 @@ import { relative as relativePath, sep } from 'node:path';
 import type { MoeSpec } from '../checkpoint/family.ts';
 import type { CalibratedConversionReport } from '../conversion/calibrated/convert.ts';
 import type { GroupUseReport } from '../conversion/calibrated/group-use.ts';
-import type { Change, ConversionReport } from '../conversion/convert.ts';
+import type { Change, ConversionReport } from '../conversion/report.ts';
 import { type Comparison, layerCosts } from '../costs/layer-costs.ts';
+import { bitsOf } from '../dtype.ts';
 import { OPERATORS, type Operator } from '../experts.ts';
 import type { SearchCandidate, SearchedForm, SearchReport } from '../methods/calibrated/search.ts';
 import { bytes, count, duration, relative, table, times, wrap } from './table.ts';
@@ -152,8 +153,7 @@ function sizesInWords({ latentSizes, groupSize, quantization, layers }: Conversi
           .map(([operator, size]) => `${operator} ${Number(size.toFixed(1))}`)
           .join(', ');
   const count = new Set(layers.map(({ layer }) => layer)).size;
-  const blocks =
-    quantization === undefined ? '' : `, factors in blocks of ${quantization === 'q8' ? 8 : 4} bits`;
+  const blocks = quantization === undefined ? '' : `, factors in blocks of ${bitsOf(quantization)} bits`;
   return `${count} MoE layers, groups of ${groupSize} experts, latent size ${latentSize}${blocks}`;
 }
 

@@ -1,23 +1,29 @@
 import { basename, resolve } from 'node:path';
+import { ModelConfig } from '../checkpoint/config.ts';
 import type { MoeSpec } from '../checkpoint/family.ts';
 import {
   type CalibratedConversionOptions,
   type CalibratedConversionReport,
   convertCalibrated,
 } from '../conversion/calibrated/convert.ts';
-import { type ConversionReport, type ConvertOptions, convertCheckpoint } from '../conversion/convert.ts';
+import { type ConvertOptions, convertCheckpoint } from '../conversion/convert.ts';
+import type { ConversionReport } from '../conversion/report.ts';
+import { openDense } from '../conversion/source.ts';
 import { openDevice } from '../device.ts';
+import { BLOCK_DTYPES } from '../dtype.ts';
 import { GROUPINGS } from '../methods/grouping/grouping.ts';
 import { calibrationTokens, sampleWindows } from '../model/calibration.ts';
 import { Tokenizer } from '../model/tokenizer.ts';
 import type { Arguments } from './arguments.ts';
 import { type CommandDefinition, DEVICE_OPTION } from './command.ts';
 import { describe, flopsChange, formInWords, searchOf } from './conversion-report.ts';
-import { openDense } from './dense-checkpoint.ts';
-import { openProgress } from './progress.ts';
-import { interruptible } from './signals.ts';
+import { QUANTIZE_OPTION, WINDOW_OPTION } from './model-options.ts';
+import { withProgress } from './progress.ts';
 import { readSizes, SIZE_OPTIONS } from './sizes.ts';
 import { readText } from './text.ts';
+
+/** Of a calibrated conversion too, where the context is not shorter. */
+const DEFAULT_WINDOW = 256;
 
 export const convert: CommandDefinition = {
   name: 'convert',
@@ -51,7 +57,7 @@ export const convert: CommandDefinition = {
       value: 'T',
       description: 'tokens of the text to use, from all over it (4096 for each expert on average)',
     },
-    { name: 'window', value: 'W', description: 'tokens of a window of the text (256)' },
+    WINDOW_OPTION,
     {
       name: 'grouping',
       value: 'name',
@@ -77,8 +83,7 @@ export const convert: CommandDefinition = {
         'latent (default), or dense: the approximated experts under their original names, for any engine',
     },
     {
-      name: 'quantize',
-      value: 'blocks',
+      ...QUANTIZE_OPTION,
       description:
         'q8 or q4: round the factors to blocks of 32 with 8 or 4 bits each, which run as they are (CPU)',
     },
@@ -113,39 +118,30 @@ export const convert: CommandDefinition = {
   async run(args, output) {
     const options = readOptions(args);
     const [input, target] = [args.positional(0), args.positional(1)];
-    const calibration = await readCalibration(args, input);
-    const model = await readSpec(input);
+    const text = calibrationText(args);
+    const source = await readSource(input);
+    const calibration = text === undefined ? undefined : await readCalibration(args, text, source);
     using device = await openDevice(args.device());
-    const progress = openProgress('converting');
-    try {
-      const report = await interruptible(
-        (signal) =>
-          run(input, target, calibration, {
-            ...options,
-            device,
-            signal,
-            onProgress: ({ done, total, layer, operator, group }) =>
-              progress.update(
-                done,
-                total,
-                `layer ${layer} ${calibration ? '' : `${operator} `}group ${group}`,
-              ),
-            onSurvey: ({ done, total }) => progress.update(done, total, 'choosing latent sizes'),
-            onCandidate: (form) => output.note(`Trying ${formInWords(form)}`),
-          }),
-        () => {
-          progress.stop();
-          const partial = `.${basename(resolve(target))}.molae-partial`;
-          output.note(`Stopping. The same command goes on from here; what is finished is in ${partial}.`);
-        },
-      );
-      progress.stop();
-      const chosen = searchOf(report)?.chosen ?? options;
-      const flopsPerToken = flopsChange(model, report, chosen.sharedGateUp ?? false);
-      output.result({ ...report, flopsPerToken }, () => describe(report, flopsPerToken, output.width));
-    } finally {
-      progress.stop();
-    }
+    const report = await withProgress(
+      'converting',
+      (signal, progress) =>
+        run(input, target, calibration, {
+          ...options,
+          device,
+          signal,
+          onProgress: ({ done, total, layer, operator, group }) =>
+            progress.update(done, total, `layer ${layer} ${calibration ? '' : `${operator} `}group ${group}`),
+          onSurvey: ({ done, total }) => progress.update(done, total, 'choosing latent sizes'),
+          onCandidate: (form) => output.note(`Trying ${formInWords(form)}`),
+        }),
+      () => {
+        const partial = `.${basename(resolve(target))}.molae-partial`;
+        output.note(`Stopping. The same command goes on from here; what is finished is in ${partial}.`);
+      },
+    );
+    const chosen = searchOf(report)?.chosen ?? options;
+    const flopsPerToken = flopsChange(source.spec, report, chosen.sharedGateUp ?? false);
+    output.result({ ...report, flopsPerToken }, () => describe(report, flopsPerToken, output.width));
   },
 };
 
@@ -165,8 +161,8 @@ async function run(
   return convertCalibrated(input, output, { ...options, latentSize, calibration });
 }
 
-/** The token ids of `--calibrate`, for the calibrated method. */
-async function readCalibration(args: Arguments, checkpoint: string): Promise<number[] | undefined> {
+/** The file of `--calibrate`, for the calibrated method. */
+function calibrationText(args: Arguments): string | undefined {
   const file = args.string('calibrate');
   const method = args.oneOf('method', ['stacked-svd', 'calibrated']) ?? (file ? 'calibrated' : 'stacked-svd');
   if (method === 'stacked-svd') {
@@ -185,10 +181,15 @@ async function readCalibration(args: Arguments, checkpoint: string): Promise<num
   for (const name of ['solver', 'rank-reduction', 'control']) {
     if (args.has(name)) throw args.usage(`--${name} is for the method stacked-svd`);
   }
+  return file;
+}
+
+/** The token ids to calibrate with. */
+async function readCalibration(args: Arguments, file: string, source: Source): Promise<number[]> {
   const text = await readText(file);
-  const tokenizer = await Tokenizer.open(checkpoint);
-  const tokens = args.positiveInteger('calibrate-tokens') ?? calibrationTokens(await readSpec(checkpoint));
-  return sampleWindows(tokenizer.encode(text), tokens, args.positiveInteger('window') ?? 256);
+  const tokenizer = await Tokenizer.open(source.path);
+  const tokens = args.positiveInteger('calibrate-tokens') ?? calibrationTokens(source.spec);
+  return sampleWindows(tokenizer.encode(text), tokens, args.positiveInteger('window') ?? source.window);
 }
 
 function readOptions(args: Arguments) {
@@ -217,13 +218,24 @@ function readOptions(args: Arguments) {
     grouping,
     coActivation,
     format: args.oneOf('format', ['latent', 'dense']) ?? 'latent',
-    quantize: args.oneOf('quantize', ['q8', 'q4']),
+    quantize: args.oneOf('quantize', BLOCK_DTYPES),
     withPython: args.has('with-python'),
     force: args.has('force'),
   };
 }
 
-async function readSpec(path: string): Promise<MoeSpec> {
+/** What must be known of the source before the conversion opens it. */
+interface Source {
+  readonly path: string;
+  readonly spec: MoeSpec;
+  /** Tokens that attend to each other where nothing else is asked for. */
+  readonly window: number;
+}
+
+async function readSource(path: string): Promise<Source> {
   await using checkpoint = await openDense(path);
-  return checkpoint.spec;
+  const { family, config, spec } = checkpoint;
+  // A family without a decoder is refused by the conversion, where it would have to run.
+  const contextLength = family.decoder?.(new ModelConfig(config, path)).contextLength ?? DEFAULT_WINDOW;
+  return { path, spec, window: Math.min(DEFAULT_WINDOW, contextLength) };
 }

@@ -1,11 +1,12 @@
 import { openDevice } from '../device.ts';
-import { compareModels } from '../model/compare.ts';
-import { Model } from '../model/model.ts';
-import { type Perplexity, perplexity } from '../model/perplexity.ts';
+import { BLOCK_DTYPES } from '../dtype.ts';
+import { compareModels, type ModelComparison } from '../model/compare.ts';
+import { Model, type ModelOptions } from '../model/model.ts';
+import { type Perplexity, type PerplexityOptions, perplexity } from '../model/perplexity.ts';
 import { Tokenizer } from '../model/tokenizer.ts';
 import { type CommandDefinition, DEVICE_OPTION } from './command.ts';
-import { openProgress } from './progress.ts';
-import { interruptible } from './signals.ts';
+import { QUANTIZE_OPTION, STREAM_OPTION, TEXT_OPTION, WINDOW_OPTION } from './model-options.ts';
+import { withProgress } from './progress.ts';
 import { bytes, count, percent, table, times } from './table.ts';
 import { readText } from './text.ts';
 
@@ -23,18 +24,13 @@ export const evaluate: CommandDefinition = {
     'Runs the whole model, dense or latent, on a text: non-overlapping windows, each predicting its own tokens from the second on. With --compare, a second checkpoint is evaluated beside it, and the divergence of the predictions is reported.',
   ],
   options: [
-    { name: 'text', value: 'file', description: 'the text, in UTF-8' },
-    {
-      name: 'window',
-      value: 'W',
-      description: 'tokens of a window (256, or the context where that is shorter)',
-    },
+    TEXT_OPTION,
+    WINDOW_OPTION,
     { name: 'compare', value: 'checkpoint', description: 'another checkpoint, such as the converted one' },
     { name: 'max-tokens', value: 'T', description: 'use the first T tokens of the text only' },
-    { name: 'stream', description: 'load one layer at a time, for models larger than memory' },
+    STREAM_OPTION,
     {
-      name: 'quantize',
-      value: 'blocks',
+      ...QUANTIZE_OPTION,
       description:
         'q8 or q4: round the routed experts to 8 or 4 bits as they are loaded, with --compare those of the other checkpoint (CPU)',
     },
@@ -48,82 +44,81 @@ export const evaluate: CommandDefinition = {
   async run(args, output) {
     const file = args.string('text');
     if (file === undefined) throw args.usage('eval needs --text <file>');
-    const paths = [
-      args.positional(0),
-      ...(args.string('compare') === undefined ? [] : [args.string('compare') as string]),
-    ];
-    const tokenizer = await Tokenizer.open(paths[0] as string);
+    const paths = [args.positional(0), args.string('compare')].filter((path) => path !== undefined);
+    const tokenizer = await Tokenizer.open(args.positional(0));
     const ids = tokenizer.encode(await readText(file)).slice(0, args.positiveInteger('max-tokens'));
     using device = await openDevice(args.device());
-    const progress = openProgress('evaluating');
-    const options = { device, stream: args.has('stream') };
-    const quantize = args.oneOf('quantize', ['q8', 'q4']);
-    const models: Model[] = [];
-    try {
-      const result = await interruptible(
-        async (signal) => {
-          for (const [i, path] of paths.entries()) {
-            const isLast = i === paths.length - 1;
-            models.push(
-              await Model.open(path, { ...options, quantize: isLast ? quantize : undefined, signal }),
-            );
-          }
-          const window = args.positiveInteger('window');
-          const report =
-            (note: string) =>
-            ({ done, total }: { done: number; total: number }) =>
-              progress.update(done, total, note);
-          const rows: Evaluation[] = [];
-          for (const [i, model] of models.entries()) {
-            const { parameters, byteLength } = model.checkpoint;
-            const scores = await perplexity(model, ids, {
-              window,
-              signal,
-              onProgress: report(models.length > 1 ? `model ${i + 1}` : ''),
-            });
-            rows.push({ ...scores, checkpoint: paths[i] as string, parameters, bytes: byteLength });
-          }
-          const [reference, other] = models;
-          const divergence =
-            reference && other
-              ? await compareModels(reference, other, ids, {
-                  window,
-                  signal,
-                  onProgress: report('comparing'),
-                })
-              : undefined;
-          return { rows, divergence };
-        },
-        () => progress.stop(),
-      );
-      progress.stop();
-      const [first, second] = result.rows as [Evaluation, Evaluation?];
-      const { divergence } = result;
-      output.result(
-        second && divergence
-          ? {
-              ...first,
-              compare: {
-                ...second,
-                klDivergence: divergence.klDivergence,
-                topOneAgreement: divergence.topOneAgreement,
-              },
-            }
-          : first,
-        () => describe(first, second, divergence),
-      );
-    } finally {
-      progress.stop();
-      for (const model of models) await model.close();
-    }
+    const options = {
+      device,
+      stream: args.has('stream'),
+      quantize: args.oneOf('quantize', BLOCK_DTYPES),
+      window: args.positiveInteger('window'),
+    };
+    const evaluated = await withProgress('evaluating', (signal, progress) =>
+      evaluateAll(paths, ids, { ...options, signal }, (...at) => progress.update(...at)),
+    );
+    output.result(asJson(evaluated), () => describe(evaluated));
   },
 };
 
-function describe(
-  first: Evaluation,
-  second: Evaluation | undefined,
-  divergence: { klDivergence: number; topOneAgreement: number } | undefined,
-): string[] {
+/** One model on a text, or two and how far their predictions are from each other. */
+interface Result {
+  readonly first: Evaluation;
+  readonly second: Evaluation | undefined;
+  readonly divergence: ModelComparison | undefined;
+}
+
+type Options = Pick<ModelOptions, 'device' | 'stream' | 'quantize'> &
+  Pick<PerplexityOptions, 'window' | 'signal'>;
+
+async function evaluateAll(
+  paths: readonly string[],
+  ids: ArrayLike<number>,
+  { window, signal, quantize, ...options }: Options,
+  update: (done: number, total: number, note: string) => void,
+): Promise<Result> {
+  const observed = (note: string): PerplexityOptions => ({
+    window,
+    signal,
+    onProgress: ({ done, total }) => update(done, total, note),
+  });
+  const models: Model[] = [];
+  try {
+    for (const [i, path] of paths.entries()) {
+      // Of two, the first is what the other is held against: as it is stored.
+      const own = i === paths.length - 1 ? quantize : undefined;
+      models.push(await Model.open(path, { ...options, quantize: own, signal }));
+    }
+    const rows: Evaluation[] = [];
+    for (const model of models) {
+      const note = models.length > 1 ? `model ${rows.length + 1}` : '';
+      rows.push(await evaluateOne(model, ids, observed(note)));
+    }
+    const [first, second] = rows as [Evaluation, Evaluation?];
+    const [reference, other] = models as [Model, Model?];
+    const divergence = other && (await compareModels(reference, other, ids, observed('comparing')));
+    return { first, second, divergence };
+  } finally {
+    for (const model of models) await model.close();
+  }
+}
+
+async function evaluateOne(
+  model: Model,
+  ids: ArrayLike<number>,
+  options: PerplexityOptions,
+): Promise<Evaluation> {
+  const { path, parameters, byteLength } = model.checkpoint;
+  return { ...(await perplexity(model, ids, options)), checkpoint: path, parameters, bytes: byteLength };
+}
+
+function asJson({ first, second, divergence }: Result): object {
+  if (!divergence) return first;
+  const { klDivergence, topOneAgreement } = divergence;
+  return { ...first, compare: { ...second, klDivergence, topOneAgreement } };
+}
+
+function describe({ first, second, divergence }: Result): string[] {
   const row = (label: string, value: (e: Evaluation) => string, ratio?: (e: Evaluation) => number) => [
     label,
     value(first),

@@ -1,9 +1,11 @@
 import { openDevice } from '../device.ts';
+import { BLOCK_DTYPES } from '../dtype.ts';
 import { type GenerateOptions, generate as generateTokens } from '../model/generate.ts';
 import { Model } from '../model/model.ts';
 import { Tokenizer } from '../model/tokenizer.ts';
 import type { Arguments } from './arguments.ts';
 import { type CommandDefinition, DEVICE_OPTION } from './command.ts';
+import { QUANTIZE_OPTION, STREAM_OPTION } from './model-options.ts';
 import { interruptible } from './signals.ts';
 
 export const generate: CommandDefinition = {
@@ -28,12 +30,8 @@ export const generate: CommandDefinition = {
       description: 'sample from the most likely tokens that reach this probability',
     },
     { name: 'seed', value: 's', description: 'the same seed gives the same text (0)' },
-    { name: 'stream', description: 'load one layer at a time, for models larger than memory' },
-    {
-      name: 'quantize',
-      value: 'blocks',
-      description: 'q8 or q4: round the routed experts to 8 or 4 bits as they are loaded (CPU)',
-    },
+    STREAM_OPTION,
+    QUANTIZE_OPTION,
     DEVICE_OPTION,
   ],
   examples: [
@@ -54,7 +52,7 @@ export const generate: CommandDefinition = {
         await using model = await Model.open(args.positional(0), {
           device,
           stream: args.has('stream'),
-          quantize: args.oneOf('quantize', ['q8', 'q4']),
+          quantize: args.oneOf('quantize', BLOCK_DTYPES),
           signal,
         });
         const tokens: number[] = [];

@@ -8,7 +8,7 @@ import { EXIT, Output, reportError } from './output.ts';
 import { parse } from './parse.ts';
 
 /** The command at work, for error messages. */
-let running: string | undefined;
+let running: CommandDefinition | undefined;
 
 /** @returns the exit status */
 async function main(argv: readonly string[]): Promise<number> {
@@ -28,7 +28,7 @@ async function main(argv: readonly string[]): Promise<number> {
       process.stderr.write(generalHelp(COMMANDS, packageVersion()));
       return EXIT.usage;
     case 'run':
-      running = request.command.name;
+      running = request.command;
       await run(request.command, request.readArguments());
       return EXIT.done;
   }

@@ -1,5 +1,11 @@
 import { MolaeError, type MolaeErrorCode } from '../errors.ts';
-import { UsageError } from './command.ts';
+import {
+  type CommandDefinition,
+  camelCase,
+  type OptionDefinition,
+  optionsOf,
+  UsageError,
+} from './command.ts';
 import { Interruption } from './signals.ts';
 
 export const EXIT = { done: 0, failed: 1, usage: 2, interrupted: 130, terminated: 143 } as const;
@@ -36,11 +42,11 @@ export class Output {
 /**
  * Tells an error on stderr, one line and how to mend it.
  *
- * @param command the command that failed, as far as it is known
+ * @param command the one that failed, as far as it is known
  * @returns the exit status
  */
-export function reportError(error: unknown, command: string | undefined): number {
-  const help = `See: molae ${command === undefined ? '' : `${command} `}--help`;
+export function reportError(error: unknown, command: CommandDefinition | undefined): number {
+  const help = `See: molae ${command === undefined ? '' : `${command.name} `}--help`;
   if (error instanceof UsageError) {
     complain(error.message, help);
     return EXIT.usage;
@@ -53,8 +59,8 @@ export function reportError(error: unknown, command: string | undefined): number
     const isUsage = error.code === 'INVALID_ARGUMENT';
     const [problem = '', ...mending] = messageLines(error);
     complain(
-      isUsage ? inWordsOfOptions(error) : problem,
-      isUsage ? help : mending.join('\n') || hintFor(error.code, command),
+      isUsage ? inWordsOfOptions(error, command ? optionsOf(command) : []) : problem,
+      isUsage ? help : mending.join('\n') || hintFor(error.code, command?.name),
     );
     showStack(error);
     return isUsage ? EXIT.usage : EXIT.failed;
@@ -87,22 +93,18 @@ function hintFor(code: MolaeErrorCode, command: string | undefined): string | un
   return HINTS[code];
 }
 
-/** The API's names of options, as they are typed here. */
-const OPTION_NAMES: readonly (readonly [RegExp, string])[] = [
-  [/\blatentSize of (gate|up|down)\b|\blatentSizes?\b/g, '--latent-size'],
-  [/\bgroupSize\b/g, '--group-size'],
-  [/\btargetRatio\b/g, '--target-ratio'],
-  [/\brankReduction\b/g, '--rank-reduction'],
-  [/\bsharedGateUp\b/g, '--shared-gate-up'],
-  [/\bwithPython\b/g, '--with-python'],
-  [/\bmaxTokens\b/g, '--max-tokens'],
-  [/\btopP\b/g, '--top-p'],
-  [/\bfor (operators|solver|device|format|window|temperature|seed)\b/g, 'for --$1'],
-];
-
-function inWordsOfOptions({ message }: MolaeError): string {
+/** The API's names of the options, as they are typed here. */
+function inWordsOfOptions({ message }: MolaeError, options: readonly OptionDefinition[]): string {
   let text = message.replace(/ of type \w+$/, '');
-  for (const [pattern, name] of OPTION_NAMES) text = text.replaceAll(pattern, name);
+  for (const { name } of options) {
+    const own = camelCase(name);
+    // A single word is a name only where a value of it is complained of.
+    const named =
+      own === name
+        ? new RegExp(`(?<=\\bfor )${own}(?= but received)`, 'g')
+        : new RegExp(`\\b${own}(s\\b|\\b of (gate|up|down)\\b|\\b)`, 'g');
+    text = text.replaceAll(named, `--${name}`);
+  }
   return text;
 }
 

@@ -1,9 +1,15 @@
 import { type CAC, cac } from 'cac';
 import { Arguments } from './arguments.ts';
-import { type CommandDefinition, type OptionDefinition, optionsOf, UsageError } from './command.ts';
+import {
+  type CommandDefinition,
+  camelCase,
+  type OptionDefinition,
+  optionsOf,
+  UsageError,
+} from './command.ts';
 
 /** What the user asks for. */
-export type Request =
+type Request =
   | { readonly kind: 'version' }
   | { readonly kind: 'help'; readonly command: CommandDefinition | undefined }
   /** `molae` alone: the help is shown, but nothing was done. */
@@ -159,11 +165,6 @@ function checkPositionals(words: readonly string[], { name, positionals }: Comma
   }
   const empty = words.indexOf('');
   if (empty !== -1) throw new UsageError(`<${positionals[empty]}> is empty`);
-}
-
-/** As cac does it. */
-function camelCase(name: string): string {
-  return name.replace(/-([a-z])/g, (_, letter: string) => letter.toUpperCase());
 }
 
 /** The name that a typing error most likely meant. */

@@ -1,11 +1,11 @@
 import { basename, resolve } from 'node:path';
 import type { MoeSpec } from '../checkpoint/family.ts';
 import { DTYPE_BYTES } from '../checkpoint/safetensors/dtype.ts';
+import { openDense } from '../conversion/source.ts';
 import type { Comparison } from '../costs/layer-costs.ts';
 import { type ConversionPlan, planConversion } from '../plan/plan-conversion.ts';
 import type { PlanOptions } from '../plan/request.ts';
 import { type CommandDefinition, DEVICE_OPTION } from './command.ts';
-import { openDense } from './dense-checkpoint.ts';
 import { estimateTime, type TimeEstimate } from './estimate.ts';
 import { type MeasuredRouting, measureRouting } from './measured-routing.ts';
 import { readSizes, SIZE_OPTIONS } from './sizes.ts';

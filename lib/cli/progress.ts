@@ -1,16 +1,42 @@
 import cliProgress from 'cli-progress';
+import { interruptible } from './signals.ts';
 import { duration } from './table.ts';
 
 /** Shows how far a long work has come. */
-export interface Progress {
+interface Progress {
   /** @param note what is at work now, a few words */
   update(done: number, total: number, note: string): void;
   /** Ends it, so that other lines may follow; may be called twice. */
   stop(): void;
 }
 
+/**
+ * Runs abortable work that shows how far it has come. What is shown has ended when this settles, and before `onInterrupt` is
+ * called.
+ *
+ * @throws Interruption when the user, or the system, stopped it.
+ */
+export async function withProgress<Result>(
+  label: string,
+  work: (signal: AbortSignal, progress: Pick<Progress, 'update'>) => Promise<Result>,
+  onInterrupt: () => void = () => {},
+): Promise<Result> {
+  const progress = openProgress(label, process.stderr);
+  try {
+    return await interruptible(
+      (signal) => work(signal, progress),
+      () => {
+        progress.stop();
+        onInterrupt();
+      },
+    );
+  } finally {
+    progress.stop();
+  }
+}
+
 /** A bar where stderr is a terminal, else now and then a plain line. */
-export function openProgress(label: string, stream: NodeJS.WriteStream = process.stderr): Progress {
+function openProgress(label: string, stream: NodeJS.WriteStream): Progress {
   return stream.isTTY ? new Bar(label, stream) : new Lines(label, stream);
 }
 

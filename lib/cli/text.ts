@@ -1,12 +1,12 @@
 import { readFile } from 'node:fs/promises';
-import { MolaeError } from '../errors.ts';
+import { attempt, ioError } from '../files.ts';
 
 /** A text file in UTF-8. Throws `IO`. */
 export async function readText(path: string): Promise<string> {
+  const bytes = await attempt('read', path, () => readFile(path));
   try {
-    return new TextDecoder('utf-8', { fatal: true }).decode(await readFile(path));
+    return new TextDecoder('utf-8', { fatal: true }).decode(bytes);
   } catch (cause) {
-    const reason = cause instanceof TypeError ? 'it is not UTF-8 text' : (cause as Error).message;
-    throw new MolaeError('IO', `Could not read ${path}: ${reason}`, { cause });
+    throw ioError('read', path, new Error('it is not UTF-8 text', { cause }));
   }
 }

@@ -29,7 +29,7 @@ export class ReadBuffers {
 }
 
 /** Which matrices a reader delivers, in which order. */
-export interface ReadPlan {
+interface ReadPlan {
   readonly layer: number;
   /** The experts of the group. */
   readonly members: readonly number[];

@@ -18,7 +18,7 @@ export type OutputShard =
   /** The converted operators of one MoE layer. */
   | { readonly kind: 'layer'; readonly layer: number; readonly tensors: readonly TensorDeclaration[] };
 
-export interface LayoutOptions {
+interface LayoutOptions {
   readonly shapes: FactorShapes;
   /** `dense` writes A·B back under the original names, and everything that is quantized expanded. */
   readonly format: 'latent' | 'dense';

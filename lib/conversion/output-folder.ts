@@ -1,7 +1,7 @@
 import { lstat, mkdir, readdir, readFile, realpath, rename, rm, writeFile } from 'node:fs/promises';
 import { basename, dirname, join, resolve } from 'node:path';
-import { ioError, systemCode } from '../checkpoint/files.ts';
 import { MolaeError } from '../errors.ts';
+import { attempt, ioError, systemCode } from '../files.ts';
 import { OutputLock } from './output-lock.ts';
 
 /** What a stopped run was doing; another run goes on from it only if it wants exactly the same. */
@@ -151,14 +151,6 @@ async function makeFolder(path: string): Promise<void> {
     if (systemCode(cause) !== 'ENOENT' || dirname(path) === path) throw cause;
     await makeFolder(dirname(path));
     await mkdir(path);
-  }
-}
-
-async function attempt<Result>(action: string, path: string, call: () => Promise<Result>): Promise<Result> {
-  try {
-    return await call();
-  } catch (cause) {
-    throw ioError(action, path, cause);
   }
 }
 

@@ -1,8 +1,8 @@
 import { link, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { basename, dirname, join } from 'node:path';
-import { ioError, systemCode } from '../checkpoint/files.ts';
 import { MolaeError } from '../errors.ts';
+import { attempt, ioError, systemCode } from '../files.ts';
 
 /** Who holds a lock. `started` tells a process from a later one with the same id, where the system says it. */
 interface Holder {
@@ -63,11 +63,7 @@ async function take(path: string, output: string): Promise<void> {
 /** Appears with its content or not at all: an empty lock would look like nobody's. */
 async function create(path: string, content: string): Promise<boolean> {
   const draft = `${path}.${process.pid}`;
-  try {
-    await writeFile(draft, content);
-  } catch (cause) {
-    throw ioError('create', draft, cause);
-  }
+  await attempt('create', draft, () => writeFile(draft, content));
   try {
     await link(draft, path);
     return true;

@@ -1,21 +1,17 @@
 import { copyFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
-import { ioError } from '../checkpoint/files.ts';
 import type { JsonObject } from '../checkpoint/json.ts';
+import { attempt } from '../files.ts';
+import { PACKAGE_ROOT } from '../package.ts';
 
-/** In `python/` of this package, the same way up from lib/ and from dist/. */
+/** In `python/` of this package. */
 const FILES = ['configuration_molae.py', 'modeling_molae.py'];
 
 /** Writes the modules with which transformers loads the latent format (trust_remote_code). */
 export async function copyPythonFiles(to: string): Promise<void> {
   for (const name of FILES) {
-    const from = fileURLToPath(new URL(`../../../python/${name}`, import.meta.url));
-    try {
-      await copyFile(from, join(to, name));
-    } catch (cause) {
-      throw ioError('copy', from, cause);
-    }
+    const from = join(PACKAGE_ROOT, 'python', name);
+    await attempt('copy', from, () => copyFile(from, join(to, name)));
   }
 }
 

@@ -1,9 +1,9 @@
 import { copyFile, readdir, readFile, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { CONFIG_FILE } from '../checkpoint/config.ts';
-import { ioError } from '../checkpoint/files.ts';
 import { type JsonObject, stringifyLike } from '../checkpoint/json.ts';
 import { INDEX_FILE } from '../checkpoint/shards.ts';
+import { attempt } from '../files.ts';
 
 /** Tokenizer, generation settings, licence: what belongs to a checkpoint beside config and weights. */
 const SIDE_FILES = /\.(json|txt|model|jinja|tiktoken)$|^(LICENSE|NOTICE)/i;
@@ -14,24 +14,17 @@ export async function copySideFiles(from: string, to: string): Promise<void> {
   for (const name of await readdir(from)) {
     if (!SIDE_FILES.test(name) || name === CONFIG_FILE || name.endsWith('.index.json')) continue;
     const path = join(from, name);
-    try {
+    await attempt('copy', path, async () => {
       const stats = await stat(path);
       if (stats.isFile() && stats.size <= MAX_BYTES) await copyFile(path, join(to, name));
-    } catch (cause) {
-      throw ioError('copy', path, cause);
-    }
+    });
   }
 }
 
 /** Writes config.json; what it has in common with the source's stays as it is written there, to the digit. */
 export async function writeConfig(source: string, folder: string, config: JsonObject): Promise<void> {
   const from = join(source, CONFIG_FILE);
-  let text: string;
-  try {
-    text = await readFile(from, 'utf8');
-  } catch (cause) {
-    throw ioError('read', from, cause);
-  }
+  const text = await attempt('read', from, () => readFile(from, 'utf8'));
   await writeText(join(folder, CONFIG_FILE), stringifyLike(text, config));
 }
 
@@ -52,10 +45,6 @@ async function writeJson(path: string, value: unknown): Promise<void> {
   await writeText(path, `${JSON.stringify(value, null, 2)}\n`);
 }
 
-async function writeText(path: string, text: string): Promise<void> {
-  try {
-    await writeFile(path, text);
-  } catch (cause) {
-    throw ioError('write', path, cause);
-  }
+function writeText(path: string, text: string): Promise<void> {
+  return attempt('write', path, () => writeFile(path, text));
 }

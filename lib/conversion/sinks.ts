@@ -84,7 +84,7 @@ export class DenseSink implements FactorSink {
  * Moves tensors from device to disk in pieces, through one buffer: fresh memory for every tensor would wait for the
  * garbage collector, and count against the memory bound meanwhile.
  */
-export class TensorTransfer {
+class TensorTransfer {
   #buffer = new ArrayBuffer(8 * 1024 ** 2);
 
   async write(writer: SafetensorsWriter, name: string, tensor: Tensor, byteOffset = 0): Promise<void> {

@@ -3,20 +3,15 @@ import { locateExpert } from '../checkpoint/family.ts';
 import { tensorDType } from '../checkpoint/tensors.ts';
 import type { Device } from '../device.ts';
 import { MolaeError } from '../errors.ts';
-import type { Operator } from '../experts.ts';
-import {
-  type CheckedSpec,
-  checkSpec,
-  type FactorizationSpec,
-  factorizeGroup,
-  loadOrder,
-  NonFiniteExpertError,
-  resolveGroups,
-} from '../factorization/factorize.ts';
+import { consecutiveGroups, type Partition, resolveGroups } from '../factorization/groups.ts';
+import { NonFiniteExpertError } from '../factorization/non-finite-expert.ts';
+import { type CheckedSpec, checkSpec, type FactorizationSpec } from '../factorization/spec.ts';
+import { factorizeGroup, loadOrder } from '../factorization/stacked-group.ts';
+import type { Operator } from '../operators.ts';
 import { planConversion } from '../plan/plan-conversion.ts';
-import type { OutputOptions } from './convert.ts';
 import { ExpertReader, ReadBuffers } from './expert-reader.ts';
 import type { FactorShapes, GroupFactors, LayerMethod, LayerWriter, StepListener } from './layer-method.ts';
+import type { OutputOptions } from './options.ts';
 
 /** What decides groups and latent sizes. */
 export interface SizeOptions extends Omit<FactorizationSpec, 'latentSize'> {
@@ -39,7 +34,7 @@ export class StackedSvd implements LayerMethod {
   readonly stepsPerLayer: number;
   readonly #checkpoint: Checkpoint;
   readonly #device: Device;
-  readonly #groups: readonly (readonly number[])[];
+  readonly #groups: Partition;
   readonly #spec: CheckedSpec;
   readonly #buffers: ReadBuffers;
   readonly #signal: AbortSignal | undefined;
@@ -49,7 +44,7 @@ export class StackedSvd implements LayerMethod {
     device: Device,
     options: SizeOptions & Pick<OutputOptions, 'quantize' | 'signal'>,
   ) {
-    const { groups, spec, reason } = chooseSizes(checkpoint, options);
+    const { groups, spec, reason } = resolveSizes(checkpoint, options);
     this.#checkpoint = checkpoint;
     this.#device = device;
     this.#groups = groups;
@@ -127,13 +122,13 @@ export class StackedSvd implements LayerMethod {
 }
 
 interface Sizes {
-  readonly groups: readonly (readonly number[])[];
+  readonly groups: Partition;
   readonly spec: CheckedSpec;
   readonly reason?: string;
 }
 
 /** Groups and latent sizes, as given or as the planner chooses them. */
-function chooseSizes({ spec: model }: Checkpoint, options: SizeOptions): Sizes {
+function resolveSizes({ spec: model }: Checkpoint, options: SizeOptions): Sizes {
   const { latentSize, targetRatio, groupSize, groups } = options;
   if ((latentSize === undefined) === (targetRatio === undefined)) {
     throw new MolaeError('INVALID_ARGUMENT', 'Give either latentSize or targetRatio');
@@ -161,7 +156,7 @@ function chooseSizes({ spec: model }: Checkpoint, options: SizeOptions): Sizes {
     ...(options.operators !== undefined && { operators: options.operators }),
     sharedGateUp: options.sharedGateUp ?? false,
   });
-  const resolved = resolveGroups({ groupSize: plan.groupSize }, model.numExperts);
+  const resolved = consecutiveGroups(model.numExperts, plan.groupSize);
   return {
     groups: resolved,
     spec: checkSpec({ ...options, latentSize: plan.latentSize }, model, resolved),

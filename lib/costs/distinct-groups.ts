@@ -1,4 +1,5 @@
-import { checkGroupSize, checkSizes } from './sizes.ts';
+import { checkGroupSize } from '../factorization/groups.ts';
+import { checkSizes } from './sizes.ts';
 
 /**
  * p = 1 − C(N−k, K) / C(N, K): the probability that one of a token's K experts is in a given group of k, with all

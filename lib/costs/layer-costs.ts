@@ -1,5 +1,5 @@
-import { expected } from '../errors.ts';
-import { OPERATORS, type Operator } from '../experts.ts';
+import { checkObject, expected } from '../errors.ts';
+import { OPERATORS, type Operator } from '../operators.ts';
 import { groupProbability } from './distinct-groups.ts';
 import { checkSizes, type LayerSizes, positive, positiveInteger } from './sizes.ts';
 
@@ -62,7 +62,10 @@ export function layerCosts(
   factorization: Factorization,
   options: CostOptions = {},
 ): Costs {
+  checkObject(sizes, 'sizes');
   checkSizes(sizes);
+  checkObject(factorization, 'factorization');
+  checkObject(options, 'options');
   const { hiddenSize: n, intermediateSize: m, numExperts: N, topK: K } = sizes;
   const bytes = positive('bytesPerParameter', options.bytesPerParameter ?? 2);
   const batch = positive('batch', options.batch ?? 1);
@@ -127,21 +130,16 @@ function layOutGroups(
   { groupSizes, latentSizes, sharedGateUp = false }: Factorization,
   { groupProbabilities: probabilities, expertProbabilities }: CostOptions,
 ): GroupCosts[] {
-  for (const size of groupSizes) positiveInteger('groupSizes', size);
-  if (groupSizes.reduce((total, size) => total + size, 0) !== N) {
-    throw expected(`sizes that sum to the ${N} experts`, 'groupSizes', groupSizes);
-  }
-  if (probabilities !== undefined && probabilities.length !== groupSizes.length) {
+  checkGroupSizes(groupSizes, N);
+  checkObject(latentSizes, 'latentSizes');
+  if (probabilities !== undefined && !isListOf(groupSizes.length, probabilities)) {
     throw expected(
       `one probability for each of ${groupSizes.length} groups`,
       'groupProbabilities',
       probabilities,
     );
   }
-  if (
-    expertProbabilities !== undefined &&
-    String(expertProbabilities.map(({ length }) => length)) !== String(groupSizes)
-  ) {
+  if (expertProbabilities !== undefined && !areListsOf(groupSizes, expertProbabilities)) {
     throw expected(
       'one probability for each expert of each group',
       'expertProbabilities',
@@ -173,8 +171,28 @@ function layOutGroups(
   });
 }
 
-function checkProbability(name: string, value: number): number {
-  if (value >= 0 && value <= 1) return value;
+/** Bounded before it is looked through: a sparse array may have billions of items. */
+function checkGroupSizes(groupSizes: readonly number[], numExperts: number): void {
+  const wanted = `sizes that sum to the ${numExperts} experts`;
+  if (!Array.isArray(groupSizes) || groupSizes.length > numExperts) {
+    throw expected(wanted, 'groupSizes', groupSizes);
+  }
+  for (const size of groupSizes) positiveInteger('groupSizes', size);
+  if (groupSizes.reduce((total, size) => total + size, 0) !== numExperts) {
+    throw expected(wanted, 'groupSizes', groupSizes);
+  }
+}
+
+function isListOf(length: number, value: unknown): boolean {
+  return Array.isArray(value) && value.length === length;
+}
+
+function areListsOf(lengths: readonly number[], value: readonly unknown[]): boolean {
+  return isListOf(lengths.length, value) && lengths.every((length, i) => isListOf(length, value[i]));
+}
+
+function checkProbability(name: string, value: unknown): number {
+  if (typeof value === 'number' && value >= 0 && value <= 1) return value;
   throw expected('0 to 1', name, value);
 }
 
@@ -186,7 +204,7 @@ function latentSizeOf(
 ): number | undefined {
   if (value === undefined) return undefined;
   if (typeof value === 'number') return positiveInteger(`latentSizes.${operator}`, value);
-  if (value.length !== groupSizes.length) {
+  if (!isListOf(groupSizes.length, value)) {
     throw expected(`one size for each of ${groupSizes.length} groups`, `latentSizes.${operator}`, value);
   }
   return positiveInteger(`latentSizes.${operator}[${group}]`, value[group]);

@@ -16,31 +16,6 @@ export function checkSizes({ hiddenSize, intermediateSize, numExperts, topK }: L
   if (topK > numExperts) throw expected(`at most the ${numExperts} experts`, 'topK', topK);
 }
 
-export function checkGroupSize(numExperts: number, groupSize: number): void {
-  positiveInteger('groupSize', groupSize);
-  if (numExperts % groupSize === 0) return;
-  const all = divisors(numExperts);
-  const below = all.filter((d) => d < groupSize).slice(-2);
-  const above = all.filter((d) => d > groupSize).slice(0, 2);
-  throw expected(
-    `a divisor of the ${numExperts} experts (near by: ${[...below, ...above].join(', ')})`,
-    'groupSize',
-    groupSize,
-  );
-}
-
-/** The divisors of N, ascending. */
-export function divisors(numExperts: number): number[] {
-  const small: number[] = [];
-  const large: number[] = [];
-  for (let d = 1; d * d <= numExperts; d++) {
-    if (numExperts % d !== 0) continue;
-    small.push(d);
-    if (d * d !== numExperts) large.unshift(numExperts / d);
-  }
-  return [...small, ...large];
-}
-
 export function positiveInteger(name: string, value: unknown): number {
   if (typeof value !== 'number' || !Number.isSafeInteger(value) || value < 1)
     throw expected('a positive integer', name, value);

@@ -1,11 +1,12 @@
 import type { WeightDType } from '../dtype.ts';
 import { expected, MolaeError, throwIfAborted } from '../errors.ts';
-import { type DenseExperts, OPERATORS, type Operator } from '../experts.ts';
+import type { DenseExperts } from '../experts.ts';
 import { awaitNative, callNative, type NativeCalibratedGroup } from '../native.ts';
+import { OPERATORS, type Operator } from '../operators.ts';
 import type { Routing } from '../routing.ts';
 import type { Tensor } from '../tensor.ts';
 import { CalibratedLoss, reportOf } from './calibrated-report.ts';
-import type { FactorStorage, OperatorFactors } from './factorize.ts';
+import type { FactorStorage, FactorsByOperator } from './factors.ts';
 
 /** What reaches a MoE layer on calibration text; see `calibrate`. */
 export interface LayerInputs {
@@ -122,7 +123,7 @@ export async function factorizeCalibratedGroup(
   source: CalibratedGroupSource,
   options: CalibratedGroupOptions & FactorStorage,
   progress: () => void,
-): Promise<(readonly [Operator, OperatorFactors])[]> {
+): Promise<FactorsByOperator> {
   const { experts, members } = source;
   return withObserved(source, options, progress, async (native, made) => {
     const solved = await solveBases(native, source, options, made);

@@ -1,5 +1,5 @@
-import { OPERATORS, type Operator } from '../experts.ts';
-import type { FactorizationReport } from './factorize.ts';
+import { OPERATORS, type Operator } from '../operators.ts';
+import type { FactorizationReport } from './report.ts';
 
 /** @internal What the experts of a group lose together, by operator. */
 export class CalibratedLoss {

@@ -1,6 +1,7 @@
-import { checkObject, expected, MolaeError } from '../errors.ts';
-import { DenseExperts, LatentExperts, type LatentOperator, OPERATORS, type Operator } from '../experts.ts';
-import { checkTensor, type Tensor } from '../tensor.ts';
+import { checkObject, expected } from '../errors.ts';
+import { DenseExperts, type LatentExperts } from '../experts.ts';
+import { OPERATORS, type Operator } from '../operators.ts';
+import { checkTensor } from '../tensor.ts';
 import {
   type CalibratedSteps,
   calibratedPasses,
@@ -9,13 +10,10 @@ import {
   type LayerInputs,
   type OperatorSpectrum,
 } from './calibrated-group.ts';
-import {
-  type FactorizationReport,
-  type FactorStorage,
-  type GroupedWork,
-  progressCounter,
-  resolveGroups,
-} from './factorize.ts';
+import { type FactorStorage, GatheredFactors } from './factors.ts';
+import { type GroupedWork, progressCounter } from './grouped-work.ts';
+import { type Partition, resolveGroups } from './groups.ts';
+import { checkLatentSize, checkOperators, checkSharedLatentSize, largestLatentSize } from './spec.ts';
 
 /** Latent sizes of every group, by operator; operators left out stay dense. */
 export type GroupLatentSizes = Readonly<Partial<Record<Operator, readonly number[]>>>;
@@ -52,42 +50,16 @@ export async function factorizeCalibrated(
   const groups = resolveGroups(options, experts.numExperts);
   const latentSizes = checkLatentSizes(options, experts, groups);
   const progress = progressCounter(options.onProgress, calibratedPasses(options) * experts.numExperts);
-  const made: Tensor[] = [];
-  const report: FactorizationReport[] = [];
-  const factors: Record<Operator, { a: Tensor[]; b: Tensor[] }> = {
-    gate: { a: [], b: [] },
-    up: { a: [], b: [] },
-    down: { a: [], b: [] },
-  };
+  const gathered = new GatheredFactors();
   try {
     for (const [group, members] of groups.entries()) {
       const sizes = (operator: Operator) => latentSizes[operator]?.[group];
-      const done = await factorizeCalibratedGroup(
-        { experts, inputs, group, members, sizes },
-        options,
-        progress,
-      );
-      for (const [operator, { a, b, report: own }] of done) {
-        made.push(a, b);
-        report.push(own);
-        factors[operator].a.push(a);
-        factors[operator].b.push(b);
-      }
+      const source = { experts, inputs, group, members, sizes };
+      gathered.add(await factorizeCalibratedGroup(source, options, progress));
     }
-    const operator = (name: Operator): LatentOperator | readonly Tensor[] =>
-      latentSizes[name] ? factors[name] : experts[name];
-    return new LatentExperts({
-      groups,
-      gate: operator('gate'),
-      up: operator('up'),
-      down: operator('down'),
-      activation: experts.activation,
-      sharedExpert: experts.sharedExpert,
-      report,
-      owned: [...new Set(made)],
-    });
+    return gathered.experts(experts, groups);
   } catch (error) {
-    for (const tensor of made) tensor.dispose();
+    gathered.dispose();
     throw error;
   }
 }
@@ -100,7 +72,7 @@ export async function calibratedSpectra(
 ): Promise<OperatorSpectrum[]> {
   checkArguments(experts, inputs, options);
   const groups = resolveGroups(options, experts.numExperts);
-  const { operators = OPERATORS } = options;
+  const operators = checkOperators(options.operators, options.sharedGateUp);
   const progress = progressCounter(options.onProgress, experts.numExperts);
   const spectra: OperatorSpectrum[] = [];
   for (const [group, members] of groups.entries()) {
@@ -111,33 +83,28 @@ export async function calibratedSpectra(
 
 function checkLatentSizes(
   { latentSize, sharedGateUp = false }: CalibratedOptions,
-  { hiddenSize, intermediateSize }: DenseExperts,
-  groups: readonly (readonly number[])[],
+  experts: DenseExperts,
+  groups: Partition,
 ): GroupLatentSizes {
   const given = (operator: Operator) =>
     typeof latentSize === 'object' ? latentSize?.[operator] : latentSize;
+  const operators = OPERATORS.filter((operator) => given(operator) !== undefined);
+  if (operators.length === 0) throw expected('a latent size', 'latentSize', latentSize);
+  checkOperators(operators, sharedGateUp);
   const sizes: Partial<Record<Operator, readonly number[]>> = {};
-  for (const operator of OPERATORS) {
+  for (const operator of operators) {
     const own = given(operator);
-    if (own === undefined) continue;
     const list = Array.isArray(own) ? (own as readonly number[]) : groups.map(() => own as number);
     if (list.length !== groups.length) {
       throw expected(`${groups.length} latent sizes, one for each group`, `latentSize of ${operator}`, own);
     }
-    for (const [group, size] of list.entries()) {
-      const stacked = sharedGateUp && operator !== 'down' ? 2 : 1;
-      const members = (groups[group] as readonly number[]).length;
-      const largest = Math.min(hiddenSize, stacked * members * intermediateSize);
-      if (!Number.isSafeInteger(size) || size < 1 || size > largest) {
-        throw expected(`an integer from 1 to ${largest}`, `latentSize of ${operator}, group ${group}`, size);
-      }
+    for (const [group, members] of groups.entries()) {
+      const largest = largestLatentSize(experts, members.length, operator, sharedGateUp);
+      checkLatentSize(list[group], largest, `latentSize of ${operator}, group ${group}`);
     }
     sizes[operator] = list;
   }
-  if (Object.keys(sizes).length === 0) throw expected('a latent size', 'latentSize', latentSize);
-  if (sharedGateUp && String(sizes.gate) !== String(sizes.up)) {
-    throw new MolaeError('INVALID_ARGUMENT', 'sharedGateUp needs the same latentSize for gate and up');
-  }
+  if (sharedGateUp) checkSharedLatentSize(sizes.gate, sizes.up);
   return sizes;
 }
 

@@ -1,5 +1,5 @@
 import { expected, MolaeError } from '../errors.ts';
-import type { Operator } from '../experts.ts';
+import type { Operator } from '../operators.ts';
 
 /** An operator of a group that a budget is spent on. */
 export interface Spending {

@@ -1,14 +1,11 @@
 import type { Device } from '../device.ts';
-import {
-  DenseExperts,
-  type LatentExperts,
-  type LatentOperator,
-  OPERATORS,
-  type Operator,
-} from '../experts.ts';
+import type { DenseExperts, LatentExperts, LatentOperator } from '../experts.ts';
 import { factorizeExperts } from '../factorization/factorize.ts';
 import { gemm } from '../linalg.ts';
+import { OPERATORS, type Operator } from '../operators.ts';
+import { mulberry32 } from '../random.ts';
 import type { Tensor } from '../tensor.ts';
+import { denseExperts, remakeExperts } from './experts.ts';
 import { type Method, withExperts } from './method.ts';
 import { costsOf, planSizes } from './sizes.ts';
 
@@ -28,7 +25,7 @@ export const stackedSvdControl: Method = {
     return {
       groupSize,
       async compress(layer) {
-        const original = layer.block.experts as DenseExperts;
+        const original = denseExperts(layer);
         using scrambled = await scramble(original);
         using latent = await factorizeExperts(scrambled, {
           groupSize,
@@ -73,26 +70,21 @@ async function multiplyOut(latent: LatentExperts, expert: number, operator: Oper
   return operator === 'down' ? await gemm(shared, own) : await gemm(own, shared);
 }
 
-async function mapExperts(
+/** `make` gives one matrix after the other, operator by operator. */
+function mapExperts(
   experts: DenseExperts,
   make: (expert: number, operator: Operator) => Promise<Tensor>,
 ): Promise<DenseExperts> {
-  const made: Record<Operator, Tensor[]> = { gate: [], up: [], down: [] };
-  const all = () => OPERATORS.flatMap((operator) => made[operator]);
-  try {
+  return remakeExperts(experts, async (made) => {
     for (const operator of OPERATORS) {
       for (const expert of experts[operator].keys()) made[operator].push(await make(expert, operator));
     }
-    return new DenseExperts({ ...experts, ...made, owned: all() });
-  } catch (error) {
-    for (const tensor of all()) tensor.dispose();
-    throw error;
-  }
+  });
 }
 
 /** [n, n] with one ±1 in every row and column, the same for the same seed. */
 function signedPermutation(device: Device, n: number, seed: number): Tensor<'f32'> {
-  const random = generator(seed);
+  const random = mulberry32((seed + 1) * 0x9e3779b9);
   const columns = Array.from({ length: n }, (_, i) => i);
   const data = new Float32Array(n * n);
   for (let row = n - 1; row >= 0; row--) {
@@ -102,15 +94,4 @@ function signedPermutation(device: Device, n: number, seed: number): Tensor<'f32
     data[row * n + column] = random() < 0.5 ? -1 : 1;
   }
   return device.tensor('f32', data, [n, n]);
-}
-
-/** Numbers in [0, 1), by mulberry32. */
-function generator(seed: number): () => number {
-  let state = (seed + 1) * 0x9e3779b9;
-  return () => {
-    state = (state + 0x6d2b79f5) | 0;
-    let t = Math.imul(state ^ (state >>> 15), state | 1);
-    t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
-    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
-  };
 }

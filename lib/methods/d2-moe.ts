@@ -1,10 +1,12 @@
 import { expected, throwIfAborted } from '../errors.ts';
-import { DenseExperts, OPERATORS, type Operator } from '../experts.ts';
+import type { DenseExperts } from '../experts.ts';
 import { eigh, gemm } from '../linalg.ts';
-import type { CalibrationLayer } from '../model/calibration.ts';
+import type { CalibrationLayer } from '../model/calibration-layer.ts';
+import { OPERATORS, type Operator } from '../operators.ts';
 import type { Tensor } from '../tensor.ts';
 import { squaredNorm, weightedSum } from './arithmetic.ts';
 import { type ExpertMatrices, expertOutputs, gatherRows, tokensByExpert } from './expert-tokens.ts';
+import { denseExperts, remakeExperts } from './experts.ts';
 import { type ExpertCosts, type Method, type MethodRequest, withExperts } from './method.ts';
 import { storedBytes } from './sizes.ts';
 
@@ -48,44 +50,41 @@ function deltaRank({ model, targetRatio }: MethodRequest): number {
 }
 
 /** The base is applied once a token: to x, and to the weighted sum of the experts' hidden elements. */
-function costs({ block }: CalibrationLayer, rank: number): ExpertCosts {
-  const experts = block.experts as DenseExperts;
+function costs(layer: CalibrationLayer, rank: number): ExpertCosts {
+  const experts = denseExperts(layer);
   const { numExperts, hiddenSize: n, intermediateSize: m } = experts;
   const factors = rank * (m + n);
   const expertParameters = 3 * (m * n + numExperts * factors);
   return {
     expertParameters,
     expertBytes: storedBytes(experts, expertParameters),
-    flopsPerToken: 6 * (m * n + block.spec.topK * factors),
+    flopsPerToken: 6 * (m * n + layer.block.spec.topK * factors),
   };
 }
 
 /** The experts W_i = base + U_i V_i, in f32. */
 export async function baseAndDeltas(
-  { block, x, routing }: CalibrationLayer,
+  layer: CalibrationLayer,
   rank: number,
   signal?: AbortSignal,
 ): Promise<DenseExperts> {
-  const experts = block.experts as DenseExperts;
-  const tokens = await tokensByExpert(routing, experts.numExperts);
+  const experts = denseExperts(layer);
+  const tokens = await tokensByExpert(layer.routing, experts.numExperts);
   const bases = await meanExpert(
     experts,
     tokens.map(({ rows }) => rows.length),
   );
-  const made: Record<Operator, Tensor[]> = { gate: [], up: [], down: [] };
   try {
-    for (const [expert, { rows }] of tokens.entries()) {
-      throwIfAborted(signal);
-      using inputs = await gatherRows(x, rows);
-      const own = matricesOf(experts, expert);
-      for (const operator of OPERATORS) {
-        made[operator].push(await truncateDelta(own, operator, bases[operator], inputs, experts, rank));
+    return await remakeExperts(experts, async (made) => {
+      for (const [expert, { rows }] of tokens.entries()) {
+        throwIfAborted(signal);
+        using inputs = await gatherRows(layer.x, rows);
+        const own = matricesOf(experts, expert);
+        for (const operator of OPERATORS) {
+          made[operator].push(await truncateDelta(own, operator, bases[operator], inputs, experts, rank));
+        }
       }
-    }
-    return new DenseExperts({ ...experts, ...made, owned: OPERATORS.flatMap((operator) => made[operator]) });
-  } catch (error) {
-    for (const operator of OPERATORS) for (const tensor of made[operator]) tensor.dispose();
-    throw error;
+    });
   } finally {
     for (const operator of OPERATORS) bases[operator].dispose();
   }

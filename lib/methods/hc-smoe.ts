@@ -1,11 +1,15 @@
-import { DenseExperts, OPERATORS, type Operator } from '../experts.ts';
-import { type CalibrationLayer, routingStatistics } from '../model/calibration.ts';
+import { DenseExperts } from '../experts.ts';
+import type { Partition } from '../factorization/groups.ts';
+import type { CalibrationLayer } from '../model/calibration-layer.ts';
+import { routingStatistics } from '../model/routing-statistics.ts';
+import { OPERATORS, type Operator } from '../operators.ts';
 import type { Tensor } from '../tensor.ts';
 import { sumOfRows, weightedSum } from './arithmetic.ts';
 import { averageLinkage } from './clustering.ts';
 import { expertOutputs } from './expert-tokens.ts';
-import { type Method, type MethodRequest, withExperts } from './method.ts';
-import { costsOf, planExperts } from './sizes.ts';
+import { denseExperts, replaceExperts } from './experts.ts';
+import type { Method, MethodRequest } from './method.ts';
+import { planExperts } from './sizes.ts';
 
 /**
  * HC-SMoE (arXiv 2410.08589): experts whose mean outputs over the calibration text are near each other are merged, by
@@ -25,7 +29,7 @@ export const hcSmoe: Method = {
       async compress(layer) {
         const clusters = averageLinkage(await meanOutputs(layer), count);
         const experts = await mergeExperts(layer, clusters);
-        return withExperts(layer, experts, costsOf(experts, layer.block.spec.topK));
+        return replaceExperts(layer, experts);
       },
     };
   },
@@ -39,8 +43,9 @@ function clusterCount(request: MethodRequest): number {
 const SPAN_TOKENS = 4096;
 
 /** What every expert puts out on average over all calibration tokens, whoever they are routed to. */
-async function meanOutputs({ block, x }: CalibrationLayer): Promise<Float64Array[]> {
-  const experts = block.experts as DenseExperts;
+async function meanOutputs(layer: CalibrationLayer): Promise<Float64Array[]> {
+  const { x } = layer;
+  const experts = denseExperts(layer);
   const [tokens, n] = x.shape as [number, number];
   const means = experts.gate.map(() => new Float64Array(n));
   for (const [expert, mean] of means.entries()) {
@@ -55,12 +60,9 @@ async function meanOutputs({ block, x }: CalibrationLayer): Promise<Float64Array
 }
 
 /** Experts in which all members of a cluster are the same tensors: their mean, by frequency. */
-async function mergeExperts(
-  { block, routing }: CalibrationLayer,
-  clusters: readonly (readonly number[])[],
-): Promise<DenseExperts> {
-  const experts = block.experts as DenseExperts;
-  const { expertCounts } = await routingStatistics(routing, experts.numExperts);
+async function mergeExperts(layer: CalibrationLayer, clusters: Partition): Promise<DenseExperts> {
+  const experts = denseExperts(layer);
+  const { expertCounts } = await routingStatistics(layer.routing, experts.numExperts);
   const owned: Tensor[] = [];
   const merged: Record<Operator, Tensor[]> = {
     gate: [...experts.gate],

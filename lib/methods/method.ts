@@ -1,5 +1,5 @@
 import type { Experts } from '../experts.ts';
-import type { CalibrationLayer } from '../model/calibration.ts';
+import type { CalibrationLayer } from '../model/calibration-layer.ts';
 import type { Model } from '../model/model.ts';
 import { MoeBlock } from '../moe-block.ts';
 

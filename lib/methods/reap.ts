@@ -1,11 +1,13 @@
 import { expected } from '../errors.ts';
-import { DenseExperts, type Operator } from '../experts.ts';
-import type { CalibrationLayer } from '../model/calibration.ts';
+import { DenseExperts } from '../experts.ts';
+import type { CalibrationLayer } from '../model/calibration-layer.ts';
 import { MoeBlock } from '../moe-block.ts';
+import type { Operator } from '../operators.ts';
 import type { RouterSpec } from '../routing.ts';
 import type { Tensor } from '../tensor.ts';
 import { rowNorms } from './arithmetic.ts';
 import { type ExpertTokens, expertOutputs, gatherRows, tokensByExpert } from './expert-tokens.ts';
+import { denseExperts } from './experts.ts';
 import type { CompressedLayer, Method, MethodRequest } from './method.ts';
 import { costsOf, planExperts } from './sizes.ts';
 
@@ -49,11 +51,12 @@ function keptInRun(request: MethodRequest): number {
 }
 
 /** Mean over its tokens of an expert's routing weight times the norm of its output; 0 where no token came. */
-export async function routerWeightedActivation({ block, x, routing }: CalibrationLayer): Promise<number[]> {
-  const experts = block.experts as DenseExperts;
-  const tokens = await tokensByExpert(routing, experts.numExperts);
+export async function routerWeightedActivation(layer: CalibrationLayer): Promise<number[]> {
+  const experts = denseExperts(layer);
+  const tokens = await tokensByExpert(layer.routing, experts.numExperts);
   const saliency: number[] = [];
-  for (const [expert, own] of tokens.entries()) saliency.push(await activationOf(experts, expert, x, own));
+  for (const [expert, own] of tokens.entries())
+    saliency.push(await activationOf(experts, expert, layer.x, own));
   return saliency;
 }
 
@@ -92,8 +95,9 @@ function mostSalient(saliency: readonly number[], kept: number, { groupLimit }: 
   );
 }
 
-async function prune({ block }: CalibrationLayer, survivors: readonly number[]): Promise<CompressedLayer> {
-  const experts = block.experts as DenseExperts;
+async function prune(layer: CalibrationLayer, survivors: readonly number[]): Promise<CompressedLayer> {
+  const { block } = layer;
+  const experts = denseExperts(layer);
   const rows = Int32Array.from(survivors);
   const of = (all: readonly Tensor[]) => survivors.map((expert) => all[expert] as Tensor);
   const left = new DenseExperts({

@@ -1,8 +1,7 @@
 import { BLOCK, type BlockDType } from '../dtype.ts';
-import type { DenseExperts } from '../experts.ts';
 import { quantizeExperts } from '../quantize.ts';
-import { type Method, withExperts } from './method.ts';
-import { costsOf } from './sizes.ts';
+import { denseExperts, replaceExperts } from './experts.ts';
+import type { Method } from './method.ts';
 
 /** llama.cpp's q8_0: blocks of 32 along the inputs, an f16 scale each, 8.5 bits a weight. */
 export const roundTo8Bits: Method = roundToNearest('q8');
@@ -21,8 +20,8 @@ function roundToNearest(dtype: BlockDType): Method {
     check() {},
     prepare: async () => ({
       async compress(layer) {
-        const experts = await quantizeExperts(layer.block.experts as DenseExperts, dtype);
-        return withExperts(layer, experts, costsOf(experts, layer.block.spec.topK));
+        const experts = await quantizeExperts(denseExperts(layer), dtype);
+        return replaceExperts(layer, experts);
       },
     }),
   };

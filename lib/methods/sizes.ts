@@ -1,8 +1,9 @@
 import { groupProbability } from '../costs/distinct-groups.ts';
 import { byteCount } from '../dtype.ts';
 import { expected } from '../errors.ts';
-import { type DenseExperts, isLatent, type LatentExperts, OPERATORS } from '../experts.ts';
-import type { GroupRouting } from '../model/calibration.ts';
+import { type DenseExperts, isLatent, type LatentExperts } from '../experts.ts';
+import type { GroupRouting } from '../model/routing-statistics.ts';
+import { OPERATORS } from '../operators.ts';
 import { planConversion } from '../plan/plan-conversion.ts';
 import type { Tensor } from '../tensor.ts';
 import type { ExpertCosts, MethodRequest } from './method.ts';

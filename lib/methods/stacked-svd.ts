@@ -1,7 +1,7 @@
-import type { DenseExperts } from '../experts.ts';
 import { factorizeExperts } from '../factorization/factorize.ts';
-import { type Method, withExperts } from './method.ts';
-import { costsOf, planSizes } from './sizes.ts';
+import { denseExperts, replaceExperts } from './experts.ts';
+import type { Method } from './method.ts';
+import { planSizes } from './sizes.ts';
 
 /** The paper's (arXiv 2503.23100): the best shared basis for the weights of a group. */
 export const stackedSvd: Method = {
@@ -15,12 +15,12 @@ export const stackedSvd: Method = {
     return {
       groupSize,
       async compress(layer) {
-        const experts = await factorizeExperts(layer.block.experts as DenseExperts, {
+        const experts = await factorizeExperts(denseExperts(layer), {
           groupSize,
           latentSize,
           signal: request.signal,
         });
-        return withExperts(layer, experts, costsOf(experts, layer.block.spec.topK));
+        return replaceExperts(layer, experts);
       },
     };
   },

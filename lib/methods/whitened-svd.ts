@@ -1,7 +1,7 @@
-import type { DenseExperts } from '../experts.ts';
 import { factorizeCalibrated } from '../factorization/calibrated.ts';
-import { type Method, withExperts } from './method.ts';
-import { costsOf, planSizes } from './sizes.ts';
+import { denseExperts, replaceExperts } from './experts.ts';
+import type { Method } from './method.ts';
+import { planSizes } from './sizes.ts';
 
 /**
  * SVD-LLM (arXiv 2403.07378), each expert by itself: truncated SVD of W S, S Sᵀ the second moment of what the matrix gets
@@ -21,13 +21,13 @@ export const whitenedSvd: Method = {
     return {
       groupSize,
       async compress(layer) {
-        const experts = await factorizeCalibrated(layer.block.experts as DenseExperts, layer, {
+        const experts = await factorizeCalibrated(denseExperts(layer), layer, {
           groupSize,
           latentSize,
           weighRows: false,
           signal: request.signal,
         });
-        return withExperts(layer, experts, costsOf(experts, layer.block.spec.topK));
+        return replaceExperts(layer, experts);
       },
     };
   },

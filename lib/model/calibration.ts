@@ -5,21 +5,15 @@ import type { Experts } from '../experts.ts';
 import type { MoeBlock } from '../moe-block.ts';
 import type { Routing } from '../routing.ts';
 import type { Tensor } from '../tensor.ts';
+import type { CalibrationLayer } from './calibration-layer.ts';
 import { KeptInputs } from './kept-inputs.ts';
 import type { DecoderLayer } from './layer.ts';
 import type { Model } from './model.ts';
-import { checkWindow, defaultWindow } from './perplexity.ts';
 import { KeptPart, RunningPart, type TextPart } from './text-part.ts';
+import { checkWindow, defaultWindow } from './windows.ts';
 
-/** A MoE layer with everything that reaches it on the calibration text. */
-export interface CalibrationLayer {
-  /** The decoder layer's index. */
-  readonly layer: number;
-  readonly block: MoeBlock;
-  /** Inputs of the router and the experts [tokens, n]. Valid until the callback's promise settles, as is `routing`. */
-  readonly x: Tensor<'f32'>;
-  readonly routing: Routing;
-}
+export { groupProbabilities } from './routing-statistics.ts';
+export { sampleWindows } from './windows.ts';
 
 export interface CalibrationOptions {
   /** Tokens that attend to each other; by default 256. */
@@ -159,107 +153,10 @@ function disposeRouting({ ids, weights }: Routing): void {
   weights.dispose();
 }
 
-/** Evenly spaced windows of a text, `tokens` of it at most (one window at least); all of it where it is no longer. */
-export function sampleWindows(ids: ArrayLike<number>, tokens: number, window: number): number[] {
-  return splitWindows(ids, tokens, window).sample;
-}
-
-/** @internal What `sampleWindows` takes of a text, and what it leaves, in order. */
-export function splitWindows(
-  ids: ArrayLike<number>,
-  tokens: number,
-  window: number,
-): { readonly sample: number[]; readonly rest: number[] } {
-  const all = Array.from(ids);
-  const wanted = Math.max(1, Math.floor(tokens / window));
-  const count = Math.floor(all.length / window);
-  if (count <= wanted) return { sample: all, rest: [] };
-  const begins = Array.from({ length: wanted }, (_, i) => Math.floor((i * count) / wanted) * window);
-  return {
-    sample: begins.flatMap((begin) => all.slice(begin, begin + window)),
-    rest: [-window, ...begins].flatMap((begin, i) => all.slice(begin + window, begins[i])),
-  };
-}
-
 /**
  * Calibration tokens that serve the experts of a model: 4096 for each on average, 16,384 to 131,072 in all. More gained
  * nothing where it was measured (docs/choosing.md).
  */
 export function calibrationTokens({ numExperts, topK }: Pick<MoeSpec, 'numExperts' | 'topK'>): number {
   return Math.min(131_072, Math.max(16_384, Math.ceil(numExperts / topK) * 4096));
-}
-
-/** What calibration text says of the routing of a layer. */
-export interface RoutingStatistics {
-  readonly tokens: number;
-  /** How often each expert was chosen. */
-  readonly expertCounts: Float64Array;
-  /** [N, N]: how often two experts were chosen for the same token. */
-  readonly coActivation: Float64Array;
-}
-
-/** Counts choices and pairs of choices. */
-export async function routingStatistics(routing: Routing, numExperts: number): Promise<RoutingStatistics> {
-  const { ids } = routing;
-  const [tokens, topK] = ids.shape as [number, number];
-  const chosen = await ids.read();
-  const coActivation = new Float64Array(numExperts * numExperts);
-  for (let t = 0; t < tokens; t++) {
-    const experts = chosen.subarray(t * topK, (t + 1) * topK);
-    for (const a of experts) {
-      for (const b of experts) if (a !== b) (coActivation[a * numExperts + b] as number) += 1;
-    }
-  }
-  return { tokens, expertCounts: await expertCounts(routing, numExperts), coActivation };
-}
-
-/** @internal How often each expert was chosen. */
-export async function expertCounts({ ids }: Routing, numExperts: number): Promise<Float64Array> {
-  const counts = new Float64Array(numExperts);
-  for (const expert of await ids.read()) (counts[expert] as number) += 1;
-  return counts;
-}
-
-/** How often tokens use the groups and experts of a layer: the measured probabilities of its costs. */
-export interface GroupRouting {
-  readonly groupProbabilities: readonly number[];
-  /** Of each group's experts. */
-  readonly expertProbabilities: readonly (readonly number[])[];
-}
-
-/** Counts how often tokens use groups, and experts in them. */
-export async function groupRouting(
-  routing: Routing,
-  groups: readonly (readonly number[])[],
-): Promise<GroupRouting> {
-  const tokens = routing.ids.shape[0] as number;
-  const numExperts = groups.reduce((sum, group) => sum + group.length, 0);
-  const counts = await expertCounts(routing, numExperts);
-  const share = (expert: number) => (tokens > 0 ? (counts[expert] as number) / tokens : 0);
-  return {
-    groupProbabilities: await groupProbabilities(routing, groups),
-    expertProbabilities: groups.map((group) => group.map(share)),
-  };
-}
-
-/** The measured probability, for each group, that a token uses it: `groupProbabilities` of a plan. */
-export async function groupProbabilities(
-  { ids }: Routing,
-  groups: readonly (readonly number[])[],
-): Promise<number[]> {
-  const [tokens, topK] = ids.shape as [number, number];
-  const chosen = await ids.read();
-  const groupOf: (number | undefined)[] = [];
-  for (const [g, group] of groups.entries()) for (const expert of group) groupOf[expert] = g;
-  const uses = new Float64Array(groups.length);
-  /** The last token that used a group. */
-  const lastOf = new Int32Array(groups.length).fill(-1);
-  for (let slot = 0; slot < tokens * topK; slot++) {
-    const group = groupOf[chosen[slot] as number];
-    const token = Math.floor(slot / topK);
-    if (group === undefined || lastOf[group] === token) continue;
-    lastOf[group] = token;
-    (uses[group] as number) += 1;
-  }
-  return Array.from(uses, (count) => (tokens > 0 ? count / tokens : 0));
 }

@@ -1,15 +1,11 @@
 import { MolaeError } from '../errors.ts';
 import { awaitNative } from '../native.ts';
 import type { Tensor } from '../tensor.ts';
+import { forEachBatch } from './hidden-states.ts';
 import type { Model } from './model.ts';
-import {
-  checkWindow,
-  cutWindows,
-  forEachBatch,
-  type PerplexityOptions,
-  predictions,
-  rowsOfLogits,
-} from './perplexity.ts';
+import type { PerplexityOptions } from './perplexity.ts';
+import { predictions, rowsOfLogits } from './predictions.ts';
+import { checkWindow, cutWindows, defaultWindow } from './windows.ts';
 
 export interface ModelComparison {
   /** Mean KL(reference ‖ other) of the next-token distributions, in nats. */
@@ -29,7 +25,7 @@ export async function compareModels(
   ids: ArrayLike<number>,
   options: PerplexityOptions = {},
 ): Promise<ModelComparison> {
-  const { window = Math.min(256, reference.spec.contextLength), signal, onProgress } = options;
+  const { window = defaultWindow(reference), signal, onProgress } = options;
   if (reference.spec.vocabSize !== other.spec.vocabSize) {
     throw new MolaeError(
       'SHAPE_MISMATCH',

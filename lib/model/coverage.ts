@@ -1,5 +1,6 @@
-import { type CalibrationOptions, calibrate, expertCounts } from './calibration.ts';
+import { type CalibrationOptions, calibrate } from './calibration.ts';
 import type { Model } from './model.ts';
+import { expertCounts } from './routing-statistics.ts';
 
 /** How many tokens of a text reached the experts of a layer. */
 export interface LayerCoverage {

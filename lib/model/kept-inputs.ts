@@ -2,7 +2,7 @@ import type { MoeSpec } from '../checkpoint/family.ts';
 import type { Device } from '../device.ts';
 import type { Routing } from '../routing.ts';
 import type { Tensor } from '../tensor.ts';
-import type { CalibrationLayer } from './calibration.ts';
+import type { CalibrationLayer } from './calibration-layer.ts';
 
 interface Kept {
   readonly x: Float32Array;

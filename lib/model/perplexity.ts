@@ -1,8 +1,10 @@
-import { expected, throwIfAborted } from '../errors.ts';
+import { expected } from '../errors.ts';
 import { awaitNative } from '../native.ts';
 import type { Tensor } from '../tensor.ts';
-import { batchOfSequences } from './batch.ts';
+import { forEachBatch } from './hidden-states.ts';
 import type { Model } from './model.ts';
+import { predictions, rowsOfLogits } from './predictions.ts';
+import { checkWindow, cutWindows, defaultWindow } from './windows.ts';
 
 export interface PerplexityOptions {
   /** Tokens of a window; by default 256. At most the model's context. */
@@ -20,15 +22,6 @@ export interface Perplexity {
   readonly window: number;
   readonly seconds: number;
   readonly tokensPerSecond: number;
-}
-
-/** Non-overlapping windows of a token sequence; the last may be shorter, and counts from two tokens on. */
-export function cutWindows(ids: ArrayLike<number>, window: number): number[][] {
-  const all = Array.from(ids);
-  const windows: number[][] = [];
-  for (let begin = 0; begin < all.length; begin += window) windows.push(all.slice(begin, begin + window));
-  if ((windows.at(-1)?.length ?? 2) < 2) windows.pop();
-  return windows;
 }
 
 /**
@@ -83,107 +76,6 @@ export async function lossesByWindow(
     onProgress?.({ done, total });
   });
   return found;
-}
-
-/** Tokens that attend to each other where nothing else is asked for: 256, or the context where that is shorter. */
-export function defaultWindow(model: Model): number {
-  return Math.min(256, model.spec.contextLength);
-}
-
-/** @internal Throws unless windows of this length fit the model. */
-export function checkWindow(model: Model, window: number): void {
-  if (!Number.isSafeInteger(window) || window < 2 || window > model.spec.contextLength) {
-    throw expected(
-      `an integer from 2 to ${model.spec.contextLength} (the model's context)`,
-      'window',
-      window,
-    );
-  }
-}
-
-/** Tokens that go through a layer together: enough for full matrix products, few enough for memory. */
-const BATCH_TOKENS = 4096;
-/** Rows of logits at a time: a vocabulary is large. */
-const LOGIT_ROWS = 512;
-
-/**
- * @internal Takes windows through all layers, some at a time, and hands out their hidden states after the last layer. Each layer of
- * each batch is a turn of the model; `visit` is not called in one.
- */
-export async function forEachBatch(
-  model: Model,
-  windows: readonly number[][],
-  signal: AbortSignal | undefined,
-  visit: (windows: readonly number[][], hidden: Tensor) => Promise<void>,
-): Promise<void> {
-  // A model that streams reads every layer once for each round, so all windows go in one round.
-  const perRound = model.streams ? windows.length : windowsPerBatch(windows);
-  for (let begin = 0; begin < windows.length; begin += perRound) {
-    const round = windows.slice(begin, begin + perRound);
-    using hidden = await model.turn(signal, (context) => model.embed(context, round.flat()));
-    for (let index = 0; index < model.spec.numLayers; index++) {
-      await model.withLayer(index, async (layer) => {
-        for (const { part, rows } of batches(round)) {
-          using x = hidden.rows(...rows);
-          const batch = batchOfSequences(
-            model.device,
-            part.map((ids) => ids.length),
-          );
-          using _ = batch.positions;
-          await model.turn(signal, (context) => layer.forward(context, x, batch));
-        }
-      });
-    }
-    for (const { part, rows } of batches(round)) {
-      throwIfAborted(signal);
-      using x = hidden.rows(...rows);
-      await visit(part, x);
-    }
-  }
-}
-
-function windowsPerBatch(windows: readonly number[][]): number {
-  return Math.max(1, Math.floor(BATCH_TOKENS / (windows[0]?.length ?? 1)));
-}
-
-/** Windows that go together, with the rows that they have in the hidden states. */
-function* batches(
-  windows: readonly number[][],
-): Generator<{ part: readonly number[][]; rows: [number, number] }> {
-  const step = windowsPerBatch(windows);
-  let row = 0;
-  for (let begin = 0; begin < windows.length; begin += step) {
-    const part = windows.slice(begin, begin + step);
-    const end = row + part.reduce((sum, ids) => sum + ids.length, 0);
-    yield { part, rows: [row, end] };
-    row = end;
-  }
-}
-
-/** @internal Rows of `hidden` that predict something, and what: all but the last of each window. */
-export function predictions(windows: readonly number[][]): { targets: Int32Array; scored: boolean[] } {
-  const targets: number[] = [];
-  const scored: boolean[] = [];
-  for (const ids of windows) {
-    ids.forEach((_, i) => {
-      const next = ids[i + 1];
-      targets.push(next ?? 0);
-      scored.push(next !== undefined);
-    });
-  }
-  return { targets: Int32Array.from(targets), scored };
-}
-
-/** @internal Hidden states, the rows of which have logits that fit into memory together. */
-export function* rowsOfLogits(
-  hidden: Tensor,
-): Generator<{ readonly rows: Tensor; readonly begin: number; readonly end: number }> {
-  const count = hidden.shape[0] as number;
-  for (let begin = 0; begin < count; begin += LOGIT_ROWS) {
-    const end = Math.min(count, begin + LOGIT_ROWS);
-    using rows = hidden.rows(begin, end);
-    yield { rows, begin, end };
-  }
 }
 
 async function tokenLosses(

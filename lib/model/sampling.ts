@@ -1,4 +1,5 @@
 import { expected, MolaeError } from '../errors.ts';
+import { mulberry32 } from '../random.ts';
 
 export interface SamplingOptions {
   /** 0 (the default): always the most likely token; towards infinity: any token. */
@@ -13,7 +14,7 @@ export interface SamplingOptions {
 export class Sampler {
   readonly #temperature: number;
   readonly #topP: number;
-  #state: number;
+  readonly #uniform: () => number;
 
   constructor({ temperature = 0, topP = 1, seed = 0 }: SamplingOptions = {}) {
     if (!(typeof temperature === 'number' && temperature >= 0 && Number.isFinite(temperature))) {
@@ -24,7 +25,7 @@ export class Sampler {
     if (!Number.isSafeInteger(seed)) throw expected('an integer', 'seed', seed);
     this.#temperature = temperature;
     this.#topP = topP;
-    this.#state = seed >>> 0;
+    this.#uniform = mulberry32(seed);
   }
 
   /** @throws MolaeError `NON_FINITE` for logits with NaN or infinity. */
@@ -41,15 +42,6 @@ export class Sampler {
       if (left < 0) return token;
     }
     return best;
-  }
-
-  /** In [0, 1), by mulberry32. */
-  #uniform(): number {
-    this.#state = (this.#state + 0x6d2b79f5) >>> 0;
-    let t = this.#state;
-    t = Math.imul(t ^ (t >>> 15), t | 1);
-    t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
-    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
   }
 }
 

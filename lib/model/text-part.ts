@@ -6,7 +6,7 @@ import { batchOfSequences } from './batch.ts';
 import type { KeptInputs } from './kept-inputs.ts';
 import type { DecoderLayer } from './layer.ts';
 import type { Model } from './model.ts';
-import { cutWindows } from './perplexity.ts';
+import { cutWindows, type WindowSpan, windowSpans } from './windows.ts';
 
 /**
  * A part of a text on its way through the layers. It goes by itself: every bit of it is the same, whatever other parts go
@@ -34,10 +34,15 @@ export class RunningPart implements TextPart {
   readonly tokens: number;
   readonly #model: Model;
   readonly #hidden: Tensor;
-  readonly #spans: readonly Span[];
+  readonly #spans: readonly WindowSpan[];
   readonly #signal: AbortSignal | undefined;
 
-  private constructor(model: Model, hidden: Tensor, spans: readonly Span[], signal: AbortSignal | undefined) {
+  private constructor(
+    model: Model,
+    hidden: Tensor,
+    spans: readonly WindowSpan[],
+    signal: AbortSignal | undefined,
+  ) {
     this.tokens = hidden.shape[0] as number;
     this.#model = model;
     this.#hidden = hidden;
@@ -54,7 +59,7 @@ export class RunningPart implements TextPart {
     throwIfAborted(signal);
     const windows = cutWindows(ids, window);
     const hidden = await model.turn(signal, (context) => model.embed(context, windows.flat()));
-    return new RunningPart(model, hidden, tokenSpans(windows), signal);
+    return new RunningPart(model, hidden, windowSpans(windows), signal);
   }
 
   async reach(layer: DecoderLayer, inputs: Tensor<'f32'>): Promise<Routing> {
@@ -113,27 +118,4 @@ export class KeptPart implements TextPart {
   async pass(): Promise<void> {}
 
   dispose(): void {}
-}
-
-interface Span {
-  readonly begin: number;
-  readonly end: number;
-  /** Of the windows in it. */
-  readonly lengths: readonly number[];
-}
-
-/** Tokens that go through a layer together. */
-const SPAN_TOKENS = 4096;
-
-function tokenSpans(windows: readonly number[][]): Span[] {
-  const perSpan = Math.max(1, Math.floor(SPAN_TOKENS / (windows[0]?.length ?? 1)));
-  const spans: Span[] = [];
-  let begin = 0;
-  for (let first = 0; first < windows.length; first += perSpan) {
-    const lengths = windows.slice(first, first + perSpan).map((ids) => ids.length);
-    const end = begin + lengths.reduce((sum, length) => sum + length, 0);
-    spans.push({ begin, end, lengths });
-    begin = end;
-  }
-  return spans;
 }

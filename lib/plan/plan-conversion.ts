@@ -5,8 +5,8 @@ import { distinctGroups } from '../costs/distinct-groups.ts';
 import { type Comparison, type Costs, compare, layerCosts } from '../costs/layer-costs.ts';
 import { checkSizes } from '../costs/sizes.ts';
 import { expected } from '../errors.ts';
-import type { Operator } from '../experts.ts';
-import { chooseSizes } from './choose-sizes.ts';
+import type { Operator } from '../operators.ts';
+import { completeSizes } from './complete-sizes.ts';
 import { checkPlanOptions, factorization, type PlanOptions } from './request.ts';
 
 /** A conversion's sizes and costs; the costs are sums over all MoE layers. */
@@ -44,8 +44,9 @@ export interface ConversionPlan extends Costs {
 export function planConversion(model: MoeSpec | JsonObject, options: PlanOptions = {}): ConversionPlan {
   const spec = isSpec(model) ? model : describeConfig(model);
   checkSizes(spec);
+  if (!Array.isArray(spec.layers)) throw expected('an array of layers', 'layers', spec.layers);
   const request = checkPlanOptions(spec, options);
-  const { groupSize, latentSize, reason } = chooseSizes(spec, request);
+  const { groupSize, latentSize, reason } = completeSizes(spec, request);
   const costs = (k: number, r: number) => layerCosts(spec, factorization(spec, request, k, r), options);
   const perLayer = costs(groupSize, latentSize);
   const total = sumOverLayers(perLayer, spec.layers.length);

@@ -1,14 +1,18 @@
 import type { MoeSpec } from '../checkpoint/family.ts';
-import { maxLatentSize } from '../checkpoint/latent-format.ts';
 import type { CostOptions, Factorization } from '../costs/layer-costs.ts';
-import { checkGroupSize, type LayerSizes } from '../costs/sizes.ts';
-import { expected } from '../errors.ts';
-import { OPERATORS, type Operator } from '../experts.ts';
+import type { LayerSizes } from '../costs/sizes.ts';
+import { checkObject, expected } from '../errors.ts';
+import { checkGroupSize } from '../factorization/groups.ts';
+import { checkLatentSize, checkOperators, largestLatentSize } from '../factorization/spec.ts';
+import type { Operator } from '../operators.ts';
 
 export interface PlanOptions extends CostOptions {
   /** k, a divisor of N. Without it the planner chooses, and says why in `reason`. */
   readonly groupSize?: number;
-  /** r, the same for every factored operator, 1 to min(n, k·m). Not together with `targetRatio`. */
+  /**
+   * r, the same for every factored operator: 1 to min(n, k·m), or to min(n, 2·k·m) where a shared gate and up are all that is
+   * factored. Not together with `targetRatio`.
+   */
   readonly latentSize?: number;
   /** The share of the routed experts' parameters to remove at least, between 0 and 1. */
   readonly targetRatio?: number;
@@ -31,45 +35,41 @@ export interface PlanRequest {
 }
 
 export function checkPlanOptions(spec: MoeSpec, options: PlanOptions): PlanRequest {
-  const { groupSize, latentSize, targetRatio, operators = OPERATORS, sharedGateUp = false } = options;
-  if (operators.length === 0 || operators.some((operator) => !OPERATORS.includes(operator))) {
-    throw expected(`some of ${OPERATORS.join(', ')}`, 'operators', operators);
-  }
-  if (sharedGateUp && !(operators.includes('gate') && operators.includes('up'))) {
-    throw expected('operators with both gate and up, as sharedGateUp needs them,', 'operators', operators);
-  }
+  checkObject(options, 'options');
+  const { groupSize, latentSize, targetRatio, sharedGateUp = false } = options;
+  const operators = checkOperators(options.operators, sharedGateUp);
   if (groupSize !== undefined) checkGroupSize(spec.numExperts, groupSize);
   if (options.groupProbabilities !== undefined && groupSize === undefined) {
     throw expected('a group size beside groupProbabilities', 'groupSize', groupSize);
   }
-  if (options.otherParameters !== undefined && !(options.otherParameters >= 0)) {
-    throw expected('a non-negative number', 'otherParameters', options.otherParameters);
-  }
+  checkOtherParameters(options.otherParameters);
   if (latentSize !== undefined && targetRatio !== undefined) {
     throw expected('either latentSize or targetRatio, not both,', 'targetRatio', targetRatio);
   }
   if (targetRatio !== undefined && !(typeof targetRatio === 'number' && targetRatio > 0 && targetRatio < 1)) {
     throw expected('a number between 0 and 1, both excluded,', 'targetRatio', targetRatio);
   }
-  if (latentSize !== undefined) checkLatentSize(spec, groupSize ?? spec.numExperts, latentSize);
-  return {
-    groupSize,
-    latentSize,
-    targetRatio,
-    operators: OPERATORS.filter((operator) => operators.includes(operator)),
-    sharedGateUp,
-  };
+  if (latentSize !== undefined) {
+    const largest = largestCommonSize(spec, { operators, sharedGateUp }, groupSize ?? spec.numExperts);
+    checkLatentSize(latentSize, largest, 'latentSize');
+  }
+  return { groupSize, latentSize, targetRatio, operators, sharedGateUp };
 }
 
-export function checkLatentSize(
-  { hiddenSize, intermediateSize }: LayerSizes,
+function checkOtherParameters(value: unknown): void {
+  if (value === undefined || (typeof value === 'number' && value >= 0 && Number.isFinite(value))) return;
+  throw expected('a non-negative number', 'otherParameters', value);
+}
+
+/** The largest r that every factored operator can have. */
+export function largestCommonSize(
+  sizes: LayerSizes,
+  { operators, sharedGateUp }: Pick<PlanRequest, 'operators' | 'sharedGateUp'>,
   groupSize: number,
-  latentSize: number,
-): void {
-  const limit = maxLatentSize(hiddenSize, intermediateSize, groupSize);
-  if (!Number.isSafeInteger(latentSize) || latentSize < 1 || latentSize > limit) {
-    throw expected(`an integer from 1 to min(n, k·m) = ${limit}`, 'latentSize', latentSize);
-  }
+): number {
+  return Math.min(
+    ...operators.map((operator) => largestLatentSize(sizes, groupSize, operator, sharedGateUp)),
+  );
 }
 
 /** The layer with experts in groups of k, all in latent spaces of r. */

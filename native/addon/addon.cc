@@ -1,5 +1,3 @@
-#include <memory>
-
 #include "addon/args.h"
 #include "addon/basis_object.h"
 #include "addon/calibrated_group_object.h"
@@ -18,6 +16,14 @@
 namespace molae::addon {
 namespace {
 
+Napi::Value to_object(Napi::Env env, const cpu::Ceilings& measured) {
+  Napi::Object object = Napi::Object::New(env);
+  object.Set("fmaGflops", measured.fma_gflops);
+  object.Set("sgemmGflops", measured.sgemm_gflops);
+  object.Set("readGBps", measured.read_gbps);
+  return object;
+}
+
 // (threads, 0 for all) -> Promise<{ fmaGflops, sgemmGflops, readGBps }>. On the CPU device's queue: nothing else
 // computes meanwhile.
 Napi::Value measure_ceilings(const Napi::CallbackInfo& info) {
@@ -25,16 +31,8 @@ Napi::Value measure_ceilings(const Napi::CallbackInfo& info) {
   return guarded(env, [&]() -> Napi::Value {
     const int threads = resolve_threads(static_cast<int>(Args(info).integer(0, "threads", 0, 1 << 20)));
     Device& device = open_device("cpu", 0, threads);
-    auto measured = std::make_shared<cpu::Ceilings>();
-    auto work = std::make_shared<Work>();
-    work->run = [measured, threads] { *measured = cpu::measure_ceilings(threads); };
-    return Module::of(env).submit(env, device, work, [measured](Napi::Env e) -> Napi::Value {
-      Napi::Object object = Napi::Object::New(e);
-      object.Set("fmaGflops", measured->fma_gflops);
-      object.Set("sgemmGflops", measured->sgemm_gflops);
-      object.Set("readGBps", measured->read_gbps);
-      return object;
-    });
+    const auto run = [threads] { return cpu::measure_ceilings(threads); };
+    return Module::of(env).compute(env, device, run, to_object);
   });
 }
 
@@ -63,16 +61,15 @@ Napi::Value probe(const Napi::CallbackInfo& info) {
 // a time: the bytes belong to JavaScript, which must not get at them meanwhile.
 Napi::Value expand_e4m3(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
-    constexpr int64_t kMost = int64_t{1} << 30;
     const Args args(info);
     const Bytes bytes = to_bytes(info[0], "bytes");
     const Bytes scales = to_bytes(info[4], "scales");
     if (reinterpret_cast<uintptr_t>(scales.data) % alignof(float) != 0) unexpected("a Float32Array", "scales", info[4]);
-    expand_e4m3_rows({bytes.data, bytes.size}, args.integer(1, "firstRow", 0, kMost), args.integer(2, "rows", 0, kMost),
-                     args.integer(3, "cols", 0, kMost),
+    expand_e4m3_rows({bytes.data, bytes.size}, args.integer(1, "firstRow", 0, kMaxSize),
+                     args.integer(2, "rows", 0, kMaxSize), args.integer(3, "cols", 0, kMaxSize),
                      {{reinterpret_cast<const float*>(scales.data), scales.size / sizeof(float)},
-                      args.integer(5, "blockRows", 1, kMost),
-                      args.integer(6, "blockCols", 1, kMost)});
+                      args.integer(5, "blockRows", 1, kMaxSize),
+                      args.integer(6, "blockCols", 1, kMaxSize)});
     return info.Env().Undefined();
   });
 }

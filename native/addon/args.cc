@@ -1,7 +1,6 @@
 #include "addon/args.h"
 
 #include <cmath>
-#include <limits>
 
 #include "addon/cancellation_object.h"
 #include "addon/tensor_object.h"
@@ -11,7 +10,6 @@ namespace molae::addon {
 namespace {
 
 constexpr size_t kMostShown = 80;  // of a value, in a message
-constexpr int64_t kMaxSafeInteger = (int64_t{1} << 53) - 1;
 
 std::string type_name(Napi::Value value) {
   switch (value.Type()) {
@@ -62,6 +60,26 @@ int64_t to_integer(Napi::Value value, const std::string& name, int64_t smallest,
   return static_cast<int64_t>(number);
 }
 
+double to_double(Napi::Value value, const std::string& name) {
+  if (!value.IsNumber()) unexpected("a number", name, value);
+  return value.As<Napi::Number>().DoubleValue();
+}
+
+std::string to_string(Napi::Value value, const std::string& name) {
+  if (!value.IsString()) unexpected("a string", name, value);
+  return value.As<Napi::String>();
+}
+
+std::vector<int32_t> to_indices(Napi::Value value, const std::string& name) {
+  if (!value.IsArray()) unexpected("an array of expert indices", name, value);
+  const auto array = value.As<Napi::Array>();
+  std::vector<int32_t> indices;
+  for (uint32_t i = 0; i < array.Length(); ++i) {
+    indices.push_back(static_cast<int32_t>(to_integer(array.Get(i), name, 0, kMaxSize)));
+  }
+  return indices;
+}
+
 std::vector<Tensor> to_tensors(Napi::Value value, const std::string& name) {
   if (!value.IsArray()) unexpected("an array of tensors", name, value);
   const auto array = value.As<Napi::Array>();
@@ -88,26 +106,47 @@ Bytes to_bytes(Napi::Value value, const std::string& name) {
   unexpected("a typed array", name, value);
 }
 
+std::string Fields::text(const char* name) const { return value(name).ToString().Utf8Value(); }
+
+bool Fields::boolean(const char* name) const {
+  const Napi::Value field = value(name);
+  if (!field.IsBoolean()) unexpected("a boolean", full(name), field);
+  return field.As<Napi::Boolean>();
+}
+
+double Fields::number(const char* name) const { return to_double(value(name), full(name)); }
+
+int64_t Fields::integer(const char* name, int64_t smallest) const {
+  return to_integer(value(name), full(name), smallest, kMaxSize);
+}
+
+std::string Fields::string(const char* name) const { return to_string(value(name), full(name)); }
+
+Tensor Fields::tensor(const char* name) const { return to_tensor(value(name), full(name)); }
+
+Tensor Fields::optional_tensor(const char* name) const { return is_undefined(name) ? Tensor() : tensor(name); }
+
+std::vector<Tensor> Fields::tensors(const char* name) const { return to_tensors(value(name), full(name)); }
+
+Fields Fields::fields(const char* name) const {
+  const Napi::Value field = value(name);
+  if (!field.IsObject()) unexpected("an object", full(name), field);
+  return Fields(field.As<Napi::Object>(), full(name) + ".");
+}
+
 Tensor Args::tensor(size_t index, const char* name) const { return to_tensor(at(index), name); }
 
-bool Args::boolean(size_t index, const char* name) const {
-  if (!at(index).IsBoolean()) unexpected("a boolean", name, at(index));
-  return at(index).As<Napi::Boolean>();
+Tensor Args::optional_tensor(size_t index, const char* name) const {
+  return at(index).IsUndefined() ? Tensor() : tensor(index, name);
 }
 
-double Args::number(size_t index, const char* name) const {
-  if (!at(index).IsNumber()) unexpected("a number", name, at(index));
-  return at(index).As<Napi::Number>().DoubleValue();
-}
+double Args::number(size_t index, const char* name) const { return to_double(at(index), name); }
 
 int64_t Args::integer(size_t index, const char* name, int64_t smallest, int64_t largest) const {
   return to_integer(at(index), name, smallest, largest);
 }
 
-std::string Args::string(size_t index, const char* name) const {
-  if (!at(index).IsString()) unexpected("a string", name, at(index));
-  return at(index).As<Napi::String>();
-}
+std::string Args::string(size_t index, const char* name) const { return to_string(at(index), name); }
 
 Shape Args::shape(size_t index, const char* name) const {
   const Napi::Array sizes = array(index, name);
@@ -124,13 +163,13 @@ Napi::Array Args::array(size_t index, const char* name) const {
   return at(index).As<Napi::Array>();
 }
 
-Napi::Object Args::object(size_t index, const char* name) const {
+Fields Args::fields(size_t index, const char* name) const {
   if (!at(index).IsObject()) unexpected("an object", name, at(index));
-  return at(index).As<Napi::Object>();
+  return Fields(at(index).As<Napi::Object>());
 }
 
 std::shared_ptr<Cancellation> Args::cancellation(size_t index) const {
-  if (at(index).IsUndefined() || at(index).IsNull()) return nullptr;
+  if (at(index).IsUndefined() || at(index).IsNull()) return std::make_shared<Cancellation>();
   const CancellationObject* object = CancellationObject::from(at(index));
   if (!object) unexpected("a Cancellation", "cancellation", at(index));
   return object->cancellation();

@@ -1,7 +1,5 @@
 #include "addon/basis_object.h"
 
-#include <limits>
-
 #include "addon/args.h"
 #include "addon/errors.h"
 #include "addon/module.h"
@@ -10,8 +8,6 @@
 namespace molae::addon {
 namespace {
 
-constexpr int64_t kMaxSize = std::numeric_limits<int32_t>::max();
-
 SharedSide to_side(Napi::Value value) {
   const std::string name = value.IsString() ? value.As<Napi::String>().Utf8Value() : "";
   if (name == "input") return SharedSide::Input;
@@ -19,18 +15,17 @@ SharedSide to_side(Napi::Value value) {
   unexpected("input or output", "side", value);
 }
 
-SharedBasis::Options to_options(Napi::Object object) {
+SharedBasis::Options to_options(const Fields& fields) {
   SharedBasis::Options options;
-  options.side = to_side(object.Get("side"));
-  options.shared_size = to_integer(object.Get("sharedSize"), "sharedSize", 1, kMaxSize);
-  options.solver = parse_solver(object.Get("solver").ToString().Utf8Value());
-  options.rank_reduction = to_integer(object.Get("rankReduction"), "rankReduction", 0, kMaxSize);
-  const Napi::Value seed = object.Get("controlSeed");
-  if (!seed.IsUndefined()) options.control_seed = to_integer(seed, "controlSeed", 0, kMaxSize);
+  options.side = to_side(fields.value("side"));
+  options.shared_size = fields.integer("sharedSize", 1);
+  options.solver = parse_solver(fields.text("solver"));
+  options.rank_reduction = fields.integer("rankReduction", 0);
+  if (!fields.is_undefined("controlSeed")) options.control_seed = fields.integer("controlSeed", 0);
   return options;
 }
 
-Napi::Value to_js(Napi::Env env, const BasisReport& report) {
+Napi::Value to_object(Napi::Env env, const BasisReport& report) {
   Napi::Object object = Napi::Object::New(env);
   object.Set("squaredNorm", report.squared_norm);
   object.Set("optimalRelativeError", report.optimal_relative_error);
@@ -49,7 +44,7 @@ Napi::Function BasisObject::define(Napi::Env env) {
        InstanceMethod<&BasisObject::project>("project"), InstanceMethod<&BasisObject::dispose>("dispose")});
 }
 
-Napi::Object BasisObject::make(Napi::Env env, Device& device, Napi::Object options) {
+Napi::Object BasisObject::make(Napi::Env env, Device& device, const Fields& options) {
   auto basis = std::make_shared<SharedBasis>(device.backend(), to_options(options));
   Napi::Object object = Module::of(env).basis_constructor.New({});
   BasisObject* self = Unwrap(object);
@@ -69,34 +64,25 @@ std::shared_ptr<SharedBasis> BasisObject::alive() const {
 
 Napi::Value BasisObject::add(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
-    auto work = std::make_shared<Work>();
-    work->run = [basis = alive(), w = Args(info).tensor(0, "w")] { basis->add(w); };
-    return Module::of(info.Env()).submit(info.Env(), *device_, work, [](Napi::Env env) { return env.Undefined(); });
+    const auto run = [basis = alive(), w = Args(info).tensor(0, "w")] { basis->add(w); };
+    return Module::of(info.Env()).submit(info.Env(), *device_, run);
   });
 }
 
 Napi::Value BasisObject::solve(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
-    auto report = std::make_shared<BasisReport>();
-    auto work = std::make_shared<Work>();
-    work->run = [basis = alive(), b = Args(info).tensor(0, "b"), report] { *report = basis->solve(b); };
-    return Module::of(info.Env()).submit(info.Env(), *device_, work, [report](Napi::Env env) {
-      return to_js(env, *report);
-    });
+    const auto run = [basis = alive(), b = Args(info).tensor(0, "b")] { return basis->solve(b); };
+    return Module::of(info.Env()).compute(info.Env(), *device_, run, to_object);
   });
 }
 
 Napi::Value BasisObject::project(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     const Args args(info);
-    auto residual = std::make_shared<double>(0);
-    auto work = std::make_shared<Work>();
-    work->run = [basis = alive(), w = args.tensor(0, "w"), a = args.tensor(1, "a"), residual] {
-      *residual = basis->project(w, a);
+    const auto run = [basis = alive(), w = args.tensor(0, "w"), a = args.tensor(1, "a")] {
+      return basis->project(w, a);
     };
-    return Module::of(info.Env()).submit(info.Env(), *device_, work, [residual](Napi::Env env) {
-      return Napi::Number::New(env, *residual);
-    });
+    return Module::of(info.Env()).compute(info.Env(), *device_, run, to_number);
   });
 }
 

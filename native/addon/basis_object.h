@@ -2,6 +2,7 @@
 
 #include <memory>
 
+#include "addon/args.h"
 #include "addon/node_api.h"
 #include "core/device/device.h"
 #include "core/factorization/shared_basis.h"
@@ -13,7 +14,7 @@ class BasisObject final : public Napi::ObjectWrap<BasisObject> {
  public:
   static Napi::Function define(Napi::Env env);
   // options: { side: 'input' | 'output', sharedSize, solver: 'gram' | 'svd', rankReduction, controlSeed? }
-  static Napi::Object make(Napi::Env env, Device& device, Napi::Object options);
+  static Napi::Object make(Napi::Env env, Device& device, const Fields& options);
 
   explicit BasisObject(const Napi::CallbackInfo& info);
 

@@ -1,8 +1,8 @@
 #pragma once
 
-#include <functional>
 #include <memory>
 
+#include "addon/args.h"
 #include "addon/node_api.h"
 #include "core/device/device.h"
 #include "core/factorization/calibrated_group.h"
@@ -15,7 +15,7 @@ class CalibratedGroupObject final : public Napi::ObjectWrap<CalibratedGroupObjec
   static Napi::Function define(Napi::Env env);
   // options: { x, ids, weights, experts, hiddenSize, intermediateSize, activation, sharedGateUp, shrinkage, refit,
   // weighRows, refitDown }
-  static Napi::Object make(Napi::Env env, Device& device, Napi::Object options);
+  static Napi::Object make(Napi::Env env, Device& device, const Fields& options);
 
   explicit CalibratedGroupObject(const Napi::CallbackInfo& info);
 
@@ -23,7 +23,6 @@ class CalibratedGroupObject final : public Napi::ObjectWrap<CalibratedGroupObjec
   class Lazy;
 
   std::shared_ptr<Lazy> alive() const;
-  Napi::Value submit(const Napi::CallbackInfo& info, std::function<void()> run);
   Napi::Value observe(const Napi::CallbackInfo& info);             // (index, gate, up, down) -> Promise<tokens>
   Napi::Value spectrum(const Napi::CallbackInfo& info);            // (operator) -> Promise<Float64Array>
   Napi::Value solve(const Napi::CallbackInfo& info);               // (operator, b) -> Promise<Float64Array>

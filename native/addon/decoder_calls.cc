@@ -9,8 +9,6 @@
 namespace molae::addon::decoder {
 namespace {
 
-constexpr int64_t kMaxSize = int64_t{1} << 31;
-
 Decoder& decoder_of(Device& device) {
   Decoder* decoder = device.backend().decoder();
   if (!decoder) {
@@ -19,34 +17,24 @@ Decoder& decoder_of(Device& device) {
   return *decoder;
 }
 
-int64_t field(Napi::Object object, const char* name, int64_t smallest) {
-  return to_integer(object.Get(name), name, smallest, kMaxSize);
-}
-
-float number_field(Napi::Object object, const char* name) {
-  const Napi::Value value = object.Get(name);
-  if (!value.IsNumber()) unexpected("a number", name, value);
-  return value.As<Napi::Number>().FloatValue();
-}
-
-RotarySpec to_rotary_spec(Napi::Object object) {
+RotarySpec to_rotary_spec(const Fields& fields) {
   RotarySpec spec;
-  spec.heads = field(object, "heads", 1);
-  spec.head_size = field(object, "headSize", 1);
-  spec.offset = field(object, "offset", 0);
-  spec.pairs = object.Get("neighbours").ToBoolean() ? RotaryPairs::Neighbours : RotaryPairs::Halves;
-  spec.magnitude = number_field(object, "magnitude");
+  spec.heads = fields.integer("heads", 1);
+  spec.head_size = fields.integer("headSize", 1);
+  spec.offset = fields.integer("offset", 0);
+  spec.pairs = fields.value("neighbours").ToBoolean() ? RotaryPairs::Neighbours : RotaryPairs::Halves;
+  spec.magnitude = static_cast<float>(fields.number("magnitude"));
   return spec;
 }
 
-AttentionSpec to_attention_spec(Napi::Object object) {
+AttentionSpec to_attention_spec(const Fields& fields) {
   AttentionSpec spec;
-  spec.heads = field(object, "heads", 1);
-  spec.kv_heads = field(object, "kvHeads", 1);
-  spec.head_size = field(object, "headSize", 1);
-  spec.value_size = field(object, "valueSize", 1);
-  spec.window = field(object, "window", 0);
-  spec.scale = number_field(object, "scale");
+  spec.heads = fields.integer("heads", 1);
+  spec.kv_heads = fields.integer("kvHeads", 1);
+  spec.head_size = fields.integer("headSize", 1);
+  spec.value_size = fields.integer("valueSize", 1);
+  spec.window = fields.integer("window", 0);
+  spec.scale = static_cast<float>(fields.number("scale"));
   return spec;
 }
 
@@ -63,9 +51,9 @@ std::vector<Sequence> to_sequences(Napi::Array array) {
   return sequences;
 }
 
-HeadColumns to_head_columns(Napi::Object object) {
-  return {field(object, "heads", 1), field(object, "fromHeads", 1), field(object, "fromOffset", 0),
-          field(object, "toOffset", 0), field(object, "width", 1)};
+HeadColumns to_head_columns(const Fields& fields) {
+  return {fields.integer("heads", 1), fields.integer("fromHeads", 1), fields.integer("fromOffset", 0),
+          fields.integer("toOffset", 0), fields.integer("width", 1)};
 }
 
 template <auto method, auto check, class... Readers>

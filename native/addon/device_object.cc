@@ -47,31 +47,17 @@ Gemm to_gemm(Napi::Value value, const Backend* owner) {
   return problem;
 }
 
-double to_number(const Napi::Object& object, const char* name) {
-  const Napi::Value value = object.Get(name);
-  if (!value.IsNumber()) unexpected("a number", name, value);
-  return value.ToNumber().DoubleValue();
-}
-
-std::string to_string(const Napi::Object& object, const char* name) {
-  const Napi::Value value = object.Get(name);
-  if (!value.IsString()) unexpected("a string", name, value);
-  return value.ToString().Utf8Value();
-}
-
-RouterSpec to_router_spec(const Napi::Object& object) {
-  constexpr int64_t kMost = int64_t{1} << 30;
+RouterSpec to_router_spec(const Fields& fields) {
   RouterSpec spec;
-  spec.scoring = parse_scoring(to_string(object, "scoring"));
-  spec.top_k = to_integer(object.Get("topK"), "topK", 1, kMost);
-  spec.renormalize = object.Get("renormalize").ToBoolean();
-  spec.scaling = static_cast<float>(to_number(object, "scalingFactor"));
-  spec.num_groups = to_integer(object.Get("numGroups"), "numGroups", 0, kMost);
-  spec.chosen_groups = to_integer(object.Get("chosenGroups"), "chosenGroups", 0, kMost);
-  spec.group_score = parse_group_score(to_string(object, "groupScore"));
-  spec.jitter = static_cast<float>(to_number(object, "jitter"));
-  const Napi::Value bias = object.Get("correctionBias");
-  if (!bias.IsUndefined()) spec.correction_bias = to_tensor(bias, "correctionBias");
+  spec.scoring = parse_scoring(fields.string("scoring"));
+  spec.top_k = fields.integer("topK", 1);
+  spec.renormalize = fields.value("renormalize").ToBoolean();
+  spec.scaling = static_cast<float>(fields.number("scalingFactor"));
+  spec.num_groups = fields.integer("numGroups", 0);
+  spec.chosen_groups = fields.integer("chosenGroups", 0);
+  spec.group_score = parse_group_score(fields.string("groupScore"));
+  spec.jitter = static_cast<float>(fields.number("jitter"));
+  spec.correction_bias = fields.optional_tensor("correctionBias");
   return spec;
 }
 
@@ -96,7 +82,6 @@ Napi::Function DeviceObject::define(Napi::Env env) {
                       InstanceMethod<&DeviceObject::svd>("svd"),
                       InstanceMethod<&DeviceObject::eigh>("eigh"),
                       InstanceMethod<&DeviceObject::route>("route"),
-                      InstanceMethod<&DeviceObject::find_non_finite>("findNonFinite"),
                       InstanceMethod<&DeviceObject::timestamp>("timestamp"),
                       InstanceMethod<&DeviceObject::synchronize>("synchronize"),
                       InstanceMethod<&DeviceObject::prepare_layer>("prepareLayer"),
@@ -209,9 +194,8 @@ Napi::Value DeviceObject::gemm(const Napi::CallbackInfo& info) {
     const Napi::Array list = Args(info).array(0, "problems");
     std::vector<Gemm> problems;
     for (uint32_t i = 0; i < list.Length(); ++i) problems.push_back(to_gemm(list.Get(i), &device.backend()));
-    return Module::of(info.Env()).submit(info.Env(), device, [&device, problems = std::move(problems)] {
-      device.backend().gemm(problems);
-    });
+    const auto run = [&device, problems = std::move(problems)] { device.backend().gemm(problems); };
+    return Module::of(info.Env()).submit(info.Env(), device, run);
   });
 }
 
@@ -227,51 +211,34 @@ Napi::Value DeviceObject::route(const Napi::CallbackInfo& info) {
   return queue<&Backend::route, &check_route>(info, tensor("logits"), object("spec", to_router_spec), to_routing);
 }
 
-Napi::Value DeviceObject::find_non_finite(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&] {
-    Device& device = alive();
-    const Tensor tensor = Args(info).tensor(0, "tensor");
-    check_owner(tensor, "tensor", &device.backend());
-    auto found = std::make_shared<int64_t>(-1);
-    auto work = std::make_shared<Work>();
-    work->run = [&device, tensor, found] { *found = device.backend().find_non_finite(tensor); };
-    return Module::of(info.Env()).submit(info.Env(), device, work, [found](Napi::Env env) {
-      return Napi::Number::New(env, static_cast<double>(*found));
-    });
-  });
-}
-
 Napi::Value DeviceObject::timestamp(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     Device& device = alive();
-    auto milliseconds = std::make_shared<double>(0);
-    auto work = std::make_shared<Work>();
-    work->run = [&device, milliseconds] { *milliseconds = device.backend().timestamp(); };
-    return Module::of(info.Env()).submit(info.Env(), device, work, [milliseconds](Napi::Env env) {
-      return Napi::Number::New(env, *milliseconds);
-    });
+    const auto run = [&device] { return device.backend().timestamp(); };
+    return Module::of(info.Env()).compute(info.Env(), device, run, to_number);
   });
 }
 
 Napi::Value DeviceObject::synchronize(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     Device& device = alive();
-    return Module::of(info.Env()).submit(info.Env(), device, [&device] { device.backend().synchronize(); });
+    const auto run = [&device] { device.backend().synchronize(); };
+    return Module::of(info.Env()).submit(info.Env(), device, run);
   });
 }
 
 Napi::Value DeviceObject::prepare_layer(const Napi::CallbackInfo& info) {
   return guarded(info.Env(),
-                 [&] { return LayerObject::make(info.Env(), alive(), Args(info).object(0, "description")); });
+                 [&] { return LayerObject::make(info.Env(), alive(), Args(info).fields(0, "description")); });
 }
 
 Napi::Value DeviceObject::shared_basis(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&] { return BasisObject::make(info.Env(), alive(), Args(info).object(0, "options")); });
+  return guarded(info.Env(), [&] { return BasisObject::make(info.Env(), alive(), Args(info).fields(0, "options")); });
 }
 
 Napi::Value DeviceObject::calibrated_group(const Napi::CallbackInfo& info) {
   return guarded(info.Env(),
-                 [&] { return CalibratedGroupObject::make(info.Env(), alive(), Args(info).object(0, "options")); });
+                 [&] { return CalibratedGroupObject::make(info.Env(), alive(), Args(info).fields(0, "options")); });
 }
 
 template <Napi::Value (*call)(const Napi::CallbackInfo&, Device&)>

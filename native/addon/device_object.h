@@ -30,7 +30,6 @@ class DeviceObject final : public Napi::ObjectWrap<DeviceObject> {
   Napi::Value svd(const Napi::CallbackInfo& info);    // (a, u, s, vt) -> Promise
   Napi::Value eigh(const Napi::CallbackInfo& info);   // (a, values, vectors) -> Promise; destroys a
   Napi::Value route(const Napi::CallbackInfo& info);  // (logits, spec, ids, weights)
-  Napi::Value find_non_finite(const Napi::CallbackInfo& info);   // (tensor) -> Promise<flat index or -1>
   Napi::Value timestamp(const Napi::CallbackInfo& info);         // () -> Promise<milliseconds>
   Napi::Value synchronize(const Napi::CallbackInfo& info);       // () -> Promise
   Napi::Value prepare_layer(const Napi::CallbackInfo& info);     // (description) -> Layer

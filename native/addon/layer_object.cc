@@ -1,6 +1,5 @@
 #include "addon/layer_object.h"
 
-#include <limits>
 #include <string>
 
 #include "addon/args.h"
@@ -12,52 +11,34 @@
 namespace molae::addon {
 namespace {
 
-Napi::Object member(Napi::Object object, const char* name) {
-  const Napi::Value value = object.Get(name);
-  if (!value.IsObject()) unexpected("an object", name, value);
-  return value.As<Napi::Object>();
-}
-
-ExpertOperator to_operator(Napi::Object description, const std::string& name) {
-  const Napi::Object op = member(description, name.c_str());
-  return {to_tensors(op.Get("perExpert"), name + ".perExpert"), to_tensors(op.Get("shared"), name + ".shared")};
-}
+ExpertOperator to_operator(const Fields& fields) { return {fields.tensors("perExpert"), fields.tensors("shared")}; }
 
 std::vector<std::vector<int32_t>> to_groups(Napi::Value value) {
   if (!value.IsArray()) unexpected("an array of arrays", "groups", value);
   std::vector<std::vector<int32_t>> groups;
   const auto array = value.As<Napi::Array>();
   for (uint32_t g = 0; g < array.Length(); ++g) {
-    const Napi::Value group = array.Get(g);
-    const std::string name = "groups[" + std::to_string(g) + "]";
-    if (!group.IsArray()) unexpected("an array of expert indices", name, group);
-    const auto members = group.As<Napi::Array>();
-    std::vector<int32_t>& experts = groups.emplace_back();
-    for (uint32_t i = 0; i < members.Length(); ++i) {
-      experts.push_back(static_cast<int32_t>(to_integer(members.Get(i), name, 0, std::numeric_limits<int32_t>::max())));
-    }
+    groups.push_back(to_indices(array.Get(g), "groups[" + std::to_string(g) + "]"));
   }
   return groups;
 }
 
-SharedExpert to_shared_expert(Napi::Object object) {
-  SharedExpert shared{to_tensor(object.Get("gate"), "sharedExpert.gate"),
-                      to_tensor(object.Get("up"), "sharedExpert.up"),
-                      to_tensor(object.Get("down"), "sharedExpert.down"), std::nullopt};
-  const Napi::Value logit = object.Get("gateLogit");
-  if (!logit.IsUndefined()) shared.gate_logit = to_tensor(logit, "sharedExpert.gateLogit");
+SharedExpert to_shared_expert(const Fields& fields) {
+  SharedExpert shared{fields.tensor("gate"), fields.tensor("up"), fields.tensor("down"), std::nullopt};
+  if (!fields.is_undefined("gateLogit")) shared.gate_logit = fields.tensor("gateLogit");
   return shared;
 }
 
-ExpertLayer to_layer(Napi::Object description) {
+ExpertLayer to_layer(const Fields& description) {
   ExpertLayer layer;
-  layer.activation = parse_activation(description.Get("activation").ToString().Utf8Value());
-  layer.groups = to_groups(description.Get("groups"));
-  layer.gate = to_operator(description, "gate");
-  layer.up = to_operator(description, "up");
-  layer.down = to_operator(description, "down");
-  const Napi::Value shared = description.Get("sharedExpert");
-  if (!shared.IsUndefined()) layer.shared_expert = to_shared_expert(member(description, "sharedExpert"));
+  layer.activation = parse_activation(description.text("activation"));
+  layer.groups = to_groups(description.value("groups"));
+  layer.gate = to_operator(description.fields("gate"));
+  layer.up = to_operator(description.fields("up"));
+  layer.down = to_operator(description.fields("down"));
+  if (!description.is_undefined("sharedExpert")) {
+    layer.shared_expert = to_shared_expert(description.fields("sharedExpert"));
+  }
   return layer;
 }
 
@@ -82,7 +63,7 @@ Napi::Function LayerObject::define(Napi::Env env) {
        InstanceMethod<&LayerObject::pack>("pack"), InstanceMethod<&LayerObject::dispose>("dispose")});
 }
 
-Napi::Object LayerObject::make(Napi::Env env, Device& device, Napi::Object description) {
+Napi::Object LayerObject::make(Napi::Env env, Device& device, const Fields& description) {
   auto prepared = std::make_shared<Prepared>();
   ExpertLayer layer = to_layer(description);
   check_layer(layer, &device.backend());
@@ -110,13 +91,11 @@ Napi::Value LayerObject::forward(const Napi::CallbackInfo& info) {
     const auto prepared = alive();
     const Call call = to_call(args);
     check_forward(prepared->hidden_size, call.x, call.routing, call.y, &device_->backend());
-    auto work = std::make_shared<Work>();
-    work->cancellation = args.cancellation(4);
-    if (!work->cancellation) work->cancellation = std::make_shared<Cancellation>();
-    work->run = [prepared, call, cancellation = work->cancellation] {
+    const auto cancellation = args.cancellation(4);
+    const auto run = [prepared, call, cancellation] {
       prepared->forward->run(call.x, call.routing, call.y, *cancellation);
     };
-    return Module::of(info.Env()).submit(info.Env(), *device_, work, [](Napi::Env env) { return env.Undefined(); });
+    return Module::of(info.Env()).submit(info.Env(), *device_, run, cancellation);
   });
 }
 
@@ -133,13 +112,11 @@ void LayerObject::forward_sync(const Napi::CallbackInfo& info) {
 Napi::Value LayerObject::pack(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     const auto prepared = alive();
-    auto work = std::make_shared<Work>();
-    work->cancellation = Args(info).cancellation(0);
-    if (!work->cancellation) work->cancellation = std::make_shared<Cancellation>();
-    work->run = [prepared, cancellation = work->cancellation] {
+    const auto cancellation = Args(info).cancellation(0);
+    const auto run = [prepared, cancellation] {
       if (auto packed = prepared->forward->packed(*cancellation)) prepared->forward = std::move(packed);
     };
-    return Module::of(info.Env()).submit(info.Env(), *device_, work, [](Napi::Env env) { return env.Undefined(); });
+    return Module::of(info.Env()).submit(info.Env(), *device_, run, cancellation);
   });
 }
 

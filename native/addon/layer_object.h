@@ -2,6 +2,7 @@
 
 #include <memory>
 
+#include "addon/args.h"
 #include "addon/node_api.h"
 #include "core/device/device.h"
 
@@ -13,7 +14,7 @@ class LayerObject final : public Napi::ObjectWrap<LayerObject> {
   static Napi::Function define(Napi::Env env);
   // description: { activation, groups, gate, up, down: { perExpert: Tensor[], shared: Tensor[] },
   //                sharedExpert?: { gate, up, down, gateLogit? } }
-  static Napi::Object make(Napi::Env env, Device& device, Napi::Object description);
+  static Napi::Object make(Napi::Env env, Device& device, const Fields& description);
 
   explicit LayerObject(const Napi::CallbackInfo& info);
 

@@ -56,7 +56,14 @@ void Module::install(Napi::Env env) {
   napi_add_env_cleanup_hook(env, on_cleanup, module);
 }
 
-Napi::Promise Module::submit(Napi::Env env, Device& device, std::shared_ptr<Work> work, Finish finish) {
+Napi::Promise Module::submit(Napi::Env env, Device& device, std::function<void()> run,
+                             std::shared_ptr<Cancellation> cancellation) {
+  return queue(env, device, {std::move(run), std::move(cancellation), nullptr},
+               [](Napi::Env e) { return e.Undefined(); });
+}
+
+Napi::Promise Module::queue(Napi::Env env, Device& device, Work queued, Finish finish) {
+  const auto work = std::make_shared<Work>(std::move(queued));
   const uint64_t ticket = next_ticket_++;
   const auto deferred = Napi::Promise::Deferred::New(env);
   try {
@@ -86,12 +93,6 @@ std::function<void()> Module::job(std::shared_ptr<Work> work, uint64_t ticket) c
     work->run = nullptr;  // what it kept alive may go now
     completions->end(ticket, begun);
   };
-}
-
-Napi::Promise Module::submit(Napi::Env env, Device& device, std::function<void()> run) {
-  auto work = std::make_shared<Work>();
-  work->run = std::move(run);
-  return submit(env, device, std::move(work), [](Napi::Env e) { return e.Undefined(); });
 }
 
 void Module::on_wake(napi_env env, napi_value, void* context, void*) {

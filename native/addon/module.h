@@ -5,7 +5,10 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
+#include <type_traits>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "addon/node_api.h"
@@ -46,19 +49,28 @@ class Completions {
   std::vector<uint64_t> taken_;  // of the JavaScript thread
 };
 
+// What makes a number of JavaScript of a result.
+inline Napi::Value to_number(Napi::Env env, double value) { return Napi::Number::New(env, value); }
+
 // All state of one environment (the main thread, or a worker_thread). Destruction, in order: the cleanup hook closes
 // the completions, cancels what waits and waits for what runs; then Node deletes the wrapped objects; then this.
 class Module {
  public:
-  using Finish = std::function<Napi::Value(Napi::Env)>;
-
   static Module& of(Napi::Env env);
   static void install(Napi::Env env);
 
-  // Queues `work` on the device; the promise gets what `finish` returns, or the error of either.
-  Napi::Promise submit(Napi::Env env, Device& device, std::shared_ptr<Work> work, Finish finish);
-  // The same for work whose results go to its arguments: a promise of nothing.
-  Napi::Promise submit(Napi::Env env, Device& device, std::function<void()> run);
+  // Queues work whose results go to its arguments: a promise of nothing, or of its error.
+  Napi::Promise submit(Napi::Env env, Device& device, std::function<void()> run,
+                       std::shared_ptr<Cancellation> cancellation = nullptr);
+  // Queues work with a result: the promise gets what `to_js(env, result)` makes of it on the JavaScript thread, or the
+  // error of either.
+  template <class Compute, class ToJs>
+  Napi::Promise compute(Napi::Env env, Device& device, Compute compute, ToJs to_js) {
+    auto result = std::make_shared<std::optional<std::invoke_result_t<const Compute&>>>();
+    return queue(env, device,
+                 {[result, compute = std::move(compute)] { result->emplace(compute()); }, nullptr, nullptr},
+                 [result, to_js = std::move(to_js)](Napi::Env e) -> Napi::Value { return to_js(e, **result); });
+  }
 
   Napi::FunctionReference tensor_constructor;
   Napi::FunctionReference device_constructor;
@@ -67,12 +79,16 @@ class Module {
   Napi::FunctionReference calibrated_group_constructor;
 
  private:
+  using Finish = std::function<Napi::Value(Napi::Env)>;
+
   struct Pending {
     Napi::Promise::Deferred deferred;
     std::shared_ptr<Work> work;
     Finish finish;
   };
 
+  // The promise gets what `finish` returns, or the error of either.
+  Napi::Promise queue(Napi::Env env, Device& device, Work work, Finish finish);
   std::function<void()> job(std::shared_ptr<Work> work, uint64_t ticket) const;
   static void on_wake(napi_env env, napi_value callback, void* context, void* data);
   static void on_cleanup(void* module);

@@ -19,20 +19,17 @@ inline auto tensor(const char* name) {
 
 // No tensor where the argument is undefined.
 inline auto optional_tensor(const char* name) {
-  return [name](const Args& args, size_t& next) {
-    const size_t index = next++;
-    return args.is_undefined(index) ? Tensor() : args.tensor(index, name);
-  };
+  return [name](const Args& args, size_t& next) { return args.optional_tensor(next++, name); };
 }
 
 inline auto number(const char* name) {
   return [name](const Args& args, size_t& next) { return static_cast<float>(args.number(next++, name)); };
 }
 
-// An object or array, as what `convert` makes of it.
+// The fields of an object, or an array, as what `convert` makes of them.
 template <class Convert>
 auto object(const char* name, Convert convert) {
-  return [name, convert](const Args& args, size_t& next) { return convert(args.object(next++, name)); };
+  return [name, convert](const Args& args, size_t& next) { return convert(args.fields(next++, name)); };
 }
 
 template <class Convert>

@@ -12,8 +12,6 @@
 namespace molae::addon {
 namespace {
 
-constexpr int64_t kMaxRows = int64_t{1} << 53;
-
 void check_size(const Tensor& tensor, const Bytes& bytes, const char* name) {
   if (bytes.size != tensor.bytes()) {
     fail(ErrorCode::ShapeMismatch, "Expected ", tensor.bytes(), " bytes for ", name, " but received ", bytes.size);
@@ -65,15 +63,16 @@ Tensor TensorObject::alive() const {
 
 Napi::Value TensorObject::slice(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
-    return make(info.Env(), *device_, alive().slice(Args(info).integer(0, "index", 0, kMaxRows)));
+    return make(info.Env(), *device_, alive().slice(Args(info).integer(0, "index", 0, kMaxSafeInteger)));
   });
 }
 
 Napi::Value TensorObject::row_range(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     const Args args(info);
-    return make(info.Env(), *device_,
-                alive().row_range(args.integer(0, "begin", 0, kMaxRows), args.integer(1, "end", 0, kMaxRows)));
+    return make(
+        info.Env(), *device_,
+        alive().row_range(args.integer(0, "begin", 0, kMaxSafeInteger), args.integer(1, "end", 0, kMaxSafeInteger)));
   });
 }
 
@@ -87,20 +86,20 @@ Napi::Value TensorObject::read(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     const Tensor tensor = alive();
     check_size(tensor, to_bytes(info[0], "target"), "target");
-    auto staging = std::make_shared<std::vector<uint8_t>>();
-    auto work = std::make_shared<Work>();
-    work->run = [&backend = device_->backend(), tensor, staging] {
-      staging->resize(tensor.bytes());
-      backend.download(tensor, staging->data());
+    const auto download = [&backend = device_->backend(), tensor] {
+      std::vector<uint8_t> staging(tensor.bytes());
+      backend.download(tensor, staging.data());
+      return staging;
     };
     auto target = std::make_shared<Napi::ObjectReference>(Napi::Persistent(info[0].As<Napi::Object>()));
-    return Module::of(info.Env()).submit(info.Env(), *device_, work, [staging, target](Napi::Env env) {
+    const auto fill = [target](Napi::Env env, const std::vector<uint8_t>& staging) {
       const Bytes bytes = to_bytes(target->Value(), "target");
-      if (bytes.size != staging->size())
+      if (bytes.size != staging.size())
         fail(ErrorCode::InvalidArgument, "The target was detached or resized meanwhile");
-      if (!staging->empty()) std::memcpy(bytes.data, staging->data(), staging->size());
+      if (!staging.empty()) std::memcpy(bytes.data, staging.data(), staging.size());
       return env.Undefined();
-    });
+    };
+    return Module::of(info.Env()).compute(info.Env(), *device_, download, fill);
   });
 }
 
@@ -120,9 +119,9 @@ Napi::Value TensorObject::write(const Napi::CallbackInfo& info) {
     const Bytes bytes = to_bytes(info[0], "source");
     check_size(tensor, bytes, "source");
     auto staging = std::make_shared<std::vector<uint8_t>>(bytes.data, bytes.data + bytes.size);
-    auto work = std::make_shared<Work>();
-    work->run = [&backend = device_->backend(), tensor, staging] { backend.upload(staging->data(), tensor); };
-    return Module::of(info.Env()).submit(info.Env(), *device_, work, [](Napi::Env env) { return env.Undefined(); });
+    return Module::of(info.Env()).submit(info.Env(), *device_, [&backend = device_->backend(), tensor, staging] {
+      backend.upload(staging->data(), tensor);
+    });
   });
 }
 

@@ -20,4 +20,9 @@ inline size_t checked_add(size_t a, size_t b) {
   return sum;
 }
 
+// How many parts of `size` hold `count`, and the least multiple of `unit` that holds `count`. For sizes of what there
+// is: nothing here overflows for them.
+constexpr int64_t ceil_divide(int64_t count, int64_t size) { return (count + size - 1) / size; }
+constexpr int64_t round_up(int64_t count, int64_t unit) { return ceil_divide(count, unit) * unit; }
+
 }  // namespace molae

@@ -65,11 +65,9 @@ class CpuBackend final : public Backend {
   void copy(const Tensor& from, const Tensor& to) override {
     if (is_block(from.dtype()) || is_block(to.dtype())) return copy_rows(from, to);
     const auto count = static_cast<int64_t>(from.elements());
-    const int64_t tasks = (count + kCopyElements - 1) / kCopyElements;
-    ComputePool::instance().parallel_for(threads_, tasks, [&](int64_t task, int) {
-      const int64_t begin = task * kCopyElements;
+    ComputePool::instance().for_ranges(threads_, count, kCopyElements, [&](int64_t begin, int64_t end, int) {
       convert_elements(from.dtype(), from.as<const std::byte>() + begin * item_size(from.dtype()), to.dtype(),
-                       to.as<std::byte>() + begin * item_size(to.dtype()), std::min(kCopyElements, count - begin));
+                       to.as<std::byte>() + begin * item_size(to.dtype()), end - begin);
     });
   }
 
@@ -118,9 +116,9 @@ class CpuBackend final : public Backend {
     const int64_t step = std::max<int64_t>(1, kCopyElements / cols);
     const auto from_stride = static_cast<int64_t>(row_bytes(from.dtype(), cols));
     const auto to_stride = static_cast<int64_t>(row_bytes(to.dtype(), cols));
-    ComputePool::instance().parallel_for(threads_, (rows + step - 1) / step, [&](int64_t task, int) {
+    ComputePool::instance().for_ranges(threads_, rows, step, [&](int64_t begin, int64_t end, int) {
       std::vector<float> wide(cols);
-      for (int64_t row = task * step; row < std::min(rows, (task + 1) * step); ++row) {
+      for (int64_t row = begin; row < end; ++row) {
         const std::byte* source = from.as<const std::byte>() + row * from_stride;
         std::byte* target = to.as<std::byte>() + row * to_stride;
         if (from.dtype() == to.dtype() || !is_block(to.dtype())) {

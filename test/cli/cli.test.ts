@@ -1,5 +1,5 @@
 import { once } from 'node:events';
-import { access, readdir, readFile, rm } from 'node:fs/promises';
+import { access, cp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { TINY } from '../support/fixtures.ts';
@@ -218,6 +218,30 @@ describe('wrong usage', () => {
     expect(evaluated.perplexity).toBeLessThan(115);
     await rm(out, { recursive: true });
   }, 120_000);
+
+  it('samples the text in windows of the context where that is shorter than the usual window', async () => {
+    const short = join(cli.scratch, 'short-context');
+    await cp(TINY, short, { recursive: true });
+    const config = JSON.parse(await readFile(join(TINY, 'config.json'), 'utf8'));
+    await writeFile(join(short, 'config.json'), JSON.stringify({ ...config, max_position_embeddings: 64 }));
+    const text = join(ROOT, 'test/fixtures/moby-dick.txt');
+    // 17 windows of 64 tokens; of 256 they would be 4.
+    const args = [
+      '--latent-size',
+      '32',
+      '--group-size',
+      '4',
+      '--calibrate',
+      text,
+      '--calibrate-tokens',
+      '1088',
+    ];
+    const report = json(await cli.run('convert', short, out, ...args, '--json')) as {
+      calibration: { tokens: number; window: number };
+    };
+    expect(report.calibration).toMatchObject({ tokens: 17 * 64, window: 64 });
+    await rm(out, { recursive: true });
+  });
 
   it('searches for a form: a table for people, candidates in the JSON, and too little text is refused', async () => {
     const text = join(ROOT, 'test/fixtures/moby-dick.txt');

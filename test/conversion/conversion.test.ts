@@ -6,8 +6,9 @@ import { afterAll, beforeEach, describe, expect, test } from 'vitest';
 import { openCheckpoint } from '../../lib/checkpoint/checkpoint.ts';
 import { type ConvertOptions, convertCheckpoint } from '../../lib/conversion/convert.ts';
 import { openDevice } from '../../lib/device.ts';
-import { type DenseExperts, type LatentExperts, type LatentOperator, OPERATORS } from '../../lib/experts.ts';
+import type { DenseExperts, LatentExperts, LatentOperator } from '../../lib/experts.ts';
 import { factorizeExperts } from '../../lib/factorization/factorize.ts';
+import { OPERATORS } from '../../lib/operators.ts';
 import { TINY } from '../support/fixtures.ts';
 import { contents, digest } from '../support/folders.ts';
 import { freshPaths, outputFolder } from '../support/temporary.ts';
@@ -86,6 +87,16 @@ describe('a converted checkpoint', () => {
       [12, 13, 14, 15],
     ]);
     expect((await readdir(root)).filter((name) => name.includes('partial'))).toEqual([]);
+  });
+
+  test('has the modules for transformers beside it where they were asked for', async () => {
+    await convert({ withPython: true });
+    for (const name of ['configuration_molae.py', 'modeling_molae.py']) {
+      const own = fileURLToPath(new URL(`../../python/${name}`, import.meta.url));
+      expect(digest(await readFile(join(output, name))), name).toBe(digest(await readFile(own)));
+    }
+    const { auto_map } = JSON.parse(await readFile(join(output, 'config.json'), 'utf8'));
+    expect(auto_map).toMatchObject({ AutoConfig: 'configuration_molae.MolaeConfig' });
   });
 
   test('the report counts what the files have', async () => {
@@ -301,7 +312,10 @@ describe('bad input', () => {
   test('a converted checkpoint is not converted again', async () => {
     await convert();
     const call = convertCheckpoint(output, `${output}-again`, { groupSize: 4, latentSize: 8, device });
-    await expect(call).rejects.toThrow(/converted already/);
+    await expect(call).rejects.toMatchObject({
+      code: 'UNSUPPORTED_CHECKPOINT',
+      message: expect.stringContaining('was converted already: take the checkpoint it came from'),
+    });
   });
 
   test('an output that cannot be created is an IO error; the source is untouched', async () => {

@@ -2,17 +2,16 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { openCheckpoint } from '../../lib/checkpoint/checkpoint.ts';
-import {
-  type CalibratedConversionOptions,
-  convertCalibrated,
-} from '../../lib/conversion/calibrated/convert.ts';
+import { convertCalibrated } from '../../lib/conversion/calibrated/convert.ts';
+import type { CalibratedConversionOptions } from '../../lib/conversion/calibrated/options.ts';
 import { convertCheckpoint } from '../../lib/conversion/convert.ts';
 import { openDevice } from '../../lib/device.ts';
-import { calibrationTokens, sampleWindows, splitWindows } from '../../lib/model/calibration.ts';
+import { calibrationTokens } from '../../lib/model/calibration.ts';
 import { KeptInputs, keptInputBytes } from '../../lib/model/kept-inputs.ts';
 import { Model } from '../../lib/model/model.ts';
 import { perplexity } from '../../lib/model/perplexity.ts';
 import { Tokenizer } from '../../lib/model/tokenizer.ts';
+import { sampleWindows, splitWindows } from '../../lib/model/windows.ts';
 import { stopAndGoOn } from '../methods/support.ts';
 import { openOwnDevice } from '../support/device.ts';
 import { fixture, TINY } from '../support/fixtures.ts';

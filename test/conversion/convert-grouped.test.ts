@@ -4,18 +4,16 @@ import { afterAll, beforeEach, describe, expect, test } from 'vitest';
 import { openCheckpoint } from '../../lib/checkpoint/checkpoint.ts';
 import { inspectCheckpoint } from '../../lib/checkpoint/inspect.ts';
 import { SafetensorsWriter } from '../../lib/checkpoint/safetensors/writer.ts';
-import {
-  type CalibratedConversionOptions,
-  convertCalibrated,
-} from '../../lib/conversion/calibrated/convert.ts';
+import { convertCalibrated } from '../../lib/conversion/calibrated/convert.ts';
 import type { GroupUseReport } from '../../lib/conversion/calibrated/group-use.ts';
+import type { CalibratedConversionOptions } from '../../lib/conversion/calibrated/options.ts';
 import { openDevice } from '../../lib/device.ts';
-import { OPERATORS } from '../../lib/experts.ts';
 import { searchCalibrated } from '../../lib/methods/calibrated/search.ts';
 import { calibrate } from '../../lib/model/calibration.ts';
 import { Model } from '../../lib/model/model.ts';
 import { perplexity } from '../../lib/model/perplexity.ts';
 import { Tokenizer } from '../../lib/model/tokenizer.ts';
+import { OPERATORS } from '../../lib/operators.ts';
 import { stopAndGoOn } from '../methods/support.ts';
 import { fixture, TINY } from '../support/fixtures.ts';
 import { contents } from '../support/folders.ts';

@@ -2,7 +2,8 @@ import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { distinctGroups, groupProbability } from '../../lib/costs/distinct-groups.ts';
 import { type Factorization, layerCosts } from '../../lib/costs/layer-costs.ts';
-import { divisors, type LayerSizes } from '../../lib/costs/sizes.ts';
+import type { LayerSizes } from '../../lib/costs/sizes.ts';
+import { divisors } from '../../lib/factorization/groups.ts';
 import { invalid } from '../support/errors.ts';
 import { OLMOE } from '../support/sizes.ts';
 
@@ -65,7 +66,7 @@ describe('distinctGroups', () => {
     }
   });
 
-  test('refuses a k that does not divide N, and names divisors near by', () => {
+  test('refuses a k that does not divide N, and names those that do', () => {
     expect(() => distinctGroups(60, 16, 4)).toThrow(invalid('groupSize', '16', '12, 15, 20, 30'));
     expect(() => distinctGroups(60, 0, 4)).toThrow(invalid('groupSize', '0'));
     expect(() => distinctGroups(60, 15, 61)).toThrow(invalid('topK', '61'));
@@ -231,6 +232,25 @@ describe('layerCosts', () => {
     expect(costs({ latentSizes: { down: 5 }, sharedGateUp: true })).toThrow(invalid('sharedGateUp'));
     expect(costs({}, { topK: 65 })).toThrow(invalid('topK', '65'));
     expect(costs({}, { hiddenSize: 1.5 })).toThrow(invalid('hiddenSize', '1.5'));
+  });
+
+  test('refuse arguments of another type', () => {
+    const fitting = { groupSizes: [64], latentSizes: { gate: 4 } };
+    expect(() => layerCosts(null as never, fitting)).toThrow(invalid('sizes'));
+    expect(() => layerCosts(OLMOE, null as never)).toThrow(invalid('factorization'));
+    expect(() => layerCosts(OLMOE, fitting, null as never)).toThrow(invalid('options'));
+    for (const groupSizes of [null, 64, '64', { length: 1, 0: 64 }, new Array(2 ** 32 - 1)]) {
+      expect(() => layerCosts(OLMOE, { ...fitting, groupSizes } as never)).toThrow(invalid('groupSizes'));
+    }
+    for (const latentSizes of [null, 4, undefined]) {
+      expect(() => layerCosts(OLMOE, { ...fitting, latentSizes } as never)).toThrow(invalid('latentSizes'));
+    }
+    for (const gate of [null, '4', { length: 1, 0: 4 }]) {
+      const latentSizes = { gate };
+      expect(() => layerCosts(OLMOE, { ...fitting, latentSizes } as never)).toThrow(
+        invalid('latentSizes.gate'),
+      );
+    }
   });
 });
 

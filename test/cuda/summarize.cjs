@@ -1,5 +1,5 @@
 // The logs of scripts/gpu-check.sh as one JSON file: summarize.cjs LOGS RESULT. Exit 1 where a step failed; the peers are no
-// step of ours.
+// step of ours. A step that there was no time for has not failed: it is in `skipped`.
 const fs = require('node:fs');
 const path = require('node:path');
 
@@ -11,10 +11,16 @@ const text = (name) => {
 const tail = (value) => value.trim().split('\n').slice(-25);
 
 const steps = {};
+const skipped = [];
 for (const file of fs.readdirSync(logs).filter((name) => name.endsWith('.status'))) {
   const name = path.basename(file, '.status');
-  const [status, seconds] = text(file).trim().split(' ').map(Number);
-  steps[name] = { ok: status === 0, status, seconds };
+  const [word, seconds] = text(file).trim().split(' ');
+  if (word === 'skipped') {
+    skipped.push(name);
+    continue;
+  }
+  const status = word === 'cut' ? word : Number(word); // cut: whoever ran the script ended it
+  steps[name] = { ok: status === 0, status, seconds: Number(seconds) };
   if (status !== 0) steps[name].output = tail(`${text(`${name}.log`)}\n${text(`${name}.err`)}`);
 }
 
@@ -69,7 +75,7 @@ const tiles = rows
   });
 
 // Few tokens: by the streaming kernel, which is what 4 and fewer take, by the tile that they took before it, and as a graph.
-// Bytes are those of the weights that uniform routing touches; a copy reads and writes.
+// Bytes are those of the weights that the routing touched; a copy reads and writes.
 const copy = rows.find(({ name }) => name === 'device copy')?.gbps;
 const graphTests = `${parityGraphs}\n${parityHopper}`
   .split('\n')
@@ -96,7 +102,10 @@ const report = {
   gpu: text('gpu.log').trim(),
   ok: Object.entries(steps).every(([name, step]) => step.ok || name === 'peers'),
   steps,
-  sanitizer: steps.memcheck ? 'ran' : 'compute-sanitizer was not found',
+  skipped,
+  sanitizer: Object.keys(steps).some((name) => /^(memcheck|racecheck|initcheck)/.test(name))
+    ? 'ran'
+    : 'did not run: not found, not asked for, or no time',
   parity: counts && {
     passed: Number(counts[1]),
     failed: Number(counts[2]),
@@ -132,5 +141,6 @@ for (const { model, tokens, ours, timesOurs } of peers?.ratios ?? []) {
   const others = Object.entries(timesOurs).map(([peer, times]) => `${peer} ${times.toFixed(2)}`);
   console.log(`${model}, ${tokens} tokens, times of ${ours}: ${others.join(', ')}`);
 }
+if (skipped.length > 0) console.log(`gpu-check: no time for ${skipped.join(', ')}`);
 console.log(`gpu-check: ${report.ok ? 'passed' : 'FAILED'}, see ${result}`);
 process.exitCode = report.ok ? 0 : 1;

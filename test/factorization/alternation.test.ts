@@ -3,7 +3,7 @@ import { afterAll, describe, expect, test } from 'vitest';
 import { openDevice } from '../../lib/device.ts';
 import type { DenseExperts } from '../../lib/experts.ts';
 import { type CalibratedOptions, factorizeCalibrated } from '../../lib/factorization/calibrated.ts';
-import type { FactorizationReport } from '../../lib/factorization/factorize.ts';
+import type { FactorizationReport } from '../../lib/factorization/report.ts';
 import { calibrate } from '../../lib/model/calibration.ts';
 import { Model } from '../../lib/model/model.ts';
 import { Tokenizer } from '../../lib/model/tokenizer.ts';

@@ -1,9 +1,10 @@
 import fc from 'fast-check';
 import { afterAll, describe, expect, test } from 'vitest';
-import { DenseExperts, type LatentOperator, type Operator } from '../../lib/experts.ts';
+import { DenseExperts, type LatentOperator } from '../../lib/experts.ts';
 import { calibratedSpectra, factorizeCalibrated } from '../../lib/factorization/calibrated.ts';
 import { groupBases, type LayerInputs } from '../../lib/factorization/calibrated-group.ts';
 import { factorizeExperts } from '../../lib/factorization/factorize.ts';
+import type { Operator } from '../../lib/operators.ts';
 import type { Tensor } from '../../lib/tensor.ts';
 import { openOwnDevice, openTestDevice } from '../support/device.ts';
 import { Random, toTensor } from '../support/random.ts';
@@ -256,12 +257,31 @@ onCpu('factorizeCalibrated', () => {
     await refused({ latentSize: 21 }).toMatchObject({ code: 'INVALID_ARGUMENT' });
     await refused({ latentSize: { gate: [4] } }).toMatchObject({ code: 'INVALID_ARGUMENT' });
     await refused({ latentSize: {} }).toMatchObject({ code: 'INVALID_ARGUMENT' });
+    await refused({ latentSize: { gate: 4, up: 5 }, sharedGateUp: true }).toMatchObject({
+      code: 'INVALID_ARGUMENT',
+    });
+    await refused({ latentSize: { down: 4 }, sharedGateUp: true }).toMatchObject({
+      code: 'INVALID_ARGUMENT',
+      message: expect.stringContaining('both gate and up'),
+    });
     await refused({ groupSize: 3 }).toMatchObject({ code: 'INVALID_ARGUMENT' });
     await refused({ shrinkage: -1 }).toMatchObject({ code: 'INVALID_ARGUMENT' });
     await refused({}, inputs(2, { ...SIZES, n: 20 })).toMatchObject({ code: 'SHAPE_MISMATCH' });
     const others = inputs(2, { ...SIZES, tokens: 10 });
     await refused({}, { x: seen.x, routing: others.routing }).toMatchObject({ code: 'SHAPE_MISMATCH' });
   });
+
+  test.each([[[]], ['gate'], [null], [['gate', 'router']], [new Array(2 ** 32 - 1)]])(
+    'refuses operators of a spectrum that are none',
+    async (operators) => {
+      using dense = layer(2, SIZES);
+      const options = { groupSize: 2, operators: operators as never };
+      await expect(calibratedSpectra(dense, inputs(2, SIZES), options)).rejects.toMatchObject({
+        code: 'INVALID_ARGUMENT',
+        message: expect.stringMatching(/some of gate, up, down for operators/),
+      });
+    },
+  );
 
   test('an aborted call leaves no memory behind', async () => {
     using own = await openOwnDevice();

@@ -1,14 +1,9 @@
 import fc from 'fast-check';
 import { afterAll, describe, expect, test } from 'vitest';
-import {
-  DenseExperts,
-  type LatentExperts,
-  type LatentOperator,
-  OPERATORS,
-  type Operator,
-} from '../../lib/experts.ts';
+import { DenseExperts, type LatentExperts, type LatentOperator } from '../../lib/experts.ts';
 import { type FactorizeOptions, factorizeExperts } from '../../lib/factorization/factorize.ts';
 import { svd } from '../../lib/linalg.ts';
+import { OPERATORS, type Operator } from '../../lib/operators.ts';
 import type { Tensor } from '../../lib/tensor.ts';
 import { openOwnDevice, openTestDevice } from '../support/device.ts';
 import { Random, toTensor } from '../support/random.ts';

@@ -1,14 +1,9 @@
 import { afterAll, describe, expect, test } from 'vitest';
-import {
-  type DenseExperts,
-  type LatentExperts,
-  type LatentOperator,
-  OPERATORS,
-  type Operator,
-} from '../../lib/experts.ts';
+import type { DenseExperts, LatentExperts, LatentOperator } from '../../lib/experts.ts';
 import { svd } from '../../lib/linalg.ts';
 import { baseAndDeltas, d2Moe } from '../../lib/methods/d2-moe.ts';
 import { whitenedSvd } from '../../lib/methods/whitened-svd.ts';
+import { OPERATORS, type Operator } from '../../lib/operators.ts';
 import type { Tensor } from '../../lib/tensor.ts';
 import { openTestDevice } from '../support/device.ts';
 import { toTensor } from '../support/random.ts';

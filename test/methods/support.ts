@@ -1,14 +1,13 @@
 import { expect } from 'vitest';
-import type {
-  CalibratedConversionOptions,
-  CalibratedConversionReport,
-} from '../../lib/conversion/calibrated/convert.ts';
+import type { CalibratedConversionReport } from '../../lib/conversion/calibrated/convert.ts';
+import type { CalibratedConversionOptions } from '../../lib/conversion/calibrated/options.ts';
 import type { Device } from '../../lib/device.ts';
-import { DenseExperts, OPERATORS, type Operator } from '../../lib/experts.ts';
+import { DenseExperts } from '../../lib/experts.ts';
 import type { Compressor, Method, MethodRequest } from '../../lib/methods/method.ts';
-import type { CalibrationLayer } from '../../lib/model/calibration.ts';
+import type { CalibrationLayer } from '../../lib/model/calibration-layer.ts';
 import type { Model } from '../../lib/model/model.ts';
 import { MoeBlock } from '../../lib/moe-block.ts';
+import { OPERATORS, type Operator } from '../../lib/operators.ts';
 import type { RouterSpec } from '../../lib/routing.ts';
 import type { Tensor } from '../../lib/tensor.ts';
 import { Random, toTensor } from '../support/random.ts';

@@ -154,7 +154,7 @@ template <class In>
 class RandomProduct {
  public:
   RandomProduct(Context& context, GemmTile tile, bool dual, bool shared_tokens)
-      : context_(context), dual_(dual), wide_(context.chance(0.5)) {
+      : context_(context), dual_(dual), wide_(!dual && context.chance(0.5)) {
     make_rows(tile_rows(tile));
     first_ = make_factor();
     args_.product.first = described(first_, first_.weights);

@@ -1,7 +1,7 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import type { MoeSpec } from '../../lib/checkpoint/family.ts';
-import { divisors } from '../../lib/costs/sizes.ts';
+import { divisors } from '../../lib/factorization/groups.ts';
 import { planConversion } from '../../lib/plan/plan-conversion.ts';
 import type { PlanOptions } from '../../lib/plan/request.ts';
 import { invalid } from '../support/errors.ts';
@@ -214,5 +214,64 @@ describe('planConversion', () => {
     [{ groupProbabilities: [1] }, ['groupProbabilities']],
   ])('refuses %j', (options, words) => {
     expect(() => planConversion(QWEN15, options)).toThrow(invalid(...words));
+  });
+
+  test('a shared gate and up alone have twice the rows to draw a latent space from', () => {
+    const form = { groupSize: 1, operators: ['gate', 'up'] as const, sharedGateUp: true };
+    expect(planConversion(QWEN15, { ...form, latentSize: 2048 }).latentSize).toBe(2048);
+    const narrow = specOf(2048, 100, 8, 2, 1);
+    expect(planConversion(narrow, { ...form, latentSize: 200 }).latentSize).toBe(200);
+    expect(() => planConversion(narrow, { ...form, latentSize: 201 })).toThrow(invalid('latentSize', '200'));
+    const { operators: _, ...withDown } = form;
+    expect(() => planConversion(narrow, { ...withDown, latentSize: 101 })).toThrow(
+      invalid('latentSize', '100'),
+    );
+  });
+
+  /** Each option with what is of another type, and would do damage if it were taken for its own. */
+  const wrong: readonly (readonly [keyof PlanOptions, unknown])[] = [
+    ['operators', 'gate'],
+    ['operators', 5],
+    ['operators', null],
+    ['operators', { length: 1, 0: 'gate' }],
+    ['operators', new Array(2 ** 32 - 1)],
+    ['sharedGateUp', 'no'],
+    ['sharedGateUp', null],
+    ['groupSize', '15'],
+    ['groupSize', null],
+    ['latentSize', 704n],
+    ['latentSize', [704]],
+    ['targetRatio', null],
+    ['otherParameters', '5'],
+    ['otherParameters', 5n],
+    ['otherParameters', null],
+    ['otherParameters', Symbol('5')],
+    ['otherParameters', Number.POSITIVE_INFINITY],
+    ['bytesPerParameter', '2'],
+    ['batch', 2n],
+    ['groupProbabilities', null],
+    ['groupProbabilities', 4],
+    ['groupProbabilities', { length: 4, 0: 1, 1: 1, 2: 1, 3: 1 }],
+    ['groupProbabilities', ['1', '1', '1', '1']],
+    ['expertProbabilities', null],
+    ['expertProbabilities', 60],
+    ['expertProbabilities', [null, null, null, null]],
+    ['expertProbabilities', new Array(4).fill(new Array(15).fill('0'))],
+  ];
+  test.each(wrong)('refuses %s of another type', (name, value) => {
+    const groupSize = name === 'groupSize' ? {} : { groupSize: 15 };
+    expect(() => planConversion(QWEN15, { ...groupSize, [name]: value })).toThrow(invalid(name));
+  });
+
+  test('refuses a model and options that are none', () => {
+    for (const model of [null, undefined, 5, 'qwen', []]) {
+      expect(() => planConversion(model as never)).toThrow(invalid('model'));
+    }
+    for (const layers of [null, undefined, 24]) {
+      expect(() => planConversion({ ...QWEN15, layers } as never)).toThrow(invalid('layers'));
+    }
+    for (const options of [null, 5]) {
+      expect(() => planConversion(QWEN15, options as never)).toThrow(invalid('options'));
+    }
   });
 });

@@ -1,36 +1,23 @@
 import type { GroupLimit, RouterSpec } from '../../routing.ts';
 import type { ModelConfig } from '../config.ts';
-import type { MoeSpec, SharedExpertTensors } from '../family.ts';
-import { everyLayer, readActivation, readNumExperts, readNumLayers, readTopK } from '../family.ts';
+import type { MoeSpec } from '../family.ts';
 import { badCheckpoint } from '../problems.ts';
-import { qwenMoeTensors } from './qwen_moe.ts';
+import { readSizes } from './read-sizes.ts';
 
 /** The sizes of DeepSeek's MoE layers and of the families that took over its config; the router differs. */
 export function describeDeepseek(config: ModelConfig): Omit<MoeSpec, 'router'> {
-  const numExperts = readNumExperts(config);
-  const numLayers = readNumLayers(config);
-  const intermediateSize = config.positiveInteger('moe_intermediate_size');
-  const firstMoe = config.has('first_k_dense_replace')
-    ? config.nonNegativeInteger('first_k_dense_replace')
-    : 0;
+  return readSizes(config, {
+    intermediateSize: 'moe_intermediate_size',
+    sharedExperts: 'n_shared_experts',
+    isMoe,
+  });
+}
+
+/** Every `moe_layer_freq`-th layer, after the first `first_k_dense_replace`. */
+function isMoe(config: ModelConfig): (layer: number) => boolean {
+  const first = config.optionalNonNegativeInteger('first_k_dense_replace') ?? 0;
   const step = config.optionalPositiveInteger('moe_layer_freq') ?? 1;
-  const sharedExperts = config.has('n_shared_experts') ? config.nonNegativeInteger('n_shared_experts') : 0;
-  return {
-    hiddenSize: config.positiveInteger('hidden_size'),
-    intermediateSize,
-    numExperts,
-    topK: readTopK(config, numExperts),
-    activation: readActivation(config),
-    layers:
-      numExperts === 0
-        ? []
-        : everyLayer(numLayers).filter((layer) => layer >= firstMoe && layer % step === 0),
-    numLayers,
-    // Several shared experts are stored as one that is as wide as all of them.
-    ...(sharedExperts > 0 && {
-      sharedExpert: { intermediateSize: sharedExperts * intermediateSize, gated: false },
-    }),
-  };
+  return (layer) => layer >= first && layer % step === 0;
 }
 
 /** `n_group` and `topk_group`; undefined where they limit nothing. */
@@ -68,22 +55,3 @@ export function readSigmoidRouter(
     groupLimit: readGroupLimit(config, numExperts, 'top2'),
   };
 }
-
-/** Tensor names of DeepSeek's MoE layers. */
-export const deepseekTensors = {
-  ...qwenMoeTensors,
-  sharedExpertTensors(layer: number): SharedExpertTensors {
-    const prefix = `model.layers.${layer}.mlp.shared_experts`;
-    return {
-      gate: `${prefix}.gate_proj.weight`,
-      up: `${prefix}.up_proj.weight`,
-      down: `${prefix}.down_proj.weight`,
-    };
-  },
-};
-
-/** Of the families with the router of DeepSeek-V3. */
-export const sigmoidRouterTensors = {
-  ...deepseekTensors,
-  correctionBiasTensor: (layer: number) => `model.layers.${layer}.mlp.gate.e_score_correction_bias`,
-};

@@ -1,7 +1,8 @@
 import { readLatentAttentionDecoder } from '../decoder-spec.ts';
 import type { Family } from '../family.ts';
 import { quote, unsupportedCheckpoint } from '../problems.ts';
-import { deepseekTensors, describeDeepseek, readGroupLimit } from './deepseek.ts';
+import { describeDeepseek, readGroupLimit } from './deepseek.ts';
+import { deepseekTensors } from './tensor-names.ts';
 
 /**
  * DeepSeek-V2 and V2-Lite: `DeepseekV2ForCausalLM` of transformers. Softmax scores times `routed_scaling_factor`, with

@@ -1,7 +1,8 @@
 import { readLatentAttentionDecoder } from '../decoder-spec.ts';
 import type { Family } from '../family.ts';
 import { quote, unsupportedCheckpoint } from '../problems.ts';
-import { describeDeepseek, readSigmoidRouter, sigmoidRouterTensors } from './deepseek.ts';
+import { describeDeepseek, readSigmoidRouter } from './deepseek.ts';
+import { sigmoidRouterTensors } from './tensor-names.ts';
 
 /**
  * DeepSeek-V3, R1, V3.1 and Moonlight: `DeepseekV3ForCausalLM` of transformers. Layers past `num_hidden_layers`

@@ -1,6 +1,7 @@
 import type { ModelConfig } from '../config.ts';
 import type { Family, MoeSpec } from '../family.ts';
-import { describeDeepseek, readSigmoidRouter, sigmoidRouterTensors } from './deepseek.ts';
+import { describeDeepseek, readSigmoidRouter } from './deepseek.ts';
+import { sigmoidRouterTensors } from './tensor-names.ts';
 
 /** GLM-4.5, 4.6 and their Air versions: `Glm4MoeForCausalLM` of transformers. DeepSeek-V3's MoE layer in another decoder. */
 export const glm4Moe: Family = {

@@ -1,6 +1,6 @@
 import type { Family } from '../family.ts';
 import { stackedSlice } from '../fused-layout.ts';
-import { describeBlockSparse } from './mixtral.ts';
+import { readSizes } from './read-sizes.ts';
 
 /**
  * Granite 3 MoE: `GraniteMoeForCausalLM` of transformers. The experts of a layer are stacked: gate and up together in
@@ -11,7 +11,7 @@ export const graniteMoe: Family = {
   modelType: 'granitemoe',
 
   describe(config) {
-    const sizes = describeBlockSparse(config);
+    const sizes = readSizes(config, { intermediateSize: 'intermediate_size' });
     return { ...sizes, router: { scoring: 'softmax', topK: sizes.topK, renormalize: true } };
   },
 

@@ -1,8 +1,7 @@
-import type { Operator } from '../../experts.ts';
-import type { ModelConfig } from '../config.ts';
 import { readDecoder } from '../decoder-spec.ts';
-import type { Family, MoeSpec } from '../family.ts';
-import { everyLayer, readActivation, readNumExperts, readNumLayers, readTopK } from '../family.ts';
+import type { Family } from '../family.ts';
+import { readSizes } from './read-sizes.ts';
+import { blockSparseTensors } from './tensor-names.ts';
 
 /** Mixtral: `MixtralForCausalLM` of transformers. Softmax over all experts, then the best two by their share of the two. */
 export const mixtral: Family = {
@@ -10,34 +9,7 @@ export const mixtral: Family = {
   ...blockSparseTensors(),
   decoder: (config) => readDecoder(config),
   describe(config) {
-    const sizes = describeBlockSparse(config);
+    const sizes = readSizes(config, { intermediateSize: 'intermediate_size' });
     return { ...sizes, router: { scoring: 'softmax', topK: sizes.topK, renormalize: true } };
   },
 };
-
-/** The sizes of Mixtral and of the families that took over its config; the router differs. */
-export function describeBlockSparse(config: ModelConfig): Omit<MoeSpec, 'router'> {
-  const numExperts = readNumExperts(config);
-  const numLayers = readNumLayers(config);
-  return {
-    hiddenSize: config.positiveInteger('hidden_size'),
-    intermediateSize: config.positiveInteger('intermediate_size'),
-    numExperts,
-    topK: readTopK(config, numExperts),
-    activation: readActivation(config),
-    layers: numExperts === 0 ? [] : everyLayer(numLayers),
-    numLayers,
-  };
-}
-
-/** Mixtral's tensor names: w1 is gate, w3 up, w2 down. */
-export function blockSparseTensors() {
-  const names: Record<Operator, string> = { gate: 'w1', up: 'w3', down: 'w2' };
-  const prefix = (layer: number) => `model.layers.${layer}.block_sparse_moe`;
-  return {
-    expertsPrefix: prefix,
-    expertTensor: (layer: number, expert: number, operator: Operator) =>
-      `${prefix(layer)}.experts.${expert}.${names[operator]}.weight`,
-    routerTensor: (layer: number) => `${prefix(layer)}.gate.weight`,
-  };
-}

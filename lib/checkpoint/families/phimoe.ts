@@ -1,13 +1,14 @@
 import type { Family } from '../family.ts';
 import { unsupportedCheckpoint } from '../problems.ts';
-import { blockSparseTensors, describeBlockSparse } from './mixtral.ts';
+import { readSizes } from './read-sizes.ts';
+import { blockSparseTensors } from './tensor-names.ts';
 
 /** Phi-3.5-MoE: `PhimoeForCausalLM` of transformers. Mixtral's names and sizes, SparseMixer routing, always two experts. */
 export const phimoe: Family = {
   modelType: 'phimoe',
   ...blockSparseTensors(),
   describe(config) {
-    const sizes = describeBlockSparse(config);
+    const sizes = readSizes(config, { intermediateSize: 'intermediate_size' });
     if (sizes.topK !== 2) {
       throw unsupportedCheckpoint(
         config.file,

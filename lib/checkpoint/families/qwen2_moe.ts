@@ -1,6 +1,7 @@
 import { readDecoder } from '../decoder-spec.ts';
 import type { Family } from '../family.ts';
-import { describeQwenMoe, qwenMoeTensors, qwenSharedExpertTensors } from './qwen_moe.ts';
+import { describeQwenMoe } from './qwen_moe.ts';
+import { qwenMoeTensors, qwenSharedExpertTensors } from './tensor-names.ts';
 
 /** Qwen1.5-MoE and Qwen2-MoE: `Qwen2MoeForCausalLM` of transformers. */
 export const qwen2Moe: Family = {

@@ -1,6 +1,7 @@
 import { readDecoder } from '../decoder-spec.ts';
 import type { Family } from '../family.ts';
-import { describeQwenMoe, qwenMoeTensors } from './qwen_moe.ts';
+import { describeQwenMoe } from './qwen_moe.ts';
+import { qwenMoeTensors } from './tensor-names.ts';
 
 /** Qwen3-MoE (Qwen3-30B-A3B, Qwen3-235B-A22B, …): `Qwen3MoeForCausalLM` of transformers. No shared expert. */
 export const qwen3Moe: Family = {

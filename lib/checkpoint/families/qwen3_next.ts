@@ -1,5 +1,6 @@
 import type { Family } from '../family.ts';
-import { describeQwenMoe, qwenMoeTensors, qwenSharedExpertTensors } from './qwen_moe.ts';
+import { describeQwenMoe } from './qwen_moe.ts';
+import { qwenMoeTensors, qwenSharedExpertTensors } from './tensor-names.ts';
 
 /** Qwen3-Next: `Qwen3NextForCausalLM` of transformers. Qwen2-MoE's layer, gated shared expert and all. */
 export const qwen3Next: Family = {

@@ -20,7 +20,7 @@ export const DTYPE_BYTES = {
 export type SafetensorsDtype = keyof typeof DTYPE_BYTES;
 
 /** The dtypes that molae computes with. */
-export const FLOAT_DTYPES = ['F64', 'F32', 'F16', 'BF16'] as const satisfies SafetensorsDtype[];
+const FLOAT_DTYPES = ['F64', 'F32', 'F16', 'BF16'] as const satisfies SafetensorsDtype[];
 
 export type FloatDtype = (typeof FLOAT_DTYPES)[number];
 

@@ -1,6 +1,7 @@
 import { type FileHandle, open, unlink } from 'node:fs/promises';
 import { expected, MolaeError } from '../../errors.ts';
-import { ioError, writeFully } from '../files.ts';
+import { attempt } from '../../files.ts';
+import { writeFully } from '../files.ts';
 import { quote } from '../problems.ts';
 import { DTYPE_BYTES, isDtype, isEncodable, isShape, type SafetensorsDtype, tensorBytes } from './dtype.ts';
 import { LENGTH_BYTES, MAX_HEADER_BYTES, METADATA_KEY } from './header.ts';
@@ -62,12 +63,7 @@ export class SafetensorsWriter {
   ): Promise<SafetensorsWriter> {
     const slots = layOut(declarations);
     const header = encodeHeader(slots, metadata);
-    let handle: FileHandle;
-    try {
-      handle = await open(path, 'w');
-    } catch (cause) {
-      throw ioError('create', path, cause);
-    }
+    const handle = await attempt('create', path, () => open(path, 'w'));
     const writer = new SafetensorsWriter(path, handle, slots, LENGTH_BYTES + header.byteLength);
     try {
       await writeFully(handle, path, new Uint8Array(LENGTH_BYTES), 0);
@@ -122,7 +118,7 @@ export class SafetensorsWriter {
       await this.#discard();
       throw error;
     }
-    await this.#close();
+    await attempt('close', this.path, () => this.#handle.close());
   }
 
   /** Closes and deletes the unfinished file. After `finish()` or another `abort()` it does nothing. */
@@ -148,20 +144,8 @@ export class SafetensorsWriter {
     }
   }
 
-  async #sync(): Promise<void> {
-    try {
-      await this.#handle.sync();
-    } catch (cause) {
-      throw ioError('sync', this.path, cause);
-    }
-  }
-
-  async #close(): Promise<void> {
-    try {
-      await this.#handle.close();
-    } catch (cause) {
-      throw ioError('close', this.path, cause);
-    }
+  #sync(): Promise<void> {
+    return attempt('sync', this.path, () => this.#handle.sync());
   }
 
   /** Best effort: this runs when something has failed already, and that is the error to report. */

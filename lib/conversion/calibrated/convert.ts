@@ -1,96 +1,19 @@
 import { openCheckpoint } from '../../checkpoint/checkpoint.ts';
-import { DTYPE_BYTES } from '../../checkpoint/safetensors/dtype.ts';
-import { type Device, openDevice } from '../../device.ts';
+import { openDevice } from '../../device.ts';
 import { expected, throwIfAborted } from '../../errors.ts';
-import { DenseExperts, LatentExperts, type LatentOperator, type Operator } from '../../experts.ts';
-import {
-  type CalibratedGroupSource,
-  type CalibratedSteps,
-  calibratedPasses,
-  factorizeCalibratedGroup,
-  type LayerInputs,
-} from '../../factorization/calibrated-group.ts';
-import type { OperatorFactors } from '../../factorization/factorize.ts';
-import { madeAhead } from '../../made-ahead.ts';
-import { type SearchOptions, type SearchReport, stepsOf } from '../../methods/calibrated/search.ts';
+import type { SearchReport } from '../../methods/calibrated/search.ts';
 import { surveyedPart } from '../../methods/calibrated/survey.ts';
-import type { Grouping } from '../../methods/grouping/grouping.ts';
-import type { Partition } from '../../methods/grouping/partition.ts';
-import {
-  type CalibrationLayer,
-  calibrateParts,
-  expertCounts,
-  type TextParts,
-} from '../../model/calibration.ts';
-import { fewestAndMedian, layerCoverage } from '../../model/coverage.ts';
+import type { TextParts } from '../../model/calibration.ts';
 import { KeptInputs, keptInputBytes } from '../../model/kept-inputs.ts';
 import { Model } from '../../model/model.ts';
-import { type ConversionReport, checkSource, type OutputOptions, runConversion } from '../convert.ts';
-import type { FactorShapes, GroupFactors, LayerMethod, LayerWriter, StepListener } from '../layer-method.ts';
+import { type ConversionReport, checkSource, runConversion } from '../convert.ts';
 import { OutputFolder } from '../output-folder.ts';
-import { GroupUseCounter, type GroupUseReport } from './group-use.ts';
-import {
-  chooseSizes,
-  fingerprintOf,
-  needsSurvey,
-  provenanceOf,
-  type SizeChoice,
-  shapesOf,
-} from './size-choice.ts';
+import type { GroupUseReport } from './group-use.ts';
+import { CalibratedMethod, type CalibrationCoverage } from './method.ts';
+import { type CalibratedConversionOptions, checkOptions, KEPT_BYTES } from './options.ts';
+import { chooseSizes, needsSurvey } from './size-choice.ts';
 
-export interface CalibratedConversionOptions extends OutputOptions, CalibratedSteps, Grouping {
-  /** Token ids of text like that which the model will see: ten thousands of them, better a hundred thousand. */
-  readonly calibration: ArrayLike<number>;
-  /** Tokens that attend to each other; by default 256. */
-  readonly window?: number | undefined;
-  /**
-   * Remove at least this share of the routed experts' parameters; latent sizes go where they are worth most, which takes
-   * a look at a quarter of the text first. Exactly one of `targetRatio` and `latentSize` is needed.
-   */
-  readonly targetRatio?: number | undefined;
-  /** The same r everywhere. */
-  readonly latentSize?: number | undefined;
-  /**
-   * k; with `targetRatio` by default 1, which computes least and loses no more where it was measured
-   * (docs/choosing.md), with `latentSize` the planner's choice.
-   */
-  readonly groupSize?: number | undefined;
-  readonly operators?: readonly Operator[] | undefined;
-  readonly sharedGateUp?: boolean | undefined;
-  /**
-   * Try group sizes, one B for gate and up, and down left dense on a part of the text first, and take the best; see
-   * `searchCalibrated`. What is given is not searched for. Needs `targetRatio`, and memory for the whole model.
-   */
-  readonly search?: boolean | undefined;
-  /**
-   * Calibrate each layer on what the layers converted before it let through, instead of the original's hidden states. By
-   * default false: it gained nothing where it was measured.
-   */
-  readonly sequential?: boolean | undefined;
-  /**
-   * How many bytes the inputs of the layers may take that are kept from the pass that chooses latent sizes, so that the conversion
-   * need not take that quarter of the text through the model again: 4n + 8K for each of its tokens and MoE layers. What is more is
-   * not kept, and neither is anything with `sequential`. By default 2 GiB; makes no difference to the result.
-   */
-  readonly keptBytes?: number | undefined;
-  /** Called after each layer of the pass that chooses latent sizes, before `onProgress` is. */
-  readonly onSurvey?: ((progress: { readonly done: number; readonly total: number }) => void) | undefined;
-  /** Called before each candidate of the search. */
-  readonly onCandidate?: SearchOptions['onCandidate'];
-  /** By default `openDevice('auto')`. */
-  readonly device?: Device | undefined;
-}
-
-/** How the text covers the experts. */
-export interface CalibrationCoverage {
-  readonly tokens: number;
-  readonly window: number;
-  /** The fewest tokens that an expert saw, over all layers converted by this run. */
-  readonly fewestTokens: number;
-  readonly medianTokens: number;
-  /** Experts that no token reached, as [layer, expert]. */
-  readonly unusedExperts: readonly (readonly [number, number])[];
-}
+export type { CalibratedConversionOptions } from './options.ts';
 
 export interface CalibratedConversionReport extends ConversionReport {
   readonly calibration: CalibrationCoverage;
@@ -117,9 +40,7 @@ export async function convertCalibrated(
   options: CalibratedConversionOptions,
 ): Promise<CalibratedConversionReport> {
   if (typeof output !== 'string' || output === '') throw expected('the path of a folder', 'output', output);
-  checkCalibration(options.calibration);
-  checkKeptBytes(options);
-  calibratedPasses(options);
+  checkOptions(options);
   throwIfAborted(options.signal);
   await using checkpoint = await openCheckpoint(input);
   checkSource(checkpoint);
@@ -141,23 +62,6 @@ export async function convertCalibrated(
   } finally {
     if (!options.device) device.dispose();
   }
-}
-
-/** A few windows at least: with less there is nothing to fit to. */
-const FEWEST_TOKENS = 1024;
-
-function checkCalibration(ids: ArrayLike<number>): void {
-  const length: unknown = ids?.length;
-  if (typeof length !== 'number' || length < FEWEST_TOKENS) {
-    throw expected(`at least ${FEWEST_TOKENS} tokens`, 'calibration', `${length} tokens`);
-  }
-}
-
-const KEPT_BYTES = 2 * 1024 ** 3;
-
-function checkKeptBytes({ keptBytes = KEPT_BYTES }: CalibratedConversionOptions): void {
-  if (typeof keptBytes === 'number' && keptBytes >= 0) return;
-  throw expected('a number of bytes, at least 0', 'keptBytes', keptBytes);
 }
 
 /** Nothing where there is no use for them, or they would be too many. */
@@ -182,191 +86,4 @@ function conversionText(
   const { surveyed, rest } = surveyedPart(model, options);
   const parts = [kept && kept.tokens > 0 ? kept : surveyed];
   return rest.length > 0 ? [...parts, rest] : parts;
-}
-
-class CalibratedMethod implements LayerMethod {
-  readonly name = 'calibrated';
-  readonly shapes: FactorShapes;
-  readonly reason: string | undefined;
-  readonly fingerprint: unknown;
-  readonly stepsPerLayer: number;
-  readonly memory: unknown;
-  readonly provenance: Readonly<Record<string, unknown>>;
-  readonly #sharedGateUp: boolean;
-  readonly #model: Model;
-  readonly #options: CalibratedConversionOptions;
-  readonly #text: TextParts;
-  readonly #counts = new Map<number, Float64Array>();
-  readonly #use: GroupUseCounter;
-
-  constructor(model: Model, options: CalibratedConversionOptions, choice: SizeChoice, text: TextParts) {
-    const { calibration, window } = options;
-    this.#model = model;
-    this.#options = options;
-    this.#text = text;
-    this.reason = choice.reason;
-    this.memory = choice.memory;
-    this.provenance = provenanceOf(options, choice);
-    this.shapes = shapesOf(choice, model.checkpoint.spec.numExperts, options.quantize);
-    this.#use = new GroupUseCounter(
-      model.checkpoint.spec,
-      this.shapes,
-      (layer) => DTYPE_BYTES[model.checkpoint.expertDtype(layer, 'gate')],
-    );
-    this.#sharedGateUp = choice.sharedGateUp;
-    this.fingerprint = {
-      ids: fingerprintOf(calibration),
-      parts: text.length,
-      window,
-      steps: stepsOf(options),
-      sequential: options.sequential,
-      device: model.device.info.kind,
-    };
-    this.stepsPerLayer = calibratedPasses(options) * model.checkpoint.spec.numExperts;
-  }
-
-  get coverage(): CalibrationCoverage {
-    const { calibration, window = Math.min(256, this.#model.spec.contextLength) } = this.#options;
-    const layers = [...this.#counts].map(([layer, counts]) => layerCoverage(layer, counts));
-    return {
-      tokens: calibration.length,
-      window,
-      ...fewestAndMedian(layers.flatMap(({ expertTokens }) => expertTokens)),
-      unusedExperts: layers.flatMap(({ layer, unusedExperts }) =>
-        unusedExperts.map((expert) => [layer, expert] as const),
-      ),
-    };
-  }
-
-  get groupUse(): GroupUseReport | undefined {
-    return this.#use.report;
-  }
-
-  async run(wanted: readonly number[], write: LayerWriter, step: StepListener): Promise<void> {
-    const { window, signal, sequential = false } = this.#options;
-    const left = new Set(wanted);
-    const substitutes: LatentExperts[] = [];
-    try {
-      await calibrateParts(
-        this.#model,
-        this.#text,
-        async (layer) => {
-          await this.#use.count(layer);
-          if (!left.has(layer.layer) && !sequential) return undefined;
-          const { numExperts } = this.#model.checkpoint.spec;
-          this.#counts.set(layer.layer, await expertCounts(layer.routing, numExperts));
-          const made = new LayerFactors();
-          try {
-            const groups = this.#factorize(layer, step, sequential ? made : undefined);
-            if (left.delete(layer.layer)) await write(layer.layer, groups);
-            else for await (const _ of groups); // written by an earlier run: only what follows needs it
-          } catch (error) {
-            made.dispose();
-            throw error;
-          }
-          if (!sequential) return undefined;
-          for (const earlier of substitutes.splice(0)) earlier.dispose();
-          const experts = made.experts(
-            layer.block.experts as DenseExperts,
-            this.shapes.groups(layer.layer),
-            this.shapes.operators,
-          );
-          substitutes.push(experts);
-          return experts;
-        },
-        { window, signal },
-      );
-    } finally {
-      for (const experts of substitutes) experts.dispose();
-    }
-  }
-
-  /**
-   * `keep` takes the factors over; otherwise they are let go of once they are written. While those of a group are, the next one is
-   * factorized.
-   */
-  #factorize(
-    layer: CalibrationLayer,
-    step: StepListener,
-    keep: LayerFactors | undefined,
-  ): AsyncIterable<GroupFactors> {
-    const groups = this.shapes.groups(layer.layer);
-    return madeAhead(
-      groups.length,
-      async (group) => {
-        const made = await this.#factorizeGroup(layer, group, groups[group] as readonly number[], step);
-        keep?.add(made.factors);
-        return made;
-      },
-      ({ factors }) => {
-        if (keep) return;
-        for (const [, { a, b }] of factors) for (const tensor of [a, b]) tensor.dispose();
-      },
-    );
-  }
-
-  async #factorizeGroup(
-    { layer, block, x, routing }: CalibrationLayer,
-    group: number,
-    members: readonly number[],
-    step: StepListener,
-  ): Promise<GroupFactors> {
-    const experts = block.experts;
-    if (!(experts instanceof DenseExperts)) throw new Error('the experts of a source are dense');
-    const inputs: LayerInputs = { x, routing };
-    const options = {
-      ...this.#options,
-      sharedGateUp: this.#sharedGateUp,
-      dtype: this.shapes.quantization,
-    };
-    const source: CalibratedGroupSource = {
-      experts,
-      inputs,
-      group,
-      members,
-      sizes: (operator) =>
-        this.shapes.operators.includes(operator) ? this.shapes.latentSize(layer, operator, group) : undefined,
-    };
-    const at = { layer, operator: 'gate', group } as const;
-    return { group, factors: await factorizeCalibratedGroup(source, options, () => step(at)) };
-  }
-}
-
-/** The factors of a layer, group by group. */
-class LayerFactors {
-  readonly #operators: Record<Operator, { a: OperatorFactors['a'][]; b: OperatorFactors['b'][] }> = {
-    gate: { a: [], b: [] },
-    up: { a: [], b: [] },
-    down: { a: [], b: [] },
-  };
-
-  add(factors: readonly (readonly [Operator, OperatorFactors])[]): void {
-    for (const [operator, { a, b }] of factors) {
-      this.#operators[operator].a.push(a);
-      this.#operators[operator].b.push(b);
-    }
-  }
-
-  /** The layer of these factors, which it owns, and of dense operators where there are none. */
-  experts(dense: DenseExperts, groups: Partition, operators: readonly Operator[]): LatentExperts {
-    const operator = (name: Operator): LatentOperator | DenseExperts['gate'] =>
-      operators.includes(name) ? this.#operators[name] : dense[name];
-    return new LatentExperts({
-      groups,
-      gate: operator('gate'),
-      up: operator('up'),
-      down: operator('down'),
-      activation: dense.activation,
-      sharedExpert: dense.sharedExpert,
-      owned: [...this.#tensors()],
-    });
-  }
-
-  dispose(): void {
-    for (const tensor of this.#tensors()) tensor.dispose();
-  }
-
-  #tensors(): Set<OperatorFactors['a']> {
-    return new Set(Object.values(this.#operators).flatMap(({ a, b }) => [...a, ...b]));
-  }
 }

@@ -8,9 +8,10 @@ import {
   layerCosts,
 } from '../../costs/layer-costs.ts';
 import { BLOCK, byteCount } from '../../dtype.ts';
-import type { Operator } from '../../experts.ts';
-import { resolveGroups } from '../../factorization/factorize.ts';
-import { type CalibrationLayer, groupProbabilities, groupRouting } from '../../model/calibration.ts';
+import { consecutiveGroups } from '../../factorization/groups.ts';
+import type { CalibrationLayer } from '../../model/calibration-layer.ts';
+import { groupProbabilities, groupRouting } from '../../model/routing-statistics.ts';
+import type { Operator } from '../../operators.ts';
 import type { FactorShapes } from '../layer-method.ts';
 
 /** How tokens of the calibration text use the groups, and what that costs: routed experts, sums over all MoE layers. */
@@ -53,7 +54,7 @@ export class GroupUseCounter {
   async count({ layer, routing }: CalibrationLayer): Promise<void> {
     const { numExperts } = this.#spec;
     const groups = this.#shapes.groups(layer);
-    const inOrder = resolveGroups({ groupSize: numExperts / groups.length }, numExperts);
+    const inOrder = consecutiveGroups(numExperts, numExperts / groups.length);
     const measured = await groupRouting(routing, groups);
     const bytesPerParameter = this.#sourceBytes(layer);
     const costs = layerCosts(this.#spec, this.#factorization(layer), { bytesPerParameter, ...measured });

@@ -4,13 +4,9 @@ import { join } from 'node:path';
 import type { Checkpoint } from '../../checkpoint/checkpoint.ts';
 import type { BlockDType } from '../../dtype.ts';
 import { MolaeError } from '../../errors.ts';
-import { OPERATORS, type Operator } from '../../experts.ts';
-import { resolveGroups } from '../../factorization/factorize.ts';
-import {
-  allocateOverLayers,
-  CALIBRATED_GROUP_SIZE,
-  type LayerLatentSizes,
-} from '../../methods/calibrated/calibrated.ts';
+import { consecutiveGroups, type Partition } from '../../factorization/groups.ts';
+import { allocateOverLayers, type LayerLatentSizes } from '../../methods/calibrated/allocation.ts';
+import { CALIBRATED_GROUP_SIZE } from '../../methods/calibrated/form.ts';
 import { type SearchReport, searchCalibrated, stepsOf } from '../../methods/calibrated/search.ts';
 import { survey } from '../../methods/calibrated/survey.ts';
 import {
@@ -19,13 +15,13 @@ import {
   type Grouping,
   groupsByAffinity,
 } from '../../methods/grouping/grouping.ts';
-import type { Partition } from '../../methods/grouping/partition.ts';
-import type { CalibrationLayer } from '../../model/calibration.ts';
+import type { CalibrationLayer } from '../../model/calibration-layer.ts';
 import type { KeptInputs } from '../../model/kept-inputs.ts';
 import type { Model } from '../../model/model.ts';
+import { OPERATORS, type Operator } from '../../operators.ts';
 import { planConversion } from '../../plan/plan-conversion.ts';
 import type { FactorShapes } from '../layer-method.ts';
-import type { CalibratedConversionOptions } from './convert.ts';
+import type { CalibratedConversionOptions } from './options.ts';
 
 /** What a calibrated conversion makes: groups, operators, and the latent sizes of all layers. */
 export interface SizeChoice {
@@ -202,7 +198,7 @@ export function shapesOf(
   quantization: BlockDType | undefined,
 ): FactorShapes {
   const { groupSize, operators, sharedGateUp, latentSizes } = choice;
-  const consecutive = resolveGroups({ groupSize }, numExperts);
+  const consecutive = consecutiveGroups(numExperts, groupSize);
   const groups = new Map(choice.groups);
   const byLayer = typeof latentSizes === 'number' ? undefined : new Map(latentSizes);
   return {

@@ -1,7 +1,8 @@
+import type { Partition } from '../../factorization/groups.ts';
 import { AffinityGrouping } from '../grouping/grouping.ts';
-import type { Partition } from '../grouping/partition.ts';
 import type { Method, MethodRequest } from '../method.ts';
-import { allocateOverLayers, calibrated, calibratedCompressor, type LayerLatentSizes } from './calibrated.ts';
+import { allocateOverLayers, type LayerLatentSizes } from './allocation.ts';
+import { calibrated, calibratedCompressor } from './calibrated.ts';
 import { searchedGroupSizes } from './search.ts';
 
 /** The calibrated method with experts grouped by what they have in common, instead of by their numbers. */

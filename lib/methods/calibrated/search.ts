@@ -1,29 +1,26 @@
 import type { MoeSpec } from '../../checkpoint/family.ts';
 import { expected, MolaeError, throwIfAborted } from '../../errors.ts';
-import { type LatentExperts, OPERATORS, type Operator } from '../../experts.ts';
+import type { LatentExperts } from '../../experts.ts';
 import type { CalibratedSteps } from '../../factorization/calibrated-group.ts';
-import { type CalibrationLayer, groupRouting } from '../../model/calibration.ts';
+import { divisors, type Partition } from '../../factorization/groups.ts';
+import type { CalibrationLayer } from '../../model/calibration-layer.ts';
 import type { Model } from '../../model/model.ts';
-import {
-  checkWindow,
-  cutWindows,
-  defaultWindow,
-  lossesByWindow,
-  type WindowLoss,
-} from '../../model/perplexity.ts';
+import { lossesByWindow, type WindowLoss } from '../../model/perplexity.ts';
+import { groupRouting } from '../../model/routing-statistics.ts';
+import { checkWindow, cutWindows, defaultWindow } from '../../model/windows.ts';
+import { OPERATORS, type Operator } from '../../operators.ts';
 import { checkDenseModel, compressModel } from '../compressed-model.ts';
 import { AffinityGrouping, checkGrouping, type Grouping, groupsByAffinity } from '../grouping/grouping.ts';
-import type { Partition } from '../grouping/partition.ts';
 import type { Compressor } from '../method.ts';
 import { costsOf } from '../sizes.ts';
 import {
   type Allocation,
   allocateOverLayers,
-  type CalibratedForm,
-  calibratedCompressor,
   type LayerLatentSizes,
   unreachableReason,
-} from './calibrated.ts';
+} from './allocation.ts';
+import { calibratedCompressor } from './calibrated.ts';
+import type { CalibratedForm } from './form.ts';
 
 export interface SearchOptions extends CalibratedSteps, Grouping {
   /** Token ids: every fourth window of them judges, the others calibrate. */
@@ -113,9 +110,9 @@ export async function searchCalibrated(model: Model, options: SearchOptions): Pr
 
 /** Up to five divisors of the number of experts, from 1 to all of them, evenly on a logarithmic scale. */
 export function searchedGroupSizes({ numExperts }: Pick<MoeSpec, 'numExperts'>): number[] {
-  const divisors = Array.from({ length: numExperts }, (_, i) => i + 1).filter((k) => numExperts % k === 0);
+  const all = divisors(numExperts);
   const nearest = (wanted: number) =>
-    divisors.reduce((a, b) => (Math.abs(Math.log(b / wanted)) < Math.abs(Math.log(a / wanted)) ? b : a));
+    all.reduce((a, b) => (Math.abs(Math.log(b / wanted)) < Math.abs(Math.log(a / wanted)) ? b : a));
   return [...new Set([0, 1, 2, 3, 4].map((i) => nearest(numExperts ** (i / 4))))];
 }
 

@@ -1,7 +1,8 @@
-import { type CalibrationLayer, calibrate, splitWindows } from '../../model/calibration.ts';
+import { calibrate } from '../../model/calibration.ts';
+import type { CalibrationLayer } from '../../model/calibration-layer.ts';
 import type { KeptInputs } from '../../model/kept-inputs.ts';
 import type { Model } from '../../model/model.ts';
-import { checkWindow, defaultWindow } from '../../model/perplexity.ts';
+import { checkWindow, defaultWindow, splitWindows } from '../../model/windows.ts';
 import type { MethodRequest } from '../method.ts';
 
 /** What is looked at before anything is converted. */

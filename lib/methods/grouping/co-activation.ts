@@ -1,4 +1,4 @@
-import { routingStatistics } from '../../model/calibration.ts';
+import { routingStatistics } from '../../model/routing-statistics.ts';
 import type { Routing } from '../../routing.ts';
 
 /**

@@ -1,7 +1,8 @@
 import { expected, MolaeError } from '../../errors.ts';
-import type { CalibrationLayer } from '../../model/calibration.ts';
+import { divisors, type Partition } from '../../factorization/groups.ts';
+import type { CalibrationLayer } from '../../model/calibration-layer.ts';
 import { coActivationShares } from './co-activation.ts';
-import { affinityGroups, type Partition } from './partition.ts';
+import { affinityGroups } from './partition.ts';
 import { rowSpaceOverlaps } from './row-spaces.ts';
 
 export const GROUPINGS = ['consecutive', 'affinity'] as const;
@@ -48,9 +49,7 @@ export function checkGrouping(
   }
   if (grouping !== 'affinity' || groupSize === undefined) return;
   if (groupsByAffinity({ grouping }, groupSize, numExperts)) return;
-  const choices = Array.from({ length: numExperts }, (_, k) => k).filter(
-    (k) => k > 1 && numExperts % k === 0,
-  );
+  const choices = divisors(numExperts).slice(1, -1);
   throw new MolaeError(
     'INVALID_ARGUMENT',
     `grouping affinity has no effect with groups of ${groupSize}: ${

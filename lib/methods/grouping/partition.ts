@@ -1,5 +1,4 @@
-/** Groups of experts; every expert of a layer is in one of them. */
-export type Partition = readonly (readonly number[])[];
+import { consecutiveGroups, type Partition } from '../../factorization/groups.ts';
 
 /**
  * Groups of k experts with much affinity within them. Not the best of all partitions (which is hard to find), but no exchange
@@ -14,10 +13,7 @@ export type Partition = readonly (readonly number[])[];
 export function affinityGroups(affinity: readonly ArrayLike<number>[], groupSize: number): number[][] {
   const count = affinity.length;
   if (count % groupSize !== 0) throw new RangeError(`${groupSize} does not divide ${count}`);
-  const consecutive = Array.from({ length: count / groupSize }, (_, g) =>
-    Array.from({ length: groupSize }, (_, i) => g * groupSize + i),
-  );
-  const [greedy, kept] = [closestFirst(affinity, groupSize), consecutive];
+  const [greedy, kept] = [closestFirst(affinity, groupSize), consecutiveGroups(count, groupSize)];
   for (const groups of [greedy, kept]) while (exchangeOnce(groups, affinity));
   const better = affinityWithin(affinity, greedy) > affinityWithin(affinity, kept) ? greedy : kept;
   return better

@@ -1,10 +1,11 @@
 import { throwIfAborted } from '../../errors.ts';
-import type { DenseExperts, Operator } from '../../experts.ts';
 import { groupBases } from '../../factorization/calibrated-group.ts';
 import { gemm, svd } from '../../linalg.ts';
-import type { CalibrationLayer } from '../../model/calibration.ts';
+import type { CalibrationLayer } from '../../model/calibration-layer.ts';
+import type { Operator } from '../../operators.ts';
 import type { Tensor } from '../../tensor.ts';
 import { gatherRows } from '../expert-tokens.ts';
+import { denseExperts } from '../experts.ts';
 
 /** Of an expert's directions, those that count: this share of its width. */
 const LEADING = 1 / 4;
@@ -23,7 +24,7 @@ export async function rowSpaceOverlaps(
   layer: CalibrationLayer,
   signal?: AbortSignal | undefined,
 ): Promise<Float64Array[]> {
-  const experts = layer.block.experts as DenseExperts;
+  const experts = denseExperts(layer);
   const { numExperts, intermediateSize, hiddenSize } = experts;
   const tokens = layer.x.shape[0] as number;
   const leading = LEADING * Math.min(intermediateSize, hiddenSize);
@@ -56,7 +57,7 @@ async function leadingDirections(
   signal: AbortSignal | undefined,
 ): Promise<Record<'gate' | 'up', Tensor>> {
   const source = {
-    experts: layer.block.experts as DenseExperts,
+    experts: denseExperts(layer),
     inputs: layer,
     group: expert,
     members: [expert],

@@ -64,7 +64,7 @@ class CalibratedGroup {
 
   int64_t tokens(int64_t index) const;  // that the routing sends to the index-th expert
 
-  // Pass 1. Throws NonFinite naming the matrix and the flat index of the first NaN or infinity.
+  // Pass 1. Throws NonFinite naming the matrix and the row and column of its first NaN or infinity.
   void observe(int64_t index, const Expert& expert);
 
   // Ends pass 1 for this operator: all its eigenvalues, descending. Once for each operator, instead of solve().

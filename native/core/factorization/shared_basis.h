@@ -42,7 +42,7 @@ class SharedBasis {
 
   SharedBasis(Backend& backend, Options options);
 
-  // Pass 1. Throws NonFinite with the flat index of the first NaN or infinity in w.
+  // Pass 1. Throws NonFinite with the row and column of the first NaN or infinity in w.
   void add(const Tensor& w);
 
   // b [r, n] (down: [n, r]) gets the basis, rounded to its dtype. Ends pass 1.

@@ -6,13 +6,12 @@
 #include <cstring>
 #include <limits>
 
+#include "core/checked.h"
 #include "core/error.h"
 #include "core/tensor/half.h"
 
 namespace molae {
 namespace {
-
-constexpr int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 std::array<float, 256> make_table() {
   std::array<float, 256> table;

@@ -117,8 +117,8 @@ class CpuDecoder final : public Decoder {
     float* target = to.as<float>();
     const auto count = static_cast<int64_t>(from.elements());
     constexpr int64_t kPiece = 1 << 16;
-    ComputePool::instance().parallel_for(context_.threads, (count + kPiece - 1) / kPiece, [&](int64_t piece, int) {
-      for (int64_t i = piece * kPiece; i < std::min(count, (piece + 1) * kPiece); ++i) target[i] += source[i];
+    ComputePool::instance().for_ranges(context_.threads, count, kPiece, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) target[i] += source[i];
     });
   }
 
@@ -156,8 +156,8 @@ class CpuDecoder final : public Decoder {
  private:
   template <class Body>
   void for_rows(int64_t rows, Body body) {
-    ComputePool::instance().parallel_for(context_.threads, (rows + kRows - 1) / kRows, [&](int64_t task, int) {
-      for (int64_t row = task * kRows; row < std::min(rows, (task + 1) * kRows); ++row) body(row);
+    ComputePool::instance().for_ranges(context_.threads, rows, kRows, [&](int64_t begin, int64_t end, int) {
+      for (int64_t row = begin; row < end; ++row) body(row);
     });
   }
 

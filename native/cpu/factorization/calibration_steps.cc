@@ -5,6 +5,7 @@
 
 #include "core/error.h"
 #include "cpu/linalg/blas.h"
+#include "cpu/linalg/lapack.h"
 #include "cpu/linalg/linalg.h"
 #include "cpu/simd/convert.h"
 #include "cpu/simd/exponential.h"
@@ -23,10 +24,6 @@ constexpr int64_t kHiddenRows = 256;
 constexpr int64_t kBlock = 64;
 // Rows that one task copies.
 constexpr int64_t kCopiedRows = 64;
-
-void check_info(int info, const char* routine) {
-  if (info < 0) fail(ErrorCode::Internal, routine, " refused its argument ", -info);
-}
 
 // Where a row of hidden elements goes, and what is summed of it.
 struct HiddenRow {
@@ -132,15 +129,15 @@ class CpuCalibrationSteps final : public CalibrationSteps {
   void expert_hidden(const Tensor& gate, const Tensor& up, const Tensor& scales, Activation activation,
                      const Tensor& hidden, const Tensor& gate_slopes, const Tensor& up_slopes) override {
     const int64_t m = gate.cols(), rows = gate.rows();
-    const int64_t tasks = (rows + kHiddenRows - 1) / kHiddenRows;
+    const int64_t tasks = ceil_divide(rows, kHiddenRows);
     double* sums = context_.workspace.get<double>(kOperandA, 2 * m * tasks);
     std::fill_n(sums, 2 * m * tasks, 0.0);
-    ComputePool::instance().parallel_for(context_.threads, tasks, [&](int64_t task, int) {
-      for (int64_t row = task * kHiddenRows; row < std::min(rows, (task + 1) * kHiddenRows); ++row) {
+    ComputePool::instance().for_ranges(context_.threads, rows, kHiddenRows, [&](int64_t begin, int64_t end, int) {
+      double* own = sums + 2 * m * (begin / kHiddenRows);
+      for (int64_t row = begin; row < end; ++row) {
         const float* g = gate.as<const float>() + row * m;
         const float* u = up.as<const float>() + row * m;
         const float scale = scales.as<const float>()[row];
-        double* own = sums + 2 * m * task;
         const HiddenRow to{hidden.as<float>() + row * m, own, own + m};
         if (activation == Activation::Silu) {
           silu_hidden(g, u, scale, m, to);
@@ -210,14 +207,10 @@ class CpuCalibrationSteps final : public CalibrationSteps {
     }
   }
 
-  // Our lower triangle by rows is LAPACK's upper one by columns: A = UᵀU there is A = LLᵀ here.
   void cholesky(const Tensor& a) override {
     const int n = blas::to_int(a.rows());
     if (n == 0) return;
-    int info = 0;
-    dpotrf_("U", &n, a.as<double>(), &n, &info);
-    if (info > 0) fail(ErrorCode::NoConvergence, "The matrix is not positive definite at pivot ", info);
-    check_info(info, "potrf");
+    lapack::potrf(n, a.as<double>());
     for (int64_t i = 0; i < n; ++i) std::fill(a.as<double>() + i * n + i + 1, a.as<double>() + (i + 1) * n, 0.0);
   }
 
@@ -257,18 +250,15 @@ class CpuCalibrationSteps final : public CalibrationSteps {
  private:
   template <class Body>
   void over_rows(int64_t rows, Body&& body) {
-    ComputePool::instance().parallel_for(context_.threads, (rows + kCopiedRows - 1) / kCopiedRows,
-                                         [&](int64_t task, int) {
-                                           const int64_t end = std::min(rows, (task + 1) * kCopiedRows);
-                                           for (int64_t row = task * kCopiedRows; row < end; ++row) body(row);
-                                         });
+    ComputePool::instance().for_ranges(context_.threads, rows, kCopiedRows, [&](int64_t begin, int64_t end, int) {
+      for (int64_t row = begin; row < end; ++row) body(row);
+    });
   }
 
   template <class Body>
   void over_blocks(int64_t count, Body&& body) {
-    ComputePool::instance().parallel_for(context_.threads, (count + kBlock - 1) / kBlock, [&](int64_t block, int) {
-      body(block * kBlock, std::min(kBlock, count - block * kBlock));
-    });
+    ComputePool::instance().for_ranges(context_.threads, count, kBlock,
+                                       [&](int64_t begin, int64_t end, int) { body(begin, end - begin); });
   }
 
   Context context_;

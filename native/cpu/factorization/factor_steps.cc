@@ -2,6 +2,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "core/checked.h"
 #include "core/error.h"
 #include "cpu/linalg/blas.h"
 #include "cpu/linalg/linalg.h"
@@ -133,8 +134,8 @@ double squared_residual_in(Context context, const Tensor& w, const Tensor& a, co
   const int64_t cols = w.cols();
   const int64_t r = a.cols();
   // An even number of equal tasks. They depend on the rows alone: so does the sum, then.
-  const int64_t tasks = 2 * ((w.rows() + 2 * kResidualRows - 1) / (2 * kResidualRows));
-  const int64_t most = tasks == 0 ? 0 : (w.rows() + tasks - 1) / tasks;
+  const int64_t tasks = 2 * ceil_divide(w.rows(), 2 * kResidualRows);
+  const int64_t most = tasks == 0 ? 0 : ceil_divide(w.rows(), tasks);
   Real* scratch = context.workspace.get<Real>(kScratch, most * cols * context.threads);
   std::vector<double> parts(tasks);
   ComputePool::instance().parallel_for(context.threads, tasks, [&](int64_t task, int participant) {
@@ -152,13 +153,11 @@ double squared_residual_in(Context context, const Tensor& w, const Tensor& a, co
 template <class Item>
 void transpose_items(Context context, const Item* from, Item* to, int64_t rows, int64_t cols) {
   constexpr int64_t kBlock = 32;
-  const int64_t row_blocks = (rows + kBlock - 1) / kBlock;
-  ComputePool::instance().parallel_for(context.threads, row_blocks, [&](int64_t block, int) {
-    const int64_t row_end = std::min(rows, (block + 1) * kBlock);
+  ComputePool::instance().for_ranges(context.threads, rows, kBlock, [&](int64_t row, int64_t row_end, int) {
     for (int64_t col = 0; col < cols; col += kBlock) {
       const int64_t col_end = std::min(cols, col + kBlock);
       for (int64_t j = col; j < col_end; ++j) {
-        for (int64_t i = block * kBlock; i < row_end; ++i) to[j * rows + i] = from[i * cols + j];
+        for (int64_t i = row; i < row_end; ++i) to[j * rows + i] = from[i * cols + j];
       }
     }
   });
@@ -204,14 +203,13 @@ void accumulate_gram(Context context, const Tensor& w, SharedSide side, const Te
 double squared_norm(Context context, const Tensor& w) {
   constexpr int64_t kTask = 1 << 16;
   const auto count = static_cast<int64_t>(w.elements());
-  std::vector<double> parts((count + kTask - 1) / kTask);
+  std::vector<double> parts(ceil_divide(count, kTask));
   double* scratch = context.workspace.get<double>(kScratch, kTask * context.threads);
-  ComputePool::instance().parallel_for(context.threads, parts.size(), [&](int64_t task, int participant) {
-    const int64_t begin = task * kTask;
-    const int64_t length = std::min(kTask, count - begin);
+  ComputePool::instance().for_ranges(context.threads, count, kTask, [&](int64_t begin, int64_t end, int participant) {
+    const int64_t length = end - begin;
     double* wide = scratch + kTask * participant;
     widen_elements(w.dtype(), static_cast<const std::byte*>(w.data()) + begin * item_size(w.dtype()), wide, length);
-    parts[task] = sum_of_squares(wide, length);
+    parts[begin / kTask] = sum_of_squares(wide, length);
   });
   return sum_in_order(parts);
 }

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <vector>
 
+#include "core/checked.h"
 #include "cpu/layer/layer_weights.h"
 #include "cpu/linear/linear_tile.h"
 #include "cpu/linear/tile_list.h"
@@ -74,7 +75,7 @@ class CpuLayerForward : public LayerForward {
     const int64_t tokens = x.rows();
     top_k_ = routing.ids.cols();
     const int64_t most = tokens_per_chunk();
-    const int64_t chunks = (tokens + most - 1) / most;
+    const int64_t chunks = ceil_divide(tokens, most);
     for (int64_t i = 0; i < chunks; ++i) {
       const int64_t begin = tokens * i / chunks;
       tokens_ = tokens * (i + 1) / chunks - begin;

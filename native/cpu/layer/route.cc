@@ -152,15 +152,15 @@ void route(Context context, const Tensor& logits, const RouterSpec& spec, const 
   // Groups are at most as many as experts.
   float* floats = context.workspace.get<float>(kScratch, 3 * experts * context.threads);
   int32_t* order = context.workspace.get<int32_t>(kIntegers, experts * context.threads);
-  const int64_t tasks = (tokens + kTokens - 1) / kTokens;
-  ComputePool::instance().parallel_for(context.threads, tasks, [&](int64_t task, int participant) {
-    float* own = floats + 3 * participant * experts;
-    const Scratch scratch{own, own + experts, own + 2 * experts, order + participant * experts};
-    for (int64_t t = task * kTokens; t < std::min(tokens, (task + 1) * kTokens); ++t) {
-      route_token(t, logits.as<const float>() + t * experts, experts, spec, scratch,
-                  routing.ids.as<int32_t>() + t * spec.top_k, routing.weights.as<float>() + t * spec.top_k);
-    }
-  });
+  ComputePool::instance().for_ranges(
+      context.threads, tokens, kTokens, [&](int64_t begin, int64_t end, int participant) {
+        float* own = floats + 3 * participant * experts;
+        const Scratch scratch{own, own + experts, own + 2 * experts, order + participant * experts};
+        for (int64_t t = begin; t < end; ++t) {
+          route_token(t, logits.as<const float>() + t * experts, experts, spec, scratch,
+                      routing.ids.as<int32_t>() + t * spec.top_k, routing.weights.as<float>() + t * spec.top_k);
+        }
+      });
 }
 
 }  // namespace molae::cpu

@@ -7,23 +7,7 @@
 
 #include "core/error.h"
 
-// The LAPACK routines we use, by their Fortran symbols: OpenBLAS as Debian packages it has no LAPACKE.
 extern "C" {
-#define MOLAE_DECLARE_LAPACK(p, Real)                                                                                \
-  void p##gesdd_(const char* jobz, const int* m, const int* n, Real* a, const int* lda, Real* s, Real* u,            \
-                 const int* ldu, Real* vt, const int* ldvt, Real* work, const int* lwork, int* iwork, int* info);    \
-  void p##sytrd_(const char* uplo, const int* n, Real* a, const int* lda, Real* d, Real* e, Real* tau, Real* work,   \
-                 const int* lwork, int* info);                                                                       \
-  void p##larfg_(const int* n, Real* alpha, Real* x, const int* incx, Real* tau);                                    \
-  void p##sterf_(const int* n, Real* d, Real* e, int* info);                                                         \
-  void p##stedc_(const char* compz, const int* n, Real* d, Real* e, Real* z, const int* ldz, Real* work,             \
-                 const int* lwork, int* iwork, const int* liwork, int* info);                                        \
-  void p##laed4_(const int* n, const int* i, const Real* d, const Real* z, Real* delta, const Real* rho, Real* dlam, \
-                 int* info);                                                                                         \
-  void p##potrf_(const char* uplo, const int* n, Real* a, const int* lda, int* info);
-MOLAE_DECLARE_LAPACK(s, float)
-MOLAE_DECLARE_LAPACK(d, double)
-#undef MOLAE_DECLARE_LAPACK
 void openblas_set_num_threads(int threads);
 char* openblas_get_config(void);
 }
@@ -35,12 +19,6 @@ inline int to_int(int64_t size) {
     fail(ErrorCode::InvalidArgument, "A side of ", size, " is too long for BLAS: 2^31 - 1 at most");
   }
   return static_cast<int>(size);
-}
-
-inline void check_info(int info, const char* routine) {
-  if (info == 0) return;
-  if (info < 0) fail(ErrorCode::Internal, routine, " refused its argument ", -info);
-  fail(ErrorCode::NoConvergence, routine, " did not converge (info ", info, ")");
 }
 
 // C = alpha op(A) op(B) + beta C, row-major, on the calling thread.

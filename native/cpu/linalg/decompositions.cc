@@ -6,6 +6,7 @@
 #include "core/error.h"
 #include "cpu/linalg/blas.h"
 #include "cpu/linalg/divide_and_conquer.h"
+#include "cpu/linalg/lapack.h"
 #include "cpu/linalg/linalg.h"
 #include "cpu/linalg/tridiagonal.h"
 #include "cpu/simd/convert.h"
@@ -13,21 +14,6 @@
 
 namespace molae::cpu {
 namespace {
-
-// LAPACK's routines for float and double under one name.
-template <class Real>
-struct Lapack;
-
-#define MOLAE_LAPACK(Real, p)                \
-  template <>                                \
-  struct Lapack<Real> {                      \
-    static constexpr auto gesdd = p##gesdd_; \
-    static constexpr auto sterf = p##sterf_; \
-    static constexpr auto potrf = p##potrf_; \
-  };
-MOLAE_LAPACK(float, s)
-MOLAE_LAPACK(double, d)
-#undef MOLAE_LAPACK
 
 // Columns of a right-hand side that one task solves for: every task packs the triangle anew.
 constexpr int64_t kLeastSolvedColumns = 128, kMostSolvedColumns = 6400;
@@ -50,18 +36,14 @@ void svd_in(Context context, const Tensor& a, const Tensor& u, const Tensor& s, 
   Real* copy = context.workspace.get<Real>(kOperandA, a.elements());
   std::memcpy(copy, a.data(), a.bytes());
   int* iwork = context.workspace.get<int>(kIntegers, 8 * static_cast<size_t>(k));
-  int info = 0;
-  const int query = -1;
-  Real optimal = 0;
-  const auto call = [&](Real* work, const int* lwork) {
-    Lapack<Real>::gesdd("S", &rows, &cols, copy, &rows, s.as<Real>(), vt.as<Real>(), &rows, u.as<Real>(), &k, work,
-                        lwork, iwork, &info);
-    blas::check_info(info, "gesdd");
+  const auto call = [&](Real* work, int lwork) {
+    lapack::gesdd(rows, cols, copy, s.as<Real>(), vt.as<Real>(), u.as<Real>(), work, lwork, iwork);
   };
-  call(&optimal, &query);
+  Real optimal = 0;
+  call(&optimal, -1);
   // A float may round the size down: ask for a little more.
   const int lwork = blas::to_int(static_cast<int64_t>(static_cast<double>(optimal) * 1.0001) + 64);
-  call(context.workspace.get<Real>(kWork, lwork), &lwork);
+  call(context.workspace.get<Real>(kWork, lwork), lwork);
 }
 
 // Householder to tridiagonal form once; from it all eigenvalues, by QR iteration where no vectors are asked for; the
@@ -81,9 +63,7 @@ void eigh_in(Context context, const Tensor& a, Real* values, Real* vectors, int 
     multiply_by_reflections(context, n, a.as<Real>(), tau, top, vectors);
     return;
   }
-  int info = 0;
-  Lapack<Real>::sterf(&n, d, e, &info);
-  blas::check_info(info, "sterf");
+  lapack::sterf(n, d, e);
   std::reverse_copy(d, d + n, values);
 }
 
@@ -97,16 +77,11 @@ void solve_spd_in(Context context, const Tensor& spd, const Tensor& rhs) {
   const int r = blas::to_int(spd.rows());
   const int64_t cols = rhs.cols();
   if (r == 0 || cols == 0) return;  // BLAS refuses leading dimensions of 0
-  int info = 0;
-  Lapack<Real>::potrf("U", &r, spd.as<Real>(), &r, &info);  // our lower triangle by rows
-  if (info > 0) fail(ErrorCode::NoConvergence, "The matrix is not positive definite at pivot ", info);
-  blas::check_info(info, "potrf");
+  lapack::potrf(r, spd.as<Real>());
   const int64_t most = std::clamp((cols + 7) / 8, kLeastSolvedColumns, kMostSolvedColumns);
-  const int64_t tasks = (cols + most - 1) / most;
-  ComputePool::instance().parallel_for(context.threads, tasks, [&](int64_t task, int) {
-    const int64_t begin = task * most, count = std::min(most, cols - begin);
+  ComputePool::instance().for_ranges(context.threads, cols, most, [&](int64_t begin, int64_t end, int) {
     for (const CBLAS_TRANSPOSE side : {CblasNoTrans, CblasTrans}) {
-      blas::divide_by_triangle(side, r, count, spd.as<const Real>(), rhs.as<Real>() + begin, cols);
+      blas::divide_by_triangle(side, r, end - begin, spd.as<const Real>(), rhs.as<Real>() + begin, cols);
     }
   });
 }

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cpu/linalg/blas.h"
+#include "cpu/linalg/lapack.h"
 #include "cpu/simd/multiversion.h"
 #include "cpu/simd/vectors.h"
 #include "cpu/system/compute_pool.h"
@@ -20,19 +21,6 @@ constexpr int64_t kLeaf = 128;
 constexpr int64_t kRoots = 32;
 // Eigenvectors that one task multiplies, at most and at least.
 constexpr int64_t kMostVectors = 128, kLeastVectors = 32;
-
-template <class Real>
-struct Lapack;
-template <>
-struct Lapack<float> {
-  static constexpr auto stedc = sstedc_;
-  static constexpr auto laed4 = slaed4_;
-};
-template <>
-struct Lapack<double> {
-  static constexpr auto stedc = dstedc_;
-  static constexpr auto laed4 = dlaed4_;
-};
 
 // A diagonal block: its eigenvectors [size, size] are rows, in the order of the values at d[begin].
 template <class Real>
@@ -96,7 +84,7 @@ class Merge {
 
  private:
   int64_t coupled_count() const { return static_cast<int64_t>(poles_.size()); }
-  int64_t root_tasks() const { return (coupled_count() + kRoots - 1) / kRoots; }
+  int64_t root_tasks() const { return ceil_divide(coupled_count(), kRoots); }
 
   // z of length one, and rho.
   void couple(Real beside) {
@@ -181,9 +169,7 @@ class Merge {
 
   void find_root(int64_t root, Real* delta) {
     const int count = blas::to_int(coupled_count()), index = blas::to_int(root + 1);
-    int info = 0;
-    Lapack<Real>::laed4(&count, &index, poles_.data(), weights_.data(), delta, &rho_, &roots_[root], &info);
-    blas::check_info(info, "laed4");
+    lapack::laed4(count, index, poles_.data(), weights_.data(), delta, rho_, &roots_[root]);
   }
 
   // What laed4 gives instead of distances where there are so few.
@@ -237,10 +223,10 @@ class Merge {
   }
 
   void multiply(int64_t top, Real* vectors) {
-    const int64_t most = std::clamp(top / 8, kLeastVectors, kMostVectors), tasks = (top + most - 1) / most;
+    const int64_t most = std::clamp(top / 8, kLeastVectors, kMostVectors);
     Real* scratch = context_.workspace.template get<Real>(kScratch, context_.threads * most * n_);
-    ComputePool::instance().parallel_for(context_.threads, tasks, [&](int64_t task, int participant) {
-      const int64_t begin = task * most, count = std::min(most, top - begin);
+    ComputePool::instance().for_ranges(context_.threads, top, most, [&](int64_t begin, int64_t end, int participant) {
+      const int64_t count = end - begin;
       Real* coordinates = scratch + participant * most * n_;
       Real* own = vectors + begin * n_;
       for (int64_t i = 0; i < count; ++i) find_coordinates(begin + i, own + i * n_, coordinates + i * n_);
@@ -290,9 +276,7 @@ int64_t leaf_integers(int64_t n) { return 3 + 5 * n; }
 template <class Real>
 void solve_leaf(int64_t n, Real* d, Real* e, Real* vectors, Real* work, int* iwork) {
   const int order = blas::to_int(n), lwork = blas::to_int(leaf_work(n)), liwork = blas::to_int(leaf_integers(n));
-  int info = 0;
-  Lapack<Real>::stedc("I", &order, d, e, vectors, &order, work, &lwork, iwork, &liwork, &info);
-  blas::check_info(info, "stedc");
+  lapack::stedc(order, d, e, vectors, work, lwork, iwork, liwork);
 }
 
 // Halved until every part is a leaf. Where a part ends, what is beside the diagonal is taken out of it.

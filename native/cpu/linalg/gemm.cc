@@ -39,7 +39,7 @@ template <class Real>
 std::vector<Part> cut(const std::vector<Product<Real>>& products, int threads) {
   constexpr int64_t kSmallest = 32;
   const auto count = static_cast<int64_t>(products.size());
-  const int64_t parts_wanted = count >= 4 * threads ? 1 : (threads + count - 1) / std::max<int64_t>(count, 1);
+  const int64_t parts_wanted = count >= 4 * threads ? 1 : ceil_divide(threads, std::max<int64_t>(count, 1));
   std::vector<Part> cut_parts;
   for (size_t p = 0; p < products.size(); ++p) {
     const auto& [m, n] = std::pair(products[p].m, products[p].n);
@@ -98,6 +98,7 @@ bool is_linear(const Gemm& g) {
 }
 
 void run(Context context, const std::vector<LinearProduct>& products) {
+  if (products.empty()) return;
   TileList tiles(tile_shape<Tensor>());
   int64_t inner = 0;
   for (size_t i = 0; i < products.size(); ++i) {
@@ -107,7 +108,7 @@ void run(Context context, const std::vector<LinearProduct>& products) {
   }
   const int threads = tiles.cut(context.threads);
   const int64_t stride = tile_scratch<float>(inner);
-  float* scratch = context.workspace.get<float>(kScratch, products.empty() ? 0 : stride * threads);
+  float* scratch = context.workspace.get<float>(kScratch, stride * threads);
   ComputePool::instance().parallel_for(threads, tiles.size(), [&](int64_t i, int participant) {
     const Tile& t = tiles[i];
     const auto& [rows, weight, out, num_rows] = products[t.problem];

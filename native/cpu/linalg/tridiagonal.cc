@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "cpu/linalg/blas.h"
+#include "cpu/linalg/lapack.h"
 #include "cpu/simd/multiversion.h"
 #include "cpu/simd/vectors.h"
 #include "cpu/system/compute_pool.h"
@@ -26,25 +27,6 @@ constexpr int64_t kTile = 256;
 // Reflections that vectors are multiplied by together, and the vectors that one task multiplies.
 constexpr int64_t kBlock = 64, kVectors = 64;
 
-template <class Real>
-struct Lapack;
-template <>
-struct Lapack<float> {
-  typedef float Vector __attribute__((vector_size(32)));
-  static constexpr auto larfg = slarfg_;
-  static constexpr auto sytrd = ssytrd_;
-};
-template <>
-struct Lapack<double> {
-  typedef double Vector __attribute__((vector_size(32)));
-  static constexpr auto larfg = dlarfg_;
-  static constexpr auto sytrd = dsytrd_;
-};
-
-void check_info(int info, const char* routine) {
-  if (info != 0) fail(ErrorCode::Internal, routine, " refused its argument ", -info);
-}
-
 template <class Vector>
 MOLAE_INLINE auto sum_of(const Vector& sums) {
   auto sum = sums[0];
@@ -57,7 +39,7 @@ MOLAE_INLINE auto sum_of(const Vector& sums) {
 template <int R, class Real>
 MOLAE_INLINE void multiply_rows(const Real* a, int64_t ld, int64_t cols, const Real* x, const Real* scale, Real* y,
                                 Real* z) {
-  using Vector = typename Lapack<Real>::Vector;
+  typedef Real Vector __attribute__((vector_size(32)));
   constexpr int64_t kWidth = sizeof(Vector) / sizeof(Real);
   Vector sums[R] = {};
   int64_t j = 0;
@@ -156,7 +138,7 @@ class Reduction {
       : context_(context), n_(n), a_(a), d_(d), e_(e), tau_(tau) {
     panel_ = context.workspace.get<Real>(kOperandB, 3 * kPanel * n);
     sums_ = context.workspace.get<Real>(kResult, kMostTasks * n);
-    parts_ = context.workspace.get<Real>(kScratch, (n + kRange - 1) / kRange);
+    parts_ = context.workspace.get<Real>(kScratch, ceil_divide(n, kRange));
   }
 
   void run() {
@@ -187,8 +169,7 @@ class Reduction {
     over_ranges(i + 1, [&](int64_t begin, int64_t count, int64_t) { add_panel(k, begin, count, by_v, by_w, row); });
     d_[i] = row[i];
 
-    const int length = blas::to_int(i), stride = 1;
-    Lapack<Real>::larfg(&length, &row[i - 1], row, &stride, &tau_[i - 1]);
+    lapack::larfg(blas::to_int(i), &row[i - 1], row, &tau_[i - 1]);
     e_[i - 1] = row[i - 1];
     row[i - 1] = 1;
     Real* reflection = v(k);
@@ -255,15 +236,14 @@ class Reduction {
 
   template <class Body>
   void over_ranges(int64_t length, Body&& body) {
-    const int64_t ranges = (length + kRange - 1) / kRange;
-    ComputePool::instance().parallel_for(context_.threads, ranges, [&](int64_t range, int) {
-      body(range * kRange, std::min(kRange, length - range * kRange), range);
+    ComputePool::instance().for_ranges(context_.threads, length, kRange, [&](int64_t begin, int64_t end, int) {
+      body(begin, end - begin, begin / kRange);
     });
   }
 
   // A -= VᵀW + WᵀV, the lower triangle of its first `order` rows. The panel is full.
   void update(int64_t order, int64_t rows) {
-    const int64_t blocks = (order + kTile - 1) / kTile;
+    const int64_t blocks = ceil_divide(order, kTile);
     ComputePool::instance().parallel_for(context_.threads, blocks * (blocks + 1) / 2, [&](int64_t index, int) {
       int64_t block_row = 0;
       while ((block_row + 1) * (block_row + 2) / 2 <= index) ++block_row;
@@ -280,11 +260,9 @@ class Reduction {
   }
 
   void reduce_rest(int64_t order) {
-    const int size = blas::to_int(order), ld = blas::to_int(n_), lwork = size * 64;
-    int info = 0;
+    const int size = blas::to_int(order), lwork = size * 64;
     Real* work = context_.workspace.get<Real>(kOperandA, lwork);
-    Lapack<Real>::sytrd("U", &size, a_, &ld, d_, e_, tau_, work, &lwork, &info);
-    check_info(info, "sytrd");
+    lapack::sytrd(size, a_, blas::to_int(n_), d_, e_, tau_, work, lwork);
   }
 
   Context context_;
@@ -337,16 +315,16 @@ void tridiagonalize(Context context, int64_t n, Real* a, Real* d, Real* e, Real*
 
 template <class Real>
 void multiply_by_reflections(Context context, int64_t n, Real* a, const Real* tau, int64_t count, Real* vectors) {
-  const int64_t blocks = (n - 1 + kBlock - 1) / kBlock;
+  const int64_t blocks = ceil_divide(n - 1, kBlock);
   Real* t = context.workspace.get<Real>(kOperandA, blocks * kBlock * kBlock);
   Real* scratch = context.workspace.get<Real>(kScratch, 2 * kVectors * kBlock * context.threads);
   ComputePool& pool = ComputePool::instance();
   pool.parallel_for(context.threads, blocks, [&](int64_t index, int) {
     make_block(block_of(index, n), n, a, tau, t + index * kBlock * kBlock);
   });
-  pool.parallel_for(context.threads, (count + kVectors - 1) / kVectors, [&](int64_t task, int participant) {
-    const int64_t rows = std::min(kVectors, count - task * kVectors);
-    Real* own = vectors + task * kVectors * n;
+  pool.for_ranges(context.threads, count, kVectors, [&](int64_t begin, int64_t end, int participant) {
+    const int64_t rows = end - begin;
+    Real* own = vectors + begin * n;
     Real* products = scratch + 2 * kVectors * kBlock * participant;
     Real* factors = products + kVectors * kBlock;
     for (int64_t index = 0; index < blocks; ++index) {

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <bit>
 
-#include "core/tensor/half.h"
+#include "core/checked.h"
 #include "cpu/linear/packed_kernel.h"
 #include "cpu/simd/convert.h"
 #include "cpu/simd/multiversion.h"
@@ -16,8 +16,6 @@ constexpr int64_t kLineBytes = 64;
 
 // So many passes over a piece of halves take less time if they are widened first.
 constexpr int64_t kWidenedPasses = 4;
-
-constexpr int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
 // Pieces of the inner size, of which the weights of a group take half of the first cache as floats.
 int64_t most_steps() {
@@ -62,8 +60,7 @@ class Pieces {
     if (target_ == targets_.size()) return false;
     const PackedWeight& weight = targets_[target_].weight;
     const int64_t end = std::min(weight.cols(), part_begin_ + part_);
-    const int64_t inner = std::min(
-        first_ && rows_ <= kPackedStreamRows && rows_ > packed_kernel().few_rows ? kFirstSteps : steps_, end - begin_);
+    const int64_t inner = std::min(wanted_steps(), end - begin_);
     const int64_t step_bytes = kPackedCols * static_cast<int64_t>(item_size(weight.dtype()));
     piece = {&targets_[target_],
              weight.block(col_ + group_, begin_),
@@ -80,15 +77,20 @@ class Pieces {
   }
 
  private:
-  // Of the very first piece, as nobody asked for it before: with few rows all wait for memory.
-  static constexpr int64_t kFirstSteps = 16;
+  // The very first piece is short, as nobody asked for it before: where reading takes longer than computing all wait
+  // for memory. Not with so few rows that their kernels look ahead within a piece.
+  int64_t wanted_steps() const {
+    constexpr int64_t kFirstSteps = 16;
+    const bool waits = rows_ <= kPackedStreamRows && rows_ > packed_kernel().few_rows;
+    return first_ && waits ? kFirstSteps : steps_;
+  }
 
   void cut_target() {
     const int64_t inner = targets_[target_].weight.cols();
-    const int64_t parts = (inner + most_inner(rows_) - 1) / most_inner(rows_);
-    part_ = round_up((inner + parts - 1) / parts, 2);
-    const int64_t pieces = (part_ + most_steps(rows_) - 1) / most_steps(rows_);
-    steps_ = round_up((part_ + pieces - 1) / pieces, 2);
+    const int64_t parts = ceil_divide(inner, most_inner(rows_));
+    part_ = round_up(ceil_divide(inner, parts), 2);
+    const int64_t pieces = ceil_divide(part_, most_steps(rows_));
+    steps_ = round_up(ceil_divide(part_, pieces), 2);
   }
 
   void end_group(int64_t end) {
@@ -126,7 +128,7 @@ MOLAE_MULTIVERSION void widen_pairs(const Pair* pairs, int64_t inner, float* to)
 // A piece of halves as floats: its blocks one after the other.
 Piece widened(const Piece& piece, float* to) {
   const DType dtype = piece.target->weight.dtype();
-  const int64_t elements = (piece.inner + 1) / 2 * 2 * kPackedCols;
+  const int64_t elements = round_up(piece.inner, 2) * kPackedCols;
   for (int64_t block = 0; block < piece.blocks; ++block) {
     const std::byte* from = piece.weights + block * piece.block_bytes;
     if (dtype == DType::BF16) {
@@ -151,8 +153,8 @@ bool brings_in_inputs(const Piece& piece, const Piece& next) {
 void multiply_piece(const Piece& piece, DType dtype, int64_t rows, const Piece* next) {
   const PackedKernel& kernel = packed_kernel();
   const auto multiply = kernel.of(dtype);
-  const int64_t passes = (rows + kernel.most_rows - 1) / kernel.most_rows;
-  const int64_t share = next ? round_up((next->bytes + passes - 1) / passes, kLineBytes) : 0;
+  const int64_t passes = ceil_divide(rows, kernel.most_rows);
+  const int64_t share = next ? round_up(ceil_divide(next->bytes, passes), kLineBytes) : 0;
   const float* inputs[PackedKernel::kMostRows];
   PackedProduct product{};
   product.weights = piece.weights;

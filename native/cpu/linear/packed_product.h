@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <span>
 
+#include "core/checked.h"
 #include "cpu/linear/packed_weight.h"
 #include "cpu/linear/rows.h"
 
@@ -12,10 +13,10 @@
 namespace molae::cpu {
 
 // Rows as far apart as an odd number of cache lines.
-constexpr int64_t packed_stride(int64_t size) { return (size + 31) / 32 * 32 + 16; }
+constexpr int64_t packed_stride(int64_t size) { return round_up(size, 32) + 16; }
 
 // Columns with those that a block fills up.
-constexpr int64_t packed_cols(int64_t cols) { return (cols + kPackedCols - 1) / kPackedCols * kPackedCols; }
+constexpr int64_t packed_cols(int64_t cols) { return round_up(cols, kPackedCols); }
 
 // Scratch elements of one call.
 int64_t packed_scratch();

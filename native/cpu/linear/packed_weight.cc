@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "core/tensor/half.h"
+#include "core/checked.h"
 #include "cpu/system/compute_pool.h"
 
 namespace molae::cpu {
@@ -46,7 +46,7 @@ bool PackedWeight::supports(DType dtype) { return dtype == DType::F32 || is_half
 
 PackedWeight::PackedWeight(Backend& backend, int threads, const Tensor& weight)
     : dtype_(weight.dtype()), rows_(weight.rows()), inner_(weight.cols()) {
-  const int64_t blocks = (rows_ + kPackedCols - 1) / kPackedCols;
+  const int64_t blocks = ceil_divide(rows_, kPackedCols);
   buffer_ = backend.allocate(blocks * block_bytes());
   ComputePool::instance().parallel_for(threads, blocks, [&](int64_t index, int) {
     const int64_t col = index * kPackedCols;

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <numeric>
 
+#include "core/checked.h"
 #include "cpu/linear/panel_kernel.h"
 #include "cpu/linear/stream_kernel.h"
 #include "cpu/simd/convert.h"
@@ -30,8 +31,6 @@ int64_t most_inner() { return caches().second_bytes >= 2 << 20 ? 512 : 256; }
 int64_t block_stride() { return most_inner() + 16; }
 
 constexpr int64_t kLineBytes = 64;
-
-constexpr int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
 // Rows as columns, `width` lanes; those without a row have the last one's values. Sixteen elements of sixteen rows at a
 // time: whole cache lines are read and written.
@@ -248,11 +247,11 @@ template <class Inputs>
 void multiply_blocks(Inputs inputs, int64_t rows, std::span<const PanelTarget> targets, int64_t col, int64_t cols,
                      const Scratch& scratch) {
   const int64_t size = targets[0].weight.cols();
-  const int64_t pieces = (size + most_inner() - 1) / most_inner();
-  const int64_t piece = round_up((size + pieces - 1) / pieces, kBlock);
-  const int64_t parts = (cols + kBlockCols - 1) / kBlockCols;
+  const int64_t pieces = ceil_divide(size, most_inner());
+  const int64_t piece = round_up(ceil_divide(size, pieces), kBlock);
+  const int64_t parts = ceil_divide(cols, kBlockCols);
   const int64_t blocks_of_piece = static_cast<int64_t>(targets.size()) * parts;
-  const int64_t blocks = (size + piece - 1) / piece * blocks_of_piece;
+  const int64_t blocks = ceil_divide(size, piece) * blocks_of_piece;
   // In the order of the work: piece by piece, target by target, part by part of the columns.
   const auto block_at = [&](int64_t index) {
     const Tensor& weight = targets[index % blocks_of_piece / parts].weight;

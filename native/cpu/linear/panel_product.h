@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <span>
 
+#include "core/checked.h"
 #include "core/tensor/tensor.h"
 #include "cpu/linear/panel_kernel.h"
 #include "cpu/linear/rows.h"
@@ -40,7 +41,7 @@ void for_panels(int64_t rows, Body body) {
   const int64_t lanes = panel_kernel().lanes;
   const int64_t in_vectors = rows_in_vectors(rows);
   for (int64_t row = 0; row < in_vectors;) {
-    const int64_t left = (in_vectors - row + lanes - 1) / lanes;
+    const int64_t left = ceil_divide(in_vectors - row, lanes);
     const int64_t vectors = left == 2 || left == 4 ? 2 : std::min(left, PanelKernel::kMostVectors);
     body(row, std::min(in_vectors - row, vectors * lanes), vectors * lanes);
     row += vectors * lanes;

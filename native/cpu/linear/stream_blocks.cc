@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 
+#include "core/checked.h"
 #include "core/error.h"
 #include "core/tensor/blocks.h"
 #include "cpu/linear/stream_kernel.h"
@@ -201,7 +202,7 @@ template <class Weights>
 void run(const Rows<float>& x, int64_t rows, const Tensor& weight, int64_t col, int64_t cols, float* out,
          int64_t out_stride, float* scratch, Stream<Weights> stream) {
   const int64_t inner = weight.cols();
-  const int64_t blocks = (inner + kBlock - 1) / kBlock;
+  const int64_t blocks = ceil_divide(inner, kBlock);
   Input inputs[kStreamRows];
   for (int64_t i = 0; i < rows; ++i) {
     float* values = scratch + i * blocks * (kBlock + 1);

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "core/checked.h"
 #include "core/tensor/tensor.h"
 #include "cpu/linear/rows.h"
 
@@ -16,8 +17,8 @@ constexpr int64_t kStreamRows = 24;  // of any instruction set
 // Scratch elements of one call with inputs of `inner` elements: whole blocks of them, and one more for each block.
 // Whole lines, so that what follows in a thread's scratch is aligned, too.
 constexpr int64_t stream_scratch(int64_t inner) {
-  const int64_t elements = kStreamRows * ((inner + kBlock - 1) / kBlock) * (kBlock + 1);
-  return (elements + 15) / 16 * 16;
+  const int64_t elements = kStreamRows * ceil_divide(inner, kBlock) * (kBlock + 1);
+  return round_up(elements, 16);
 }
 
 // out[i][j] = x.row(i) . weight[col + j], rows <= kStreamRows; weight [out, inner] of any dtype but f64.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "core/checked.h"
 #include "cpu/linear/linear_tile.h"
 #include "cpu/linear/packed_product.h"
 #include "cpu/linear/stream_kernel.h"
@@ -21,13 +22,11 @@ constexpr int64_t kLeastPanelCols = 96;
 // Multiplications that one thread does sooner, in some 10 microseconds, than it has woken another.
 constexpr int64_t kLittleWork = 1 << 16;
 
-int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
-
 // `count` cut into parts of about the same size: multiples of `unit`, none above `most`.
 int64_t part_size(int64_t count, int64_t most, int64_t unit) {
   most = most / unit * unit;
-  const int64_t parts = (count + most - 1) / most;
-  return std::min(most, round_up((count + parts - 1) / parts, unit));
+  const int64_t parts = ceil_divide(count, most);
+  return std::min(most, round_up(ceil_divide(count, parts), unit));
 }
 
 }  // namespace
@@ -56,7 +55,7 @@ void TileList::add(int32_t problem, int64_t rows, int64_t cols, int64_t inner) {
   if (rows <= shape_.streamed_rows) {
     streamed_cols_ += cols;
   } else {
-    panel_cols_ += (rows + kTileRows - 1) / kTileRows * cols;
+    panel_cols_ += ceil_divide(rows, kTileRows) * cols;
   }
   products_ += rows * cols * inner;
 }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <exception>
@@ -7,6 +8,8 @@
 #include <thread>
 #include <type_traits>
 #include <vector>
+
+#include "core/checked.h"
 
 namespace molae {
 
@@ -25,6 +28,14 @@ class ComputePool {
         threads, count,
         [](void* context, int64_t index, int participant) { (*static_cast<Plain*>(context))(index, participant); },
         const_cast<void*>(static_cast<const void*>(&body)));
+  }
+
+  // Calls body(begin, end, participant) for every range of `step` indices below `count`, the last one maybe shorter.
+  template <class Body>
+  void for_ranges(int threads, int64_t count, int64_t step, Body&& body) {
+    parallel_for(threads, ceil_divide(count, step), [&](int64_t range, int participant) {
+      body(range * step, std::min(count, (range + 1) * step), participant);
+    });
   }
 
  private:

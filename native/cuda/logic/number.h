@@ -106,6 +106,63 @@ MOLAE_HD float widened<float, F16>(F16 from) {
 #endif
 }
 
+// And the way back, for results that are rounded once: a NaN becomes some NaN.
+template <class To, class From>
+MOLAE_HD To narrowed(From from) {
+  return Convert<To, From>::of(from);
+}
+template <>
+MOLAE_HD BF16 narrowed<BF16, float>(float from) {
+#ifdef __CUDA_ARCH__
+  BF16 half;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(half.bits) : "f"(from));
+  return half;
+#else
+  return FromFloat<BF16>::of(from);
+#endif
+}
+template <>
+MOLAE_HD F16 narrowed<F16, float>(float from) {
+#ifdef __CUDA_ARCH__
+  F16 half;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(half.bits) : "f"(from));
+  return half;
+#else
+  return FromFloat<F16>::of(from);
+#endif
+}
+
+template <class T>
+struct alignas(2 * sizeof(T)) Pair {
+  T items[2];
+};
+
+template <class To, class From>
+MOLAE_HD Pair<To> narrowed_pair(From first, From second) {
+  return {{narrowed<To>(first), narrowed<To>(second)}};
+}
+// Both by one instruction, whose first operand is the upper half of what it gives.
+template <>
+MOLAE_HD Pair<BF16> narrowed_pair<BF16, float>(float first, float second) {
+#ifdef __CUDA_ARCH__
+  uint32_t bits;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(second), "f"(first));
+  return bits_as<Pair<BF16>>(bits);
+#else
+  return {{narrowed<BF16>(first), narrowed<BF16>(second)}};
+#endif
+}
+template <>
+MOLAE_HD Pair<F16> narrowed_pair<F16, float>(float first, float second) {
+#ifdef __CUDA_ARCH__
+  uint32_t bits;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(second), "f"(first));
+  return bits_as<Pair<F16>>(bits);
+#else
+  return {{narrowed<F16>(first), narrowed<F16>(second)}};
+#endif
+}
+
 // Element `index` of an array whose dtype is known at run time only.
 template <class To>
 MOLAE_HD To load_as(DType dtype, const void* data, int64_t index) {

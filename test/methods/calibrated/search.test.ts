@@ -10,8 +10,9 @@ import {
   searchedGroupSizes,
 } from '../../../lib/methods/calibrated/search.ts';
 import { Model } from '../../../lib/model/model.ts';
-import { cutWindows, perplexity } from '../../../lib/model/perplexity.ts';
+import { perplexity } from '../../../lib/model/perplexity.ts';
 import { Tokenizer } from '../../../lib/model/tokenizer.ts';
+import { cutWindows } from '../../../lib/model/windows.ts';
 import { openOwnDevice } from '../../support/device.ts';
 import { fixture, TINY } from '../../support/fixtures.ts';
 import { temporaryFolder } from '../../support/temporary.ts';

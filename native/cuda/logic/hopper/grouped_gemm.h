@@ -2,6 +2,7 @@
 
 #include "cuda/logic/hopper/matrix_descriptor.h"
 #include "cuda/logic/hopper/passes.h"
+#include "cuda/logic/hopper/store_tile.h"
 
 // The grouped product of logic/grouped_gemm.h for Hopper: persistent blocks of three warpgroups. The producer fills the
 // stages of a ring, weights by the copy engine and gathered tokens by asynchronous copies of 16 bytes; two consumers
@@ -186,34 +187,6 @@ MOLAE_HD void multiply_pass(const Group& group, int32_t steps, TileShared<Shape>
   if (previous) group.arrive_by_warp(*previous);
 }
 
-template <class Shape>
-MOLAE_HD void store_sums(int thread, int consumer, const HopperGemm<typename Shape::In>& args, const OutputTile& tile,
-                         typename Shape::Sums& sums) {
-  using In = typename Shape::In;
-  constexpr int kRun = Shape::kSwapped ? 1 : kFragmentRun;
-  const auto& product = args.product;
-  const int32_t columns = product.first.weights[tile.rows.problem].rows;
-  const auto store = [&](int sum) {
-    const int m = consumer * kGroupRows + fragment_row(thread, sum);
-    const int n = fragment_column(thread, sum);
-    store_run<In, kRun>(product, tile.rows, columns, Shape::kSwapped ? n : m, tile.column + (Shape::kSwapped ? m : n),
-                        sums.values + sum);
-  };
-  if (args.dual) {
-    MOLAE_UNROLL
-    for (int sum = 0; sum < Shape::kHalf; ++sum) {
-      sums.values[sum] = activated(product.activation, sums.values[sum]) * sums.values[Shape::kHalf + sum];
-    }
-  }
-  MOLAE_UNROLL
-  for (int sum = 0; sum < Shape::kHalf; sum += kRun) store(sum);
-  if constexpr (Shape::kBoxes == 2) {
-    if (args.dual) return;
-    MOLAE_UNROLL
-    for (int sum = Shape::kHalf; sum < 2 * Shape::kHalf; sum += kRun) store(sum);
-  }
-}
-
 template <class Shape, class Group>
 MOLAE_HD void consume(const Group& group, const HopperGemm<typename Shape::In>& args, TileShared<Shape>& shared,
                       int64_t block, int64_t blocks) {
@@ -232,7 +205,7 @@ MOLAE_HD void consume(const Group& group, const HopperGemm<typename Shape::In>& 
         multiply_pass<Shape, Shape::kBoxes == 1, Shape::kBoxes>(group, pass.steps(), shared, at, sums);
       }
     }
-    group.each_thread([&](int thread) { store_sums<Shape>(thread, group.index(), args, tile, sums[thread]); });
+    group.each_thread([&](int thread) { store_tile<Shape>(thread, group.index(), args, tile, sums[thread]); });
   });
 }
 

@@ -1,12 +1,12 @@
 import type { MoeSpec } from '../checkpoint/family.ts';
-import { maxLatentSize } from '../checkpoint/latent-format.ts';
 import { layerCosts } from '../costs/layer-costs.ts';
-import { divisors } from '../costs/sizes.ts';
 import { MolaeError } from '../errors.ts';
-import { checkLatentSize, factorization, type PlanRequest } from './request.ts';
+import { divisors } from '../factorization/groups.ts';
+import { checkLatentSize } from '../factorization/spec.ts';
+import { factorization, largestCommonSize, type PlanRequest } from './request.ts';
 
 /** The sizes of a conversion. */
-export interface ChosenSizes {
+export interface CompleteSizes {
   readonly groupSize: number;
   readonly latentSize: number;
   /** How they came about, in a sentence for people. */
@@ -14,7 +14,7 @@ export interface ChosenSizes {
 }
 
 /** Completes the sizes that a request leaves open. */
-export function chooseSizes(spec: MoeSpec, request: PlanRequest): ChosenSizes {
+export function completeSizes(spec: MoeSpec, request: PlanRequest): CompleteSizes {
   const { groupSize, targetRatio } = request;
   if (targetRatio !== undefined) {
     return groupSize === undefined
@@ -25,7 +25,7 @@ export function chooseSizes(spec: MoeSpec, request: PlanRequest): ChosenSizes {
   const source =
     request.latentSize === undefined ? 'latent size r = min(m, n), as in the paper' : 'latent size as given';
   if (groupSize === undefined) return chooseForLatentSize(spec, request, latentSize, source);
-  checkLatentSize(spec, groupSize, latentSize);
+  checkLatentSize(latentSize, largestCommonSize(spec, request, groupSize), 'latentSize');
   return { groupSize, latentSize, reason: `Group size as given; ${source}.` };
 }
 
@@ -34,8 +34,8 @@ function sizesForRatio(
   request: PlanRequest,
   groupSize: number,
   targetRatio: number,
-): ChosenSizes {
-  const latentSize = largestLatentSize(spec, request, groupSize, targetRatio);
+): CompleteSizes {
+  const latentSize = latentSizeForRatio(spec, request, groupSize, targetRatio);
   if (latentSize === undefined) throw impossibleRatio(spec, request, groupSize, targetRatio);
   return { groupSize, latentSize, reason: `Group size as given; ${ratioReason(latentSize, targetRatio)}.` };
 }
@@ -45,16 +45,16 @@ const RETENTION_TOLERANCE = 0.95;
 
 /**
  * The group size for a given share of parameters to remove. For each divisor k of N from 2 on the budget fixes the
- * largest r, and r / min(n, k·m) is the share of the stacked experts' dimensions that survives: a measure
+ * largest r, and r / min(n, k·m) (2·k·m for a shared gate and up alone) is the share of the stacked experts' dimensions that survives: a measure
  * of what unstructured experts, the worst case, would keep. Of the k within 5% of the best, the one with the fewest
  * FLOPs wins, then the smaller. Weights may know better (clustered experts favour small groups); this rule sees sizes only.
  * On the trained tiny-qwen2-moe, ratios 0.1 to 0.75, its k had the least optimal error of all k or up to 9% more.
  */
-function chooseForRatio(spec: MoeSpec, request: PlanRequest, targetRatio: number): ChosenSizes {
+function chooseForRatio(spec: MoeSpec, request: PlanRequest, targetRatio: number): CompleteSizes {
   const candidates = shareableGroupSizes(spec.numExperts).flatMap((groupSize) => {
-    const latentSize = largestLatentSize(spec, request, groupSize, targetRatio);
+    const latentSize = latentSizeForRatio(spec, request, groupSize, targetRatio);
     if (latentSize === undefined) return [];
-    const retained = latentSize / maxLatentSize(spec.hiddenSize, spec.intermediateSize, groupSize);
+    const retained = latentSize / largestCommonSize(spec, request, groupSize);
     const flops = layerCosts(spec, factorization(spec, request, groupSize, latentSize)).flopsPerToken;
     return [{ groupSize, latentSize, retained, flops }];
   });
@@ -69,7 +69,7 @@ function chooseForRatio(spec: MoeSpec, request: PlanRequest, targetRatio: number
     reason:
       `Chose group size ${groupSize}: of the ${candidates.length} divisors of ${spec.numExperts} that can remove ${percent(targetRatio)}, ` +
       `${close.length === 1 ? 'it keeps the most dimensions' : `${close.length} keep about as many dimensions as the best, and of those it computes least`} ` +
-      `(${percent(retained)} of ${maxLatentSize(spec.hiddenSize, spec.intermediateSize, groupSize)}; ` +
+      `(${percent(retained)} of ${largestCommonSize(spec, request, groupSize)}; ` +
       `${flops.ratio.toFixed(2)} times the dense FLOPs); ${ratioReason(latentSize, targetRatio)}.`,
   };
 }
@@ -84,17 +84,17 @@ function chooseForLatentSize(
   request: PlanRequest,
   latentSize: number,
   source: string,
-): ChosenSizes {
-  const { numExperts, hiddenSize, intermediateSize } = spec;
+): CompleteSizes {
+  const { numExperts } = spec;
   const fitting = shareableGroupSizes(numExperts)
-    .filter((groupSize) => latentSize <= maxLatentSize(hiddenSize, intermediateSize, groupSize))
+    .filter((groupSize) => latentSize <= largestCommonSize(spec, request, groupSize))
     .map((groupSize) => ({
       groupSize,
       ...layerCosts(spec, factorization(spec, request, groupSize, latentSize)),
     }));
   const smaller = fitting.filter((costs) => costs.expertParameters.ratio < 1);
   const faster = smaller.find((costs) => costs.flopsPerToken.ratio <= 1);
-  const pick = (groupSize: number, why: string): ChosenSizes => ({
+  const pick = (groupSize: number, why: string): CompleteSizes => ({
     groupSize,
     latentSize,
     reason: `Chose group size ${groupSize}: ${why}; ${source}.`,
@@ -123,7 +123,7 @@ function ratioReason(latentSize: number, targetRatio: number): string {
 }
 
 /** The largest r, a multiple of 16 where it reaches 16, that removes at least the share; undefined when none does. */
-function largestLatentSize(
+function latentSizeForRatio(
   spec: MoeSpec,
   request: PlanRequest,
   k: number,
@@ -139,7 +139,7 @@ function largestLatentSize(
     return latent <= (1 - targetRatio) * dense && 1 - latent / dense >= targetRatio;
   };
   const estimate = Math.floor(((1 - targetRatio) * dense - kept) / perRank);
-  const largest = Math.min(estimate, maxLatentSize(n, m, k));
+  const largest = Math.min(estimate, largestCommonSize(spec, request, k));
   const rounded = largest >= 16 ? largest - (largest % 16) : largest;
   // An exact hit may fail the caller's own check in floating point: then one step less.
   const latentSize = removesEnough(rounded) ? rounded : rounded - (rounded > 16 ? 16 : 1);

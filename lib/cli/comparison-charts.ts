@@ -1,0 +1,105 @@
+import type { Chart, Series } from '../chart.ts';
+import type { ComparisonRow } from '../methods/compare.ts';
+import { percent } from './table.ts';
+
+/** What perplexity grew by, relative to the model as it is. */
+export function increase(row: ComparisonRow, dense: ComparisonRow): number {
+  return row.perplexity / dense.perplexity - 1;
+}
+
+/** Charts of a comparison by name; none where there is nothing to compare with. The first row is the model as it is. */
+export function comparisonCharts(rows: readonly ComparisonRow[]): [string, Chart][] {
+  const [dense, ...others] = rows as [ComparisonRow, ...ComparisonRow[]];
+  if (others.length === 0) return [];
+  const sweep = groupSizeSweep(others, dense);
+  return [
+    ['parameters', overParameters(others, dense)],
+    ['bytes', overBytes(others, dense)],
+    ...(sweep ? [['group-size', sweep] as [string, Chart]] : []),
+  ];
+}
+
+/** What a logarithmic axis can show of an increase: a model that lost nothing, or got better, is at its lower end. */
+const LEAST_PERCENT = 0.01;
+
+function y(row: ComparisonRow, dense: ComparisonRow): number {
+  return Math.max(LEAST_PERCENT, 100 * increase(row, dense));
+}
+
+const Y_AXIS = { label: `perplexity above dense, % (at least ${LEAST_PERCENT})`, log: true } as const;
+
+/** Each method with the group size that is best for it. */
+function overParameters(rows: readonly ComparisonRow[], dense: ComparisonRow): Chart {
+  return {
+    title: 'Perplexity over parameters removed, each method with its best group size',
+    x: { label: 'parameters of the routed experts removed, %' },
+    y: Y_AXIS,
+    series: methodSeries(
+      rows.filter(({ targetRatio }) => targetRatio > 0),
+      dense,
+      ({ ratio }) => 100 * (1 - ratio),
+    ),
+  };
+}
+
+function overBytes(rows: readonly ComparisonRow[], dense: ComparisonRow): Chart {
+  return {
+    title: 'Perplexity over bytes kept, each method with its best group size',
+    x: { label: 'bytes of the routed experts, % of dense' },
+    y: Y_AXIS,
+    series: methodSeries(rows, dense, ({ bytes: own }) => (100 * own) / dense.bytes),
+  };
+}
+
+function methodSeries(
+  rows: readonly ComparisonRow[],
+  dense: ComparisonRow,
+  x: (row: ComparisonRow) => number,
+): Series[] {
+  return groupBy(rows, ({ method }) => method).map(([label, own], i) => ({
+    label,
+    marker: markerOf(i),
+    points: groupBy(own, ({ targetRatio }) => String(targetRatio))
+      .map(([, same]) => same.reduce((a, b) => (b.perplexity < a.perplexity ? b : a)))
+      .map((row) => [x(row), y(row, dense)] as const)
+      .sort((a, b) => a[0] - b[0]),
+  }));
+}
+
+/** As Fig. 2 of the paper; nothing where there was no sweep. */
+function groupSizeSweep(rows: readonly ComparisonRow[], dense: ComparisonRow): Chart | undefined {
+  const grouped = rows.filter(({ groupSize }) => groupSize !== undefined);
+  const series = groupBy(grouped, ({ method, targetRatio }) => `${method}, ${percent(targetRatio)}`)
+    .filter(([, own]) => own.length > 1)
+    .map(
+      ([label, own], i): Series => ({
+        label,
+        marker: markerOf(i),
+        points: own
+          .map((row) => [row.groupSize as number, y(row, dense)] as const)
+          .sort((a, b) => a[0] - b[0]),
+      }),
+    );
+  if (series.length === 0) return undefined;
+  const sizes = [...new Set(grouped.map(({ groupSize }) => groupSize as number))].sort((a, b) => a - b);
+  return {
+    title: 'Perplexity over the group size k',
+    x: { label: 'experts that share a latent space, k', log: true, ticks: sizes },
+    y: Y_AXIS,
+    series,
+  };
+}
+
+/** The palette has eight colors. */
+function markerOf(index: number): 'circle' | 'square' {
+  return index < 8 ? 'circle' : 'square';
+}
+
+function groupBy(
+  rows: readonly ComparisonRow[],
+  key: (row: ComparisonRow) => string,
+): [string, ComparisonRow[]][] {
+  const groups = new Map<string, ComparisonRow[]>();
+  for (const row of rows) groups.set(key(row), [...(groups.get(key(row)) ?? []), row]);
+  return [...groups];
+}
