@@ -5,8 +5,9 @@ import { tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
 import { promisify } from 'node:util';
 import { beforeAll, describe, expect, it, onTestFinished } from 'vitest';
-import { builtCli, compile, ROOT, runNode, TINY } from './cli/support.ts';
+import { builtCli, compile, ROOT, runNode } from './cli/support.ts';
 import { deadline } from './support/deadline.ts';
+import { TINY } from './support/fixtures.ts';
 
 const cli = builtCli();
 const pages = [

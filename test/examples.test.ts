@@ -6,8 +6,9 @@ import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { type Browser, chromium } from 'playwright-core';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { ROOT, runNode, TINY } from './cli/support.ts';
+import { ROOT, runNode } from './cli/support.ts';
 import { deadline } from './support/deadline.ts';
+import { TINY } from './support/fixtures.ts';
 
 const BROWSER = ['/usr/bin/chromium', '/usr/bin/chromium-browser', '/usr/bin/google-chrome'].find(existsSync);
 const scratch = await mkdtemp(join(tmpdir(), 'molae-examples-'));

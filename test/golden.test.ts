@@ -1,4 +1,3 @@
-import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { type Checkpoint, openCheckpoint } from '../lib/checkpoint/checkpoint.ts';
 import { SafetensorsFile } from '../lib/checkpoint/safetensors/reader.ts';
@@ -6,17 +5,17 @@ import type { DenseExperts } from '../lib/experts.ts';
 import { factorizeExperts } from '../lib/factorization/factorize.ts';
 import { MoeBlock } from '../lib/moe-block.ts';
 import { expertsTolerance, openTestDevice } from './support/device.ts';
+import { fixture, TINY } from './support/fixtures.ts';
 import { relativeError } from './support/reference.ts';
 
 // Golden values by PyTorch in f32 on the bf16 weights: see test/fixtures/README.md.
-const fixture = (name: string) => fileURLToPath(new URL(`./fixtures/${name}`, import.meta.url));
 
 const device = await openTestDevice();
 let checkpoint: Checkpoint;
 let golden: SafetensorsFile;
 
 beforeAll(async () => {
-  checkpoint = await openCheckpoint(fixture('tiny-qwen2-moe'));
+  checkpoint = await openCheckpoint(TINY);
   golden = await SafetensorsFile.open(fixture('golden-tiny-qwen2-moe.safetensors'));
 });
 

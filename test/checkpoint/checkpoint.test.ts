@@ -15,7 +15,10 @@ import { verifyLayers } from '../../lib/checkpoint/layers.ts';
 import type { TensorDeclaration } from '../../lib/checkpoint/safetensors/writer.ts';
 import { Shards } from '../../lib/checkpoint/shards.ts';
 import { Weights } from '../../lib/checkpoint/weights.ts';
-import { molaeError, TINY, temporaryFolder, writeCounting } from './support.ts';
+import { molaeError } from '../support/errors.ts';
+import { TINY } from '../support/fixtures.ts';
+import { temporaryFolder } from '../support/temporary.ts';
+import { writeCounting } from './support.ts';
 
 type Json = Record<string, unknown>;
 

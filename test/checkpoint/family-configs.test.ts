@@ -2,7 +2,7 @@ import { readFile } from 'node:fs/promises';
 import { fileURLToPath } from 'node:url';
 import { describe, expect, test } from 'vitest';
 import { describeConfig } from '../../lib/checkpoint/families/index.ts';
-import { molaeError } from './support.ts';
+import { molaeError } from '../support/errors.ts';
 
 type Json = Record<string, unknown>;
 

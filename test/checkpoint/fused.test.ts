@@ -8,7 +8,8 @@ import { SafetensorsWriter, type TensorDeclaration } from '../../lib/checkpoint/
 import { convertCheckpoint } from '../../lib/conversion/convert.ts';
 import { openDevice } from '../../lib/device.ts';
 import { OPERATORS } from '../../lib/experts.ts';
-import { molaeError, temporaryFolder } from './support.ts';
+import { molaeError } from '../support/errors.ts';
+import { temporaryFolder } from '../support/temporary.ts';
 
 const device = await openDevice('cpu');
 afterAll(() => device.dispose());

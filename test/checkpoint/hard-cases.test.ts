@@ -1,5 +1,4 @@
 import { execFile, spawn } from 'node:child_process';
-import { createHash } from 'node:crypto';
 import { chmod, cp, mkdir, readdir, readFile, rm, stat, symlink, writeFile } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { join } from 'node:path';
@@ -13,6 +12,7 @@ import { INDEX_FILE } from '../../lib/checkpoint/shards.ts';
 import { type ConvertOptions, convertCheckpoint } from '../../lib/conversion/convert.ts';
 import { openDevice } from '../../lib/device.ts';
 import { deadline } from '../support/deadline.ts';
+import { contents } from '../support/folders.ts';
 import { freshPaths, outputFolder } from '../support/temporary.ts';
 
 const here = (path: string) => fileURLToPath(new URL(path, import.meta.url));
@@ -29,17 +29,6 @@ afterAll(() => device.dispose());
 
 const convert = (options: Partial<ConvertOptions> = {}, input = source, to = output) =>
   convertCheckpoint(input, to, { groupSize: 4, latentSize: 16, device, ...options });
-
-async function contents(folder: string): Promise<Record<string, string>> {
-  const names = (await readdir(folder)).sort();
-  const entries = await Promise.all(
-    names.map(async (name) => {
-      const bytes = await readFile(join(folder, name));
-      return [name, createHash('sha256').update(bytes).digest('hex')] as const;
-    }),
-  );
-  return Object.fromEntries(entries);
-}
 
 const leftovers = async () => (await readdir(root)).filter((name) => name.startsWith('.'));
 

@@ -2,7 +2,8 @@ import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { parseHeader, parseHeaderLength } from '../../lib/checkpoint/safetensors/header.ts';
 import { MolaeError } from '../../lib/errors.ts';
-import { fileBytes, molaeError } from './support.ts';
+import { molaeError } from '../support/errors.ts';
+import { fileBytes } from './support.ts';
 
 /** Parses a header as it would be parsed in a file with this much data. */
 function parse(header: unknown, dataBytes: number) {

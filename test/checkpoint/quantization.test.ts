@@ -13,8 +13,9 @@ import { Weights } from '../../lib/checkpoint/weights.ts';
 import { convertCheckpoint } from '../../lib/conversion/convert.ts';
 import { openDevice } from '../../lib/device.ts';
 import { native } from '../../lib/native.ts';
+import { molaeError } from '../support/errors.ts';
 import { fromBf16Bits, Random, toBf16Bits } from '../support/random.ts';
-import { molaeError, temporaryFolder } from './support.ts';
+import { temporaryFolder } from '../support/temporary.ts';
 
 type Json = Record<string, unknown>;
 interface Stored {

@@ -1,6 +1,5 @@
 import { cp, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import { afterAll, beforeEach, describe, expect, test } from 'vitest';
 import { openCheckpoint } from '../../lib/checkpoint/checkpoint.ts';
 import { inspectCheckpoint } from '../../lib/checkpoint/inspect.ts';
@@ -21,11 +20,11 @@ import { perplexity } from '../../lib/model/perplexity.ts';
 import { Tokenizer } from '../../lib/model/tokenizer.ts';
 import { quantizeExperts } from '../../lib/quantize.ts';
 import type { Tensor } from '../../lib/tensor.ts';
+import { fixture, TINY } from '../support/fixtures.ts';
 import { relativeError } from '../support/reference.ts';
 import { freshPaths, outputFolder } from '../support/temporary.ts';
 
-const fixtures = new URL('../fixtures/', import.meta.url);
-const source = fileURLToPath(new URL('tiny-qwen2-moe', fixtures));
+const source = TINY;
 const device = await openDevice('cpu');
 const freshPath = freshPaths(await outputFolder('quantized'));
 let output: string;
@@ -133,7 +132,7 @@ describe.each<BlockDType>(['q8', 'q4'])('factors in blocks of %s', (quantize) =>
   });
 
   test('cost little more perplexity than the factors themselves, calibrated and with a shared basis too', async () => {
-    const text = await readFile(new URL('moby-dick.txt', fixtures), 'utf8');
+    const text = await readFile(fixture('moby-dick.txt'), 'utf8');
     const ids = (await Tokenizer.open(source)).encode(text);
     const options = {
       calibration: ids.slice(0, 2560),

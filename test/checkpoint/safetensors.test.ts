@@ -7,7 +7,9 @@ import { readFully, writeFully } from '../../lib/checkpoint/files.ts';
 import { DTYPE_BYTES, type SafetensorsDtype } from '../../lib/checkpoint/safetensors/dtype.ts';
 import { SafetensorsFile } from '../../lib/checkpoint/safetensors/reader.ts';
 import { SafetensorsWriter } from '../../lib/checkpoint/safetensors/writer.ts';
-import { molaeError, TINY, temporaryFolder } from './support.ts';
+import { molaeError } from '../support/errors.ts';
+import { TINY } from '../support/fixtures.ts';
+import { temporaryFolder } from '../support/temporary.ts';
 
 const F32_PAIR = [
   { name: 'a', dtype: 'F32', shape: [2] },

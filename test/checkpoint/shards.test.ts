@@ -4,7 +4,9 @@ import { describe, expect, test } from 'vitest';
 import { FilePool } from '../../lib/checkpoint/safetensors/pool.ts';
 import { SafetensorsWriter } from '../../lib/checkpoint/safetensors/writer.ts';
 import { INDEX_FILE, Shards } from '../../lib/checkpoint/shards.ts';
-import { molaeError, TINY, temporaryFolder } from './support.ts';
+import { molaeError } from '../support/errors.ts';
+import { TINY } from '../support/fixtures.ts';
+import { temporaryFolder } from '../support/temporary.ts';
 
 /** Shards of one-byte tensors: file name → { tensor: value }; and an index, unless it is null. */
 async function folderOf(

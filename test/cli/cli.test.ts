@@ -2,7 +2,8 @@ import { once } from 'node:events';
 import { access, cp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
-import { builtCli, type Finished, ROOT, TINY } from './support.ts';
+import { TINY } from '../support/fixtures.ts';
+import { builtCli, type Finished, ROOT } from './support.ts';
 
 const cli = builtCli();
 

@@ -2,7 +2,8 @@ import { readdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { METHODS } from '../../lib/methods/methods.ts';
-import { builtCli, ROOT, TINY } from './support.ts';
+import { TINY } from '../support/fixtures.ts';
+import { builtCli, ROOT } from './support.ts';
 
 const cli = builtCli();
 const text = join(cli.scratch, 'text.txt');

@@ -1,7 +1,8 @@
 import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
-import { builtCli, TINY } from './support.ts';
+import { TINY } from '../support/fixtures.ts';
+import { builtCli } from './support.ts';
 
 const cli = builtCli();
 const text = join(cli.scratch, 'text.txt');

@@ -8,7 +8,6 @@ import { afterAll, beforeAll } from 'vitest';
 import { deadline } from '../support/deadline.ts';
 
 export const ROOT = dirname(dirname(dirname(fileURLToPath(import.meta.url))));
-export const TINY = join(ROOT, 'test/fixtures/tiny-qwen2-moe');
 
 export interface Finished {
   readonly status: number | null;

@@ -1,5 +1,4 @@
 import { spawn } from 'node:child_process';
-import { createHash } from 'node:crypto';
 import { cp, mkdir, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -10,9 +9,11 @@ import { openDevice } from '../../lib/device.ts';
 import type { DenseExperts, LatentExperts, LatentOperator } from '../../lib/experts.ts';
 import { factorizeExperts } from '../../lib/factorization/factorize.ts';
 import { OPERATORS } from '../../lib/operators.ts';
+import { TINY } from '../support/fixtures.ts';
+import { contents, digest } from '../support/folders.ts';
 import { freshPaths, outputFolder } from '../support/temporary.ts';
 
-const source = fileURLToPath(new URL('../fixtures/tiny-qwen2-moe', import.meta.url));
+const source = TINY;
 const device = await openDevice('cpu');
 const root = await outputFolder('conversion');
 const freshPath = freshPaths(root);
@@ -33,20 +34,6 @@ async function exists(path: string): Promise<boolean> {
   );
 }
 
-/** A fingerprint to compare: vitest compares large arrays element by element, which takes minutes. */
-function digest(data: NodeJS.TypedArray | undefined): string {
-  if (data === undefined) return 'nothing';
-  return createHash('sha256').update(data).digest('hex');
-}
-
-/** Every file of a folder with the fingerprint of its bytes. */
-async function contents(folder: string): Promise<Map<string, string>> {
-  const names = (await readdir(folder)).sort();
-  return new Map(
-    await Promise.all(names.map(async (name) => [name, digest(await readFile(join(folder, name)))] as const)),
-  );
-}
-
 describe('a converted checkpoint', () => {
   test('opens again with the factors that factorizing the loaded layers gives, bit by bit', async () => {
     const report = await convert();
@@ -63,7 +50,7 @@ describe('a converted checkpoint', () => {
           for (const [g, tensor] of (wanted[operator] as LatentOperator)[side].entries()) {
             const loaded = (got[operator] as LatentOperator)[side][g];
             expect(loaded?.dtype).toBe('bf16');
-            expect(digest(await loaded?.read())).toBe(digest(await tensor.read()));
+            expect(digest((await loaded?.read()) as NodeJS.TypedArray)).toBe(digest(await tensor.read()));
           }
         }
       }

@@ -1,6 +1,5 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import { afterAll, afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { openCheckpoint } from '../../lib/checkpoint/checkpoint.ts';
 import { convertCalibrated } from '../../lib/conversion/calibrated/convert.ts';
@@ -13,15 +12,16 @@ import { Model } from '../../lib/model/model.ts';
 import { perplexity } from '../../lib/model/perplexity.ts';
 import { Tokenizer } from '../../lib/model/tokenizer.ts';
 import { sampleWindows, splitWindows } from '../../lib/model/windows.ts';
-import { contents, stopAndGoOn } from '../methods/support.ts';
+import { stopAndGoOn } from '../methods/support.ts';
 import { openOwnDevice } from '../support/device.ts';
+import { fixture, TINY } from '../support/fixtures.ts';
+import { contents } from '../support/folders.ts';
 import { freshPaths, outputFolder } from '../support/temporary.ts';
 
-const fixtures = new URL('../fixtures/', import.meta.url);
-const source = fileURLToPath(new URL('tiny-qwen2-moe', fixtures));
+const source = TINY;
 const device = await openDevice('cpu');
 const tokenizer = await Tokenizer.open(source);
-const text = await readFile(new URL('moby-dick.txt', fixtures), 'utf8');
+const text = await readFile(fixture('moby-dick.txt'), 'utf8');
 const ids = tokenizer.encode(text);
 const calibration = ids.slice(0, 2560);
 const heldOut = ids.slice(2560);
@@ -155,7 +155,7 @@ describe('calibrated conversion', () => {
     await expect(
       convertCalibrated(output, join(root, 'again'), { calibration, targetRatio: 0.3, device }),
     ).rejects.toThrow(/was converted already/);
-    const other = fileURLToPath(new URL('families/granitemoe', fixtures));
+    const other = fixture('families/granitemoe');
     await expect(
       convertCalibrated(other, join(root, 'other'), { calibration, targetRatio: 0.3, device }),
     ).rejects.toMatchObject({ code: 'UNSUPPORTED_CHECKPOINT' });

@@ -1,6 +1,5 @@
 import { cp, mkdir, readdir, readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import { afterAll, beforeEach, describe, expect, test } from 'vitest';
 import { openCheckpoint } from '../../lib/checkpoint/checkpoint.ts';
 import { inspectCheckpoint } from '../../lib/checkpoint/inspect.ts';
@@ -15,16 +14,17 @@ import { Model } from '../../lib/model/model.ts';
 import { perplexity } from '../../lib/model/perplexity.ts';
 import { Tokenizer } from '../../lib/model/tokenizer.ts';
 import { OPERATORS } from '../../lib/operators.ts';
-import { contents, stopAndGoOn } from '../methods/support.ts';
+import { stopAndGoOn } from '../methods/support.ts';
+import { fixture, TINY } from '../support/fixtures.ts';
+import { contents } from '../support/folders.ts';
 import { Random } from '../support/random.ts';
 import { multiply, relativeError } from '../support/reference.ts';
 import { freshPaths, outputFolder } from '../support/temporary.ts';
 
-const fixtures = new URL('../fixtures/', import.meta.url);
-const source = fileURLToPath(new URL('tiny-qwen2-moe', fixtures));
+const source = TINY;
 const device = await openDevice('cpu');
 const tokenizer = await Tokenizer.open(source);
-const ids = tokenizer.encode(await readFile(new URL('moby-dick.txt', fixtures), 'utf8'));
+const ids = tokenizer.encode(await readFile(fixture('moby-dick.txt'), 'utf8'));
 const calibration = ids.slice(0, 1280);
 /** Of which a search can hold out enough windows. */
 const longer = ids.slice(0, 2560);

@@ -4,7 +4,8 @@ import { distinctGroups, groupProbability } from '../../lib/costs/distinct-group
 import { type Factorization, layerCosts } from '../../lib/costs/layer-costs.ts';
 import type { LayerSizes } from '../../lib/costs/sizes.ts';
 import { divisors } from '../../lib/factorization/groups.ts';
-import { invalid, OLMOE } from '../support/sizes.ts';
+import { invalid } from '../support/errors.ts';
+import { OLMOE } from '../support/sizes.ts';
 
 /** All K-subsets of 0..N-1. */
 function* subsets(N: number, K: number, from = 0): Generator<number[]> {

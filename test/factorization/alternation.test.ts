@@ -1,5 +1,4 @@
 import { readFile } from 'node:fs/promises';
-import { fileURLToPath } from 'node:url';
 import { afterAll, describe, expect, test } from 'vitest';
 import { openDevice } from '../../lib/device.ts';
 import type { DenseExperts } from '../../lib/experts.ts';
@@ -8,9 +7,9 @@ import type { FactorizationReport } from '../../lib/factorization/report.ts';
 import { calibrate } from '../../lib/model/calibration.ts';
 import { Model } from '../../lib/model/model.ts';
 import { Tokenizer } from '../../lib/model/tokenizer.ts';
+import { fixture, TINY } from '../support/fixtures.ts';
 
-const fixture = (name: string) => fileURLToPath(new URL(`../fixtures/${name}`, import.meta.url));
-const source = fixture('tiny-qwen2-moe');
+const source = TINY;
 const device = await openDevice('cpu');
 const model = await Model.open(source, { device });
 const tokenizer = await Tokenizer.open(source);

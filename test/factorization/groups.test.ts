@@ -6,7 +6,7 @@ import {
   divisors,
   resolveGroups,
 } from '../../lib/factorization/groups.ts';
-import { invalid } from '../support/sizes.ts';
+import { invalid } from '../support/errors.ts';
 
 const count = fc.integer({ min: 1, max: 600 });
 

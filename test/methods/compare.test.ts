@@ -1,4 +1,3 @@
-import { join } from 'node:path';
 import { afterAll, describe, expect, test } from 'vitest';
 import { SafetensorsFile } from '../../lib/checkpoint/safetensors/reader.ts';
 import { type CompareRequest, type ComparisonRow, compareMethods } from '../../lib/methods/compare.ts';
@@ -8,12 +7,11 @@ import { Model } from '../../lib/model/model.ts';
 import { perplexity } from '../../lib/model/perplexity.ts';
 import { deadline } from '../support/deadline.ts';
 import { openTestDevice } from '../support/device.ts';
-
-const FIXTURES = join(import.meta.dirname, '../fixtures');
+import { fixture, TINY } from '../support/fixtures.ts';
 
 const device = await openTestDevice();
-const model = await Model.open(join(FIXTURES, 'tiny-qwen2-moe'), { device });
-const file = await SafetensorsFile.open(join(FIXTURES, 'ppl-tokens.safetensors'));
+const model = await Model.open(TINY, { device });
+const file = await SafetensorsFile.open(fixture('ppl-tokens.safetensors'));
 const ids = [...new BigInt64Array((await file.read('moby')).slice().buffer)].map(Number);
 await file.close();
 afterAll(async () => {
@@ -95,7 +93,7 @@ describe('a comparison', () => {
   });
 
   test('a model that streams is refused: its layers do not stay', async () => {
-    await using streaming = await Model.open(join(FIXTURES, 'tiny-qwen2-moe'), { device, stream: true });
+    await using streaming = await Model.open(TINY, { device, stream: true });
     const rows = compareMethods(streaming, {
       methods: METHODS,
       targetRatios: [0.3],

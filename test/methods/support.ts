@@ -1,6 +1,3 @@
-import { createHash } from 'node:crypto';
-import { readdir, readFile } from 'node:fs/promises';
-import { join } from 'node:path';
 import { expect } from 'vitest';
 import type { CalibratedConversionReport } from '../../lib/conversion/calibrated/convert.ts';
 import type { CalibratedConversionOptions } from '../../lib/conversion/calibrated/options.ts';
@@ -15,6 +12,7 @@ import type { RouterSpec } from '../../lib/routing.ts';
 import type { Tensor } from '../../lib/tensor.ts';
 import { Random, toTensor } from '../support/random.ts';
 import { apply, type DenseExpert, type Matrix, matrix } from '../support/reference.ts';
+import { specOf } from '../support/sizes.ts';
 
 export interface LayerSizes {
   readonly n: number;
@@ -130,16 +128,8 @@ export function requestFor(
   router: Partial<RouterSpec> = {},
 ): MethodRequest {
   const { n, m, experts, topK } = sizes;
-  const spec = {
-    hiddenSize: n,
-    intermediateSize: m,
-    numExperts: experts,
-    topK,
-    activation: 'silu',
-    layers: [0],
-    numLayers: 1,
-    router: { scoring: 'softmax', topK, renormalize: true, ...router },
-  };
+  const plain = specOf(n, m, experts, topK, 1);
+  const spec = { ...plain, router: { ...plain.router, ...router } };
   return { model: { checkpoint: { spec } } as unknown as Model, calibration: [], targetRatio };
 }
 
@@ -154,17 +144,6 @@ export async function elementsOf(experts: DenseExperts): Promise<Float64Array> {
 
 export async function toMatrix(tensor: Tensor): Promise<Matrix> {
   return matrix(tensor.shape[0] as number, tensor.shape[1] as number, await tensor.toFloat32());
-}
-
-/** The fingerprints of all files in a folder. */
-export async function contents(folder: string): Promise<string[]> {
-  const names = (await readdir(folder)).sort();
-  return Promise.all(
-    names.map(async (name) => {
-      const bytes = await readFile(join(folder, name));
-      return `${name} ${createHash('sha256').update(bytes).digest('hex')}`;
-    }),
-  );
 }
 
 type Conversion = (

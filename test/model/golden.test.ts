@@ -1,16 +1,15 @@
 import { readFile } from 'node:fs/promises';
-import { fileURLToPath } from 'node:url';
 import { afterAll, describe, expect, test } from 'vitest';
 import { SafetensorsFile } from '../../lib/checkpoint/safetensors/reader.ts';
 import { Model } from '../../lib/model/model.ts';
 import { perplexity } from '../../lib/model/perplexity.ts';
 import { expertsTolerance, openTestDevice } from '../support/device.ts';
+import { fixture, TINY } from '../support/fixtures.ts';
 import { relativeError } from '../support/reference.ts';
 
 // Golden values by PyTorch in f32 on the bf16 weights: see test/fixtures/README.md.
-const fixture = (name: string) => fileURLToPath(new URL(`../fixtures/${name}`, import.meta.url));
 const device = await openTestDevice();
-const model = await Model.open(fixture('tiny-qwen2-moe'), { device });
+const model = await Model.open(TINY, { device });
 const golden = await SafetensorsFile.open(fixture('golden-tiny-qwen2-moe.safetensors'));
 const texts = await SafetensorsFile.open(fixture('ppl-tokens.safetensors'));
 
@@ -74,7 +73,7 @@ describe('the trained checkpoint against PyTorch', () => {
   test('a streamed model gives the same perplexity, to the bit', async () => {
     const tokens = (await ids(texts, 'moby')).slice(0, 1000);
     const resident = await perplexity(model, tokens);
-    await using streamed = await Model.open(fixture('tiny-qwen2-moe'), { device, stream: true });
+    await using streamed = await Model.open(TINY, { device, stream: true });
     expect((await perplexity(streamed, tokens)).perplexity).toBe(resident.perplexity);
   });
 

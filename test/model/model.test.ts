@@ -1,6 +1,5 @@
 import { cp, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import { afterAll, describe, expect, test } from 'vitest';
 import { openCheckpoint } from '../../lib/checkpoint/checkpoint.ts';
 import { SafetensorsFile } from '../../lib/checkpoint/safetensors/reader.ts';
@@ -17,11 +16,11 @@ import { Sampler } from '../../lib/model/sampling.ts';
 import { Tokenizer } from '../../lib/model/tokenizer.ts';
 import { cutWindows } from '../../lib/model/windows.ts';
 import { expertsTolerance, openTestDevice } from '../support/device.ts';
+import { fixture, TINY } from '../support/fixtures.ts';
 import { relativeError } from '../support/reference.ts';
 import { outputFolder } from '../support/temporary.ts';
 
-const fixture = (name: string) => fileURLToPath(new URL(`../fixtures/${name}`, import.meta.url));
-const source = fixture('tiny-qwen2-moe');
+const source = TINY;
 const device = await openTestDevice();
 const folder = await outputFolder('model');
 const converted = join(folder, 'latent');

@@ -1,5 +1,4 @@
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import { afterAll, describe, expect, test } from 'vitest';
 import { convertCheckpoint } from '../../lib/conversion/convert.ts';
 import { calibrate } from '../../lib/model/calibration.ts';
@@ -10,9 +9,10 @@ import { perplexity } from '../../lib/model/perplexity.ts';
 import { Tokenizer } from '../../lib/model/tokenizer.ts';
 import { Turns } from '../../lib/model/turns.ts';
 import { openTestDevice } from '../support/device.ts';
+import { TINY } from '../support/fixtures.ts';
 import { outputFolder } from '../support/temporary.ts';
 
-const source = fileURLToPath(new URL('../fixtures/tiny-qwen2-moe', import.meta.url));
+const source = TINY;
 const folder = await outputFolder('overlap');
 const converted = join(folder, 'latent');
 const device = await openTestDevice();

@@ -115,19 +115,22 @@ std::vector<Sizes> tile_sizes(Context& context) {
 // Scratch of exactly the size asked for, poisoned.
 std::vector<float> poisoned_scratch(int64_t inner) { return std::vector<float>(tile_scratch<float>(inner), kPoison); }
 
+void expect_linear_tile(Context& cpu, const Sizes& sizes, DType dtype) {
+  const auto& [rows, inner, cols] = sizes;
+  const Product product(cpu, rows, inner, cols, dtype);
+  std::vector<float> scratch = poisoned_scratch(inner);
+  const Values actual = result_of(rows, cols, [&](float* out, int64_t stride) {
+    linear_tile<float>(product.input(), product.rows, product.weight, product.col, product.cols, out, stride,
+                       scratch.data());
+  });
+  expect_sums(actual, product);
+}
+
 MOLAE_TEST("cpu kernels: linear tiles of every dtype and odd sizes", Logic) {
   const auto backend = make_cpu_backend(1);
   Context cpu{*backend, context.random};
   for (const DType dtype : {DType::F32, DType::BF16, DType::F16, DType::Q8, DType::Q4}) {
-    for (const auto& [rows, inner, cols] : tile_sizes(cpu)) {
-      const Product product(cpu, rows, inner, cols, dtype);
-      std::vector<float> scratch = poisoned_scratch(inner);
-      const Values actual = result_of(rows, cols, [&](float* out, int64_t stride) {
-        linear_tile<float>(product.input(), product.rows, product.weight, product.col, product.cols, out, stride,
-                           scratch.data());
-      });
-      expect_sums(actual, product);
-    }
+    for (const Sizes& sizes : tile_sizes(cpu)) expect_linear_tile(cpu, sizes, dtype);
   }
 }
 
@@ -139,12 +142,7 @@ MOLAE_TEST("cpu kernels: streamed weights, every number of rows", Logic) {
   for (const DType dtype : {DType::F32, DType::BF16, DType::F16, DType::Q8, DType::Q4}) {
     for (int64_t rows = 1; rows <= kStreamRows + 1; ++rows) {
       for (const auto& [inner, cols] : {std::pair{31, 9}, {64, 24}, {768, 1}, {1031, 47}, {1600, 28}}) {
-        const Product product(cpu, rows, inner, cols, dtype);
-        std::vector<float> scratch = poisoned_scratch(inner);
-        const Values actual = result_of(rows, cols, [&](float* out, int64_t stride) {
-          linear_tile<float>(product.input(), rows, product.weight, product.col, cols, out, stride, scratch.data());
-        });
-        expect_sums(actual, product);
+        expect_linear_tile(cpu, {rows, inner, cols}, dtype);
       }
     }
   }
@@ -158,12 +156,7 @@ MOLAE_TEST("cpu kernels: panels of vectors, every number of rows beside them", L
   for (const DType dtype : {DType::F32, DType::BF16}) {
     for (int64_t rows = kStreamRows + 1; rows <= kStreamRows + 40; ++rows) {
       for (const auto& [inner, cols] : {std::pair{31, 9}, {544, 27}, {1024, 101}}) {
-        const Product product(cpu, rows, inner, cols, dtype);
-        std::vector<float> scratch = poisoned_scratch(inner);
-        const Values actual = result_of(rows, cols, [&](float* out, int64_t stride) {
-          linear_tile<float>(product.input(), rows, product.weight, product.col, cols, out, stride, scratch.data());
-        });
-        expect_sums(actual, product);
+        expect_linear_tile(cpu, {rows, inner, cols}, dtype);
       }
     }
   }

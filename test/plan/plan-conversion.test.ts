@@ -4,15 +4,8 @@ import type { MoeSpec } from '../../lib/checkpoint/family.ts';
 import { divisors } from '../../lib/factorization/groups.ts';
 import { planConversion } from '../../lib/plan/plan-conversion.ts';
 import type { PlanOptions } from '../../lib/plan/request.ts';
-import {
-  DEEPSEEK_V2_LITE,
-  DEEPSEEK_V3,
-  invalid,
-  OLMOE,
-  QWEN3_30B,
-  QWEN15,
-  specOf,
-} from '../support/sizes.ts';
+import { invalid } from '../support/errors.ts';
+import { DEEPSEEK_V2_LITE, DEEPSEEK_V3, OLMOE, QWEN3_30B, QWEN15, specOf } from '../support/sizes.ts';
 
 describe('planConversion', () => {
   test("the paper's r = m with k = 4 or 8 stores less and computes 1.2 to 1.6 times more", () => {

@@ -1,4 +1,3 @@
-import { expect } from 'vitest';
 import type { MoeSpec } from '../../lib/checkpoint/family.ts';
 
 /** A model of these sizes. */
@@ -26,10 +25,3 @@ export const DEEPSEEK_V2_LITE = specOf(2048, 1408, 64, 6, 26);
 export const QWEN3_30B = specOf(2048, 768, 128, 8, 48);
 export const OLMOE = specOf(2048, 1024, 64, 8, 16);
 export const DEEPSEEK_V3 = specOf(7168, 2048, 256, 8, 58);
-
-/** An INVALID_ARGUMENT whose message has all of the words. */
-export const invalid = (...words: string[]) =>
-  expect.objectContaining({
-    code: 'INVALID_ARGUMENT',
-    message: { asymmetricMatch: (text: unknown) => words.every((word) => String(text).includes(word)) },
-  });

@@ -1,5 +1,4 @@
 import { readFile } from 'node:fs/promises';
-import { fileURLToPath } from 'node:url';
 import { afterAll, expect, test } from 'vitest';
 import { openDevice } from '../../../lib/device.ts';
 import { calibrated, calibrated4Bits, calibrated8Bits } from '../../../lib/methods/calibrated/calibrated.ts';
@@ -7,9 +6,10 @@ import { type ComparisonRow, compareMethods } from '../../../lib/methods/compare
 import { Model } from '../../../lib/model/model.ts';
 import { Tokenizer } from '../../../lib/model/tokenizer.ts';
 import { deadline } from '../../support/deadline.ts';
+import { fixture, TINY } from '../../support/fixtures.ts';
 
-const source = fileURLToPath(new URL('../../fixtures/tiny-qwen2-moe', import.meta.url));
-const text = fileURLToPath(new URL('../../fixtures/moby-dick.txt', import.meta.url));
+const source = TINY;
+const text = fixture('moby-dick.txt');
 const device = await openDevice('cpu');
 afterAll(() => device.dispose());
 

@@ -1,7 +1,5 @@
-import { mkdtemp, readFile, rm } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
+import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { convertCalibrated } from '../../../lib/conversion/calibrated/convert.ts';
 import {
@@ -16,12 +14,13 @@ import { perplexity } from '../../../lib/model/perplexity.ts';
 import { Tokenizer } from '../../../lib/model/tokenizer.ts';
 import { cutWindows } from '../../../lib/model/windows.ts';
 import { openOwnDevice } from '../../support/device.ts';
+import { fixture, TINY } from '../../support/fixtures.ts';
+import { temporaryFolder } from '../../support/temporary.ts';
 
-const fixtures = new URL('../../fixtures/', import.meta.url);
-const source = fileURLToPath(new URL('tiny-qwen2-moe', fixtures));
+const source = TINY;
 const device = await openOwnDevice();
 const tokenizer = await Tokenizer.open(source);
-const text = await readFile(new URL('moby-dick.txt', fixtures), 'utf8');
+const text = await readFile(fixture('moby-dick.txt'), 'utf8');
 const WINDOW = 64;
 const calibration = tokenizer.encode(text).slice(0, 40 * WINDOW);
 let model: Model;
@@ -107,29 +106,24 @@ describe('search', () => {
   });
 
   test('in a conversion, its choice is made and recorded in the config', async () => {
-    const root = await mkdtemp(join(tmpdir(), 'molae-search-'));
-    try {
-      const output = join(root, 'out');
-      const given = { groupSize: 2, operators: ['gate', 'up', 'down'] as const };
-      const options = { calibration, window: WINDOW, targetRatio: 0.5, ...given, search: true, device };
-      const report = await convertCalibrated(source, output, options);
-      const chosen = report.search?.chosen;
-      expect(report.groupSize).toBe(2);
-      expect([...new Set(report.layers.map(({ operator }) => operator))]).toEqual(chosen?.operators);
-      const { molae } = JSON.parse(await readFile(join(output, 'config.json'), 'utf8'));
-      expect(molae.provenance).toMatchObject({
-        calibrationTokens: calibration.length,
-        targetRatio: 0.5,
-        search: {
-          chosen: { groupSize: 2, sharedGateUp: chosen?.sharedGateUp, perplexity: chosen?.perplexity },
-        },
-      });
-      expect(molae.provenance.search.candidates).toHaveLength(report.search?.candidates.length as number);
-      await using converted = await Model.open(output, { device });
-      expect(Number.isFinite((await perplexity(converted, calibration.slice(0, 256))).perplexity)).toBe(true);
-    } finally {
-      await rm(root, { recursive: true });
-    }
+    const output = join(await temporaryFolder(), 'out');
+    const given = { groupSize: 2, operators: ['gate', 'up', 'down'] as const };
+    const options = { calibration, window: WINDOW, targetRatio: 0.5, ...given, search: true, device };
+    const report = await convertCalibrated(source, output, options);
+    const chosen = report.search?.chosen;
+    expect(report.groupSize).toBe(2);
+    expect([...new Set(report.layers.map(({ operator }) => operator))]).toEqual(chosen?.operators);
+    const { molae } = JSON.parse(await readFile(join(output, 'config.json'), 'utf8'));
+    expect(molae.provenance).toMatchObject({
+      calibrationTokens: calibration.length,
+      targetRatio: 0.5,
+      search: {
+        chosen: { groupSize: 2, sharedGateUp: chosen?.sharedGateUp, perplexity: chosen?.perplexity },
+      },
+    });
+    expect(molae.provenance.search.candidates).toHaveLength(report.search?.candidates.length as number);
+    await using converted = await Model.open(output, { device });
+    expect(Number.isFinite((await perplexity(converted, calibration.slice(0, 256))).perplexity)).toBe(true);
   });
 });
 
