@@ -6,6 +6,7 @@
 #include <cstring>
 #include <functional>
 #include <random>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -99,23 +100,22 @@ class Bench {
     return tensor;
   }
 
-  // Median milliseconds of one call.
-  double time(const std::function<void()>& call) {
-    call();
-    backend_.synchronize();
-    auto start = Clock::now();
-    call();
-    backend_.synchronize();
-    const double once = std::chrono::duration<double>(Clock::now() - start).count();
-    const int together = std::clamp(static_cast<int>(0.01 / std::max(once, 1e-7)), 1, 200);
-    const int repeats = smoke_ ? 2 : std::clamp(static_cast<int>(0.5 / (together * std::max(once, 1e-7))), 3, 15);
-    std::vector<double> times;
-    for (int i = 0; i < repeats; ++i) {
-      start = Clock::now();
-      for (int j = 0; j < together; ++j) call();
+  // Median milliseconds of one call. Calls take `turns` different ways, one after the other: each of them is taken
+  // three times before anything is timed, so that workspaces have grown and graphs have been captured.
+  double time(const std::function<void()>& call, int turns = 1) {
+    const auto seconds_of = [&](int calls) {
+      const auto start = Clock::now();
+      for (int i = 0; i < calls; ++i) call();
       backend_.synchronize();
-      times.push_back(std::chrono::duration<double, std::milli>(Clock::now() - start).count() / together);
-    }
+      return std::chrono::duration<double>(Clock::now() - start).count();
+    };
+    const int batch = 3 * turns;
+    seconds_of(batch);
+    const double once = std::max(seconds_of(batch) / batch, 1e-7);
+    const int together = std::clamp(static_cast<int>(0.01 / once), 1, 200);
+    const int repeats = smoke_ ? 2 : std::clamp(static_cast<int>(0.5 / (together * once)), 3, 15);
+    std::vector<double> times;
+    for (int i = 0; i < repeats; ++i) times.push_back(1e3 * seconds_of(together) / together);
     std::sort(times.begin(), times.end());
     return times[times.size() / 2];
   }
@@ -180,30 +180,35 @@ class Bench {
     return layer;
   }
 
-  // That a group is none of a token's, under uniform routing: C(N - k, K) / C(N, K).
-  static double missed(const Cell& cell) {
-    double missed = 1;
-    for (int64_t i = 0; i < cell.top_k; ++i) {
-      missed *= std::max<double>(0, cell.experts - cell.group_size - i) / static_cast<double>(cell.experts - i);
+  // What a routing meets.
+  struct Met {
+    int64_t experts, groups, token_groups;  // token_groups: distinct (token, group)
+  };
+  Met count_met(const Routing& routing, const Cell& cell) {
+    std::vector<int32_t> ids(routing.ids.elements());
+    backend_.download(routing.ids, ids.data());
+    std::set<int64_t> experts, groups, token_groups;
+    for (size_t slot = 0; slot < ids.size(); ++slot) {
+      const int64_t group = ids[slot] / cell.group_size, token = static_cast<int64_t>(slot) / cell.top_k;
+      experts.insert(ids[slot]);
+      groups.insert(group);
+      token_groups.insert(token * cell.experts + group);
     }
-    return missed;
+    return {static_cast<int64_t>(experts.size()), static_cast<int64_t>(groups.size()),
+            static_cast<int64_t>(token_groups.size())};
   }
 
-  // Useful FLOPs: of the latent layer with as many distinct groups a token as uniform routing gives.
-  static double layer_flops(const Cell& cell, int64_t tokens, bool latent) {
-    const double dense = 6.0 * cell.top_k * cell.m * cell.n;
-    if (!latent) return tokens * dense;
-    const double groups = static_cast<double>(cell.experts) / cell.group_size * (1 - missed(cell));
-    return tokens * 6.0 * cell.rank * (cell.n * groups + static_cast<double>(cell.m * cell.top_k));
+  // Useful FLOPs, of this routing.
+  static double layer_flops(const Cell& cell, int64_t tokens, bool latent, const Met& met) {
+    const int64_t pairs = tokens * cell.top_k;
+    if (!latent) return 6.0 * pairs * cell.m * cell.n;
+    return 6.0 * cell.rank * static_cast<double>(cell.n * met.token_groups + cell.m * pairs);
   }
 
-  // Bytes of the weights that uniform routing touches, in 16 bits.
-  static double layer_bytes(const Cell& cell, int64_t tokens, bool latent) {
-    const auto touched = [&](double kept, double of) { return of * (1 - std::pow(1 - kept, tokens)); };
-    const double experts = touched(static_cast<double>(cell.top_k) / cell.experts, cell.experts);
-    if (!latent) return 2 * 3.0 * cell.m * cell.n * experts;
-    const double groups = touched(1 - missed(cell), static_cast<double>(cell.experts) / cell.group_size);
-    return 2 * 3.0 * cell.rank * (cell.m * experts + cell.n * groups);
+  // Bytes of the weights that this routing touches, in 16 bits.
+  static double layer_bytes(const Cell& cell, bool latent, const Met& met) {
+    if (!latent) return 2 * 3.0 * cell.m * cell.n * met.experts;
+    return 2 * 3.0 * cell.rank * static_cast<double>(cell.m * met.experts + cell.n * met.groups);
   }
 
   void layer(const Cell& cell, int64_t tokens, bool latent) {
@@ -215,9 +220,10 @@ class Bench {
       const Routing routing = uniform_routing(tokens, cell);
       const Cancellation never;
       size_t turn = 0;
-      const double ms = time([&] { layers[turn++ % layers.size()]->run(x, routing, y, never); });
-      row(std::string(latent ? "latent " : "dense ") + cell.name, "bf16", tokens, ms, layer_flops(cell, tokens, latent),
-          layer_bytes(cell, tokens, latent));
+      const Met met = count_met(routing, cell);
+      const double ms = time([&] { layers[turn++ % layers.size()]->run(x, routing, y, never); }, copies);
+      row(std::string(latent ? "latent " : "dense ") + cell.name, "bf16", tokens, ms,
+          layer_flops(cell, tokens, latent, met), layer_bytes(cell, latent, met));
     } catch (const Error& error) {
       std::fprintf(stderr, "%s, %lld tokens: %s\n", cell.name, static_cast<long long>(tokens), error.what());
     }

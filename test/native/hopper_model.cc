@@ -2,6 +2,7 @@
 
 #include <cstring>
 #include <new>
+#include <utility>
 
 #include "native/harness.h"
 #include "native/hopper_on_host.h"
@@ -48,12 +49,12 @@ WeightMap encode_on_host(const WeightMapArguments& arguments) {
 HopperBlock::HopperBlock(size_t shared_bytes, uint64_t seed)
     : bytes_(shared_bytes),
       shared_(static_cast<unsigned char*>(::operator new(shared_bytes, kSharedAlignment))),
-      unfenced_(shared_bytes, false),
+      unfenced_(shared_bytes, 0),
       turns_(seed) {
   expect(shared_bytes <= 227 * 1024 - 1024, "a block's shared memory: ", shared_bytes, " bytes");
   std::memset(shared_, 0xff, shared_bytes);
   first_address_ = static_cast<uint32_t>(1024 * (1 + turns_.random()() % 4));
-  turns_.by_itself = [this] { return land_a_box(); };
+  turns_.by_itself = [this] { return land_something(); };
 }
 
 HopperBlock::~HopperBlock() { ::operator delete(shared_, kSharedAlignment); }
@@ -70,11 +71,14 @@ HopperBlock::BarrierState& HopperBlock::state(const Barrier& barrier) {
   return found->second;
 }
 
-void HopperBlock::initialize(const Barrier& barrier, int arrivals) { barriers_[&barrier] = {arrivals, arrivals, 0, 0}; }
+void HopperBlock::initialize(const Barrier& barrier, int arrivals) {
+  barriers_[&barrier] = {arrivals, arrivals, 0, 0, {}, {}};
+}
 
 void HopperBlock::complete_phases(BarrierState& barrier) {
   if (barrier.pending > 0 || barrier.bytes != 0) return;
   barrier.pending = barrier.arrivals;
+  barrier.copied_before = std::exchange(barrier.copied, {});
   ++barrier.phase;
 }
 
@@ -86,10 +90,11 @@ void HopperBlock::arrive(const Barrier& barrier, int64_t expected_bytes) {
   complete_phases(at);
 }
 
-void HopperBlock::wait(const Barrier& barrier, uint32_t parity) {
+const std::vector<uint32_t>& HopperBlock::wait(const Barrier& barrier, uint32_t parity) {
   expect(parity <= 1, "a parity of ", parity);
   BarrierState& at = state(barrier);
   turns_.wait([&] { return (at.phase & 1) != parity; });
+  return at.copied_before;
 }
 
 void HopperBlock::start_box(const WeightMap& map, int32_t inner, int32_t row, void* to, const Barrier& barrier) {
@@ -98,13 +103,24 @@ void HopperBlock::start_box(const WeightMap& map, int32_t inner, int32_t row, vo
   expect(inner >= 0 && row >= 0 && static_cast<uint64_t>(inner) < map.words[2] &&
              static_cast<uint64_t>(row) < map.words[3],
          "a box that is outside of its tensor");
-  poison(to, map.words[5] * 2 * map.words[6]);
+  poison(address(to), map.words[5] * 2 * map.words[6]);
   boxes_.push_back({&map, inner, row, address(to), &barrier});
 }
 
-// One of the boxes that are on their way, in any order.
-bool HopperBlock::land_a_box() {
-  if (boxes_.empty()) return false;
+// One of the boxes that are on their way, in any order, or what some threads have copied.
+bool HopperBlock::land_something() {
+  if (boxes_.empty() && arrivals_.empty()) return false;
+  if (!boxes_.empty() && (arrivals_.empty() || turns_.chance(0.5))) {
+    land_a_box();
+    return true;
+  }
+  for (uint64_t count = 1 + turns_.random()() % 64; count > 0 && !arrivals_.empty(); --count) {
+    land_an_arrival(std::next(arrivals_.begin(), turns_.random()() % arrivals_.size())->first);
+  }
+  return true;
+}
+
+void HopperBlock::land_a_box() {
   std::swap(boxes_[turns_.random()() % boxes_.size()], boxes_.back());
   const Box box = boxes_.back();
   boxes_.pop_back();
@@ -122,33 +138,54 @@ bool HopperBlock::land_a_box() {
   BarrierState& barrier = state(*box.barrier);
   barrier.bytes -= static_cast<int64_t>(words[5] * 2 * words[6]);
   complete_phases(barrier);
-  return true;
 }
 
-void HopperBlock::poison(void* to, size_t bytes) {
-  const uint32_t offset = address(to) - first_address_;
+void HopperBlock::poison(uint32_t address, size_t bytes) {
+  const uint32_t offset = address - first_address_;
   expect(offset + bytes <= bytes_, "a write beyond shared memory");
-  std::memset(to, 0xff, bytes);
-  for (size_t i = 0; i < bytes; ++i) unfenced_[offset + i] = false;
+  std::memset(shared_ + offset, 0xff, bytes);
+  for (size_t i = 0; i < bytes; ++i) unfenced_[offset + i] = 0;
 }
 
-void HopperBlock::write_unfenced(void* to, const unsigned char* bytes, size_t count) {
-  std::memcpy(to, bytes, count);
-  const uint32_t offset = address(to) - first_address_;
-  for (size_t i = 0; i < count; ++i) unfenced_[offset + i] = true;
+void HopperBlock::start_copy(const Copy& copy) { poison(copy.to, sizeof copy.bytes); }
+
+void HopperBlock::arrive_after(std::vector<Copy> copies, const Barrier& barrier, int thread) {
+  arrivals_[thread].push_back({std::move(copies), &barrier});
 }
 
-void HopperBlock::fence(uint32_t address, size_t count) {
-  for (size_t i = 0; i < count; ++i) unfenced_[address - first_address_ + i] = false;
+void HopperBlock::land_an_arrival(int thread) {
+  auto& arrivals = arrivals_.at(thread);
+  BarrierState& barrier = state(*arrivals.front().barrier);
+  const Barrier& arrived = *arrivals.front().barrier;
+  for (const Copy& copy : arrivals.front().copies) {
+    std::memcpy(at(copy.to), copy.bytes, sizeof copy.bytes);
+    std::memset(&unfenced_[copy.to - first_address_], 0xff, sizeof copy.bytes);
+    barrier.copied.push_back(copy.to);
+  }
+  arrivals.pop_front();
+  if (arrivals.empty()) arrivals_.erase(thread);
+  arrive(arrived, 0);
 }
 
-uint16_t HopperBlock::operand(uint64_t descriptor, int row, int k) const {
+void HopperBlock::land_copies_of(int thread) {
+  while (arrivals_.contains(thread)) land_an_arrival(thread);
+}
+
+void HopperBlock::fence(const std::vector<uint32_t>& copied, int group) {
+  for (const uint32_t address : copied) {
+    for (size_t i = 0; i < sizeof(Copy::bytes); ++i) {
+      unfenced_[address - first_address_ + i] &= static_cast<uint8_t>(~(1u << group));
+    }
+  }
+}
+
+uint16_t HopperBlock::operand(uint64_t descriptor, int row, int k, int group) const {
   const auto start = static_cast<uint32_t>(descriptor & 0x3fff) << 4;
   const auto stride = static_cast<uint32_t>(descriptor >> 32 & 0x3fff) << 4;
   expect(descriptor >> 62 == 1 && (descriptor >> 49 & 7) == 0, "a descriptor of 128-byte swizzle");
   const uint32_t address = swizzle128(start + row / 8 * stride + row % 8 * 128 + k * 2);
   expect(address >= first_address_ && address - first_address_ + 1 < bytes_, "an operand outside of shared memory");
-  expect(!unfenced_[address - first_address_], "the tensor cores read what no fence has shown them");
+  expect((unfenced_[address - first_address_] >> group & 1) == 0, "the tensor cores read what no fence has shown them");
   uint16_t value;
   std::memcpy(&value, at(address), sizeof value);
   return value;
@@ -160,26 +197,19 @@ uint16_t HopperBlock::operand(uint64_t descriptor, int row, int k) const {
 void HopperGroup::copy16(void* to, const void* from, int bytes) const {
   expect(waited_, "tokens were read before the wait");
   expect(address(to) % 16 == 0 && reinterpret_cast<uintptr_t>(from) % 16 == 0, "16 bytes, aligned");
-  Copy copy{to, {}};
+  HopperBlock::Copy copy{address(to), {}};
   std::memcpy(copy.bytes, from, bytes);
-  block_.poison(to, 16);
-  copies_[thread_].groups.back().push_back(copy);
+  block_.start_copy(copy);
+  copies_[thread_].push_back(copy);
 }
 
-void HopperGroup::land_copies(size_t pending) const {
-  Copies& copies = copies_[thread_];
-  while (copies.groups.size() - 1 > pending) {
-    for (const Copy& copy : copies.groups.front()) {
-      block_.write_unfenced(copy.to, copy.bytes, 16);
-      copies.unfenced.emplace_back(address(copy.to), 16);
-    }
-    copies.groups.pop_front();
-  }
+void HopperGroup::arrive_after_copies(Barrier& barrier) const {
+  block_.arrive_after(std::exchange(copies_[thread_], {}), barrier, thread_);
 }
 
 void HopperGroup::fence_async() const {
-  for (const auto& [first, count] : copies_[thread_].unfenced) block_.fence(first, count);
-  copies_[thread_].unfenced.clear();
+  block_.fence(waited_for_, index_);
+  waited_for_.clear();
 }
 
 void HopperGroup::copy_box(const WeightMap* map, int32_t inner, int32_t row, void* to, Barrier& barrier) const {

@@ -11,9 +11,9 @@
 
 // A model of one block of a Hopper GPU, as far as logic/hopper/grouped_gemm.h uses it, written from the PTX ISA and the
 // driver's documentation and not from that code: barriers with phases, transaction counts and parities; the copy engine
-// with its 128-byte swizzle; asynchronous copies that land late; wgmma that reads its operands through descriptors,
-// late too; and the fence between what threads write and what the tensor cores read. What a real block may do in many
-// orders happens here in a random one.
+// with its 128-byte swizzle; asynchronous copies that land late and arrive at a barrier then; wgmma that reads its
+// operands through descriptors, late too; and the fence between what threads write and what the tensor cores read. What
+// a real block may do in many orders happens here in a random one.
 namespace molae::test {
 
 class HopperBlock {
@@ -32,24 +32,38 @@ class HopperBlock {
 
   void initialize(const cuda::hopper::Barrier& barrier, int arrivals);
   void arrive(const cuda::hopper::Barrier& barrier, int64_t expected_bytes);
-  void wait(const cuda::hopper::Barrier& barrier, uint32_t parity);
+  // Returns what threads had copied when they arrived.
+  const std::vector<uint32_t>& wait(const cuda::hopper::Barrier& barrier, uint32_t parity);
 
   void start_box(const cuda::WeightMap& map, int32_t inner, int32_t row, void* to,
                  const cuda::hopper::Barrier& barrier);
 
-  // What threads do to shared memory.
-  void poison(void* to, size_t bytes);
-  void write_unfenced(void* to, const unsigned char* bytes, size_t count);
-  void fence(uint32_t address, size_t count);
+  // 16 bytes, copied by a thread. They land late, and before that are NaN.
+  struct Copy {
+    uint32_t to;
+    unsigned char bytes[16];
+  };
+  void start_copy(const Copy& copy);
+  // Of one thread: they land one after the other, and then its arrival.
+  void arrive_after(std::vector<Copy> copies, const cuda::hopper::Barrier& barrier, int thread);
+  void land_copies_of(int thread);
+  // Consumer `group` may read by the tensor cores what is at these addresses.
+  void fence(const std::vector<uint32_t>& copied, int group);
 
-  // Row `row` and inner element `k` of the operand that a descriptor describes.
-  uint16_t operand(uint64_t descriptor, int row, int k) const;
+  // Row `row` and inner element `k` of the operand that a descriptor describes, as consumer `group` reads it.
+  uint16_t operand(uint64_t descriptor, int row, int k, int group) const;
 
  private:
   struct BarrierState {
     int arrivals, pending;
     int64_t bytes;
     uint64_t phase;
+    std::vector<uint32_t> copied,
+        copied_before;  // in this phase and in the one before it
+  };
+  struct Arrival {
+    std::vector<Copy> copies;
+    const cuda::hopper::Barrier* barrier;
   };
   struct Box {
     const cuda::WeightMap* map;
@@ -60,15 +74,19 @@ class HopperBlock {
 
   BarrierState& state(const cuda::hopper::Barrier& barrier);
   void complete_phases(BarrierState& barrier);
-  bool land_a_box();
+  bool land_something();
+  void land_a_box();
+  void land_an_arrival(int thread);
+  void poison(uint32_t address, size_t bytes);
   unsigned char* at(uint32_t address) const { return shared_ - first_address_ + address; }
 
   size_t bytes_;
   uint32_t first_address_;
   unsigned char* shared_;
-  std::vector<bool> unfenced_;  // by byte
+  std::vector<uint8_t> unfenced_;  // by byte: a bit for each consumer
   std::map<const cuda::hopper::Barrier*, BarrierState> barriers_;
   std::vector<Box> boxes_;
+  std::map<int, std::deque<Arrival>> arrivals_;  // by thread; none is empty
   TakingTurns turns_;
 };
 
@@ -120,7 +138,6 @@ class HopperGroup {
   }
 
   void initialize(cuda::hopper::Barrier& barrier, int arrivals) const { block_.initialize(barrier, arrivals); }
-  void arrive(cuda::hopper::Barrier& barrier) const { block_.arrive(barrier, 0); }
   void arrive_by_warp(cuda::hopper::Barrier& barrier) const {
     for (int warp = 0; warp < kThreads / 32; ++warp) {
       block_.arrive(barrier, 0);
@@ -128,14 +145,14 @@ class HopperGroup {
     }
   }
   void arrive_expecting(cuda::hopper::Barrier& barrier, int bytes) const { block_.arrive(barrier, bytes); }
-  void wait(cuda::hopper::Barrier& barrier, uint32_t parity) const { block_.wait(barrier, parity); }
+  void wait(cuda::hopper::Barrier& barrier, uint32_t parity) const {
+    const std::vector<uint32_t>& copied = block_.wait(barrier, parity);
+    waited_for_.insert(waited_for_.end(), copied.begin(), copied.end());
+  }
 
   void copy16(void* to, const void* from, int bytes) const;
-  void commit_copies() const { copies_[thread_].groups.emplace_back(); }
-  template <int kPending>
-  void await_copies() const {
-    land_copies(kPending);
-  }
+  void arrive_after_copies(cuda::hopper::Barrier& barrier) const;
+  void await_copies() const { block_.land_copies_of(thread_); }
   void fence_async() const;
 
   void acquire_map(const cuda::WeightMap* map) const { acquired_.insert(map); }
@@ -149,10 +166,10 @@ class HopperGroup {
     products_.back().push_back([this, &sums, a, b] {
       std::vector<float> left(64 * 16), right(16 * kColumns);
       for (int row = 0; row < 64; ++row) {
-        for (int k = 0; k < 16; ++k) left[row * 16 + k] = cuda::to_float(In{block_.operand(a, row, k)});
+        for (int k = 0; k < 16; ++k) left[row * 16 + k] = cuda::to_float(In{block_.operand(a, row, k, index_)});
       }
       for (int row = 0; row < kColumns; ++row) {
-        for (int k = 0; k < 16; ++k) right[k * kColumns + row] = cuda::to_float(In{block_.operand(b, row, k)});
+        for (int k = 0; k < 16; ++k) right[k * kColumns + row] = cuda::to_float(In{block_.operand(b, row, k, index_)});
       }
       std::vector<float> products(kColumns);
       for (int row = 0; row < 64; ++row) {
@@ -178,23 +195,14 @@ class HopperGroup {
   }
 
  private:
-  struct Copy {
-    void* to;
-    unsigned char bytes[16];
-  };
-  struct Copies {
-    std::deque<std::vector<Copy>> groups{1};            // the last one is not committed
-    std::vector<std::pair<uint32_t, size_t>> unfenced;  // landed
-  };
-
-  void land_copies(size_t pending) const;
   void land_products(size_t pending) const;
 
   HopperBlock& block_;
   int index_;
   mutable int thread_ = 0;
   mutable bool waited_ = false;
-  mutable std::vector<Copies> copies_;
+  mutable std::vector<std::vector<HopperBlock::Copy>> copies_;  // by thread, since its last arrival
+  mutable std::vector<uint32_t> waited_for_;                    // and not fenced yet
   mutable std::set<const cuda::WeightMap*> acquired_;
   mutable std::deque<std::vector<std::function<void()>>> products_{1};  // the last group is not committed
 };

@@ -86,7 +86,16 @@ MOLAE_HD void with_activation(Activation activation, Visit visit) {
 
 template <class Real>
 MOLAE_HD Real activated(Activation activation, Real x) {
-  with_activation<Accurate>(activation, [&x](auto activate) { x = activate(x); });
+  switch (activation) {
+    case Activation::Silu:
+      return Activate<Activation::Silu, Accurate>()(x);
+    case Activation::Gelu:
+      return Activate<Activation::Gelu, Accurate>()(x);
+    case Activation::GeluTanh:
+      return Activate<Activation::GeluTanh, Accurate>()(x);
+    case Activation::Relu2:
+      return Activate<Activation::Relu2, Accurate>()(x);
+  }
   return x;
 }
 

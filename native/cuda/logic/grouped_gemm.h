@@ -156,35 +156,28 @@ template <class In, int kCount>
 MOLAE_HD void store_run(const GroupedGemm<In>& args, const RowTile& tile, int32_t cols, int32_t row, int32_t col,
                         const Sum<In>* values) {
   using Wide = Sum<In>;
-  static_assert(kCount == 1 || kCount % 2 == 0);
   const int64_t at_row = tile.begin + row;
   if (at_row >= tile.end || col >= cols) return;
   const int64_t at = at_row * args.out_stride + col;
-  if constexpr (kCount > 1) {
-    if (col + kCount <= cols) {  // runs start at multiples of their length: aligned
-      struct alignas(vector_bytes(kCount * sizeof(In))) Narrow {
-        In items[kCount];
-      };
-      struct alignas(vector_bytes(kCount * sizeof(Wide))) WidePack {
-        Wide items[kCount];
-      };
-      if (args.wide) {
-        WidePack pack;
-        MOLAE_UNROLL
-        for (int i = 0; i < kCount; ++i) pack.items[i] = values[i];
-        *reinterpret_cast<WidePack*>(static_cast<Wide*>(args.out) + at) = pack;
-      } else {
-        Narrow pack;
-        MOLAE_UNROLL
-        for (int i = 0; i < kCount; i += 2) {
-          const Pair<In> pair = narrowed_pair<In>(values[i], values[i + 1]);
-          pack.items[i] = pair.items[0];
-          pack.items[i + 1] = pair.items[1];
-        }
-        *reinterpret_cast<Narrow*>(static_cast<In*>(args.out) + at) = pack;
-      }
-      return;
+  if (kCount > 1 && col + kCount <= cols) {  // runs start at multiples of their length: aligned
+    struct alignas(vector_bytes(kCount * sizeof(In))) Narrow {
+      In items[kCount];
+    };
+    struct alignas(vector_bytes(kCount * sizeof(Wide))) WidePack {
+      Wide items[kCount];
+    };
+    if (args.wide) {
+      WidePack pack;
+      MOLAE_UNROLL
+      for (int i = 0; i < kCount; ++i) pack.items[i] = values[i];
+      *reinterpret_cast<WidePack*>(static_cast<Wide*>(args.out) + at) = pack;
+    } else {
+      Narrow pack;
+      MOLAE_UNROLL
+      for (int i = 0; i < kCount; ++i) pack.items[i] = Convert<In, Wide>::of(values[i]);
+      *reinterpret_cast<Narrow*>(static_cast<In*>(args.out) + at) = pack;
     }
+    return;
   }
   MOLAE_UNROLL
   for (int i = 0; i < kCount; ++i) {
@@ -192,7 +185,7 @@ MOLAE_HD void store_run(const GroupedGemm<In>& args, const RowTile& tile, int32_
     if (args.wide) {
       static_cast<Wide*>(args.out)[at + i] = values[i];
     } else {
-      static_cast<In*>(args.out)[at + i] = narrowed<In>(values[i]);
+      static_cast<In*>(args.out)[at + i] = Convert<In, Wide>::of(values[i]);
     }
   }
 }
@@ -218,8 +211,7 @@ MOLAE_HD void prefetch_weights(const Block& block, const TileIndex& at, const Gr
 template <class Math, bool kDual, class Block>
 MOLAE_HD void grouped_gemm_tile(const Block& block, const TileIndex& at, const GroupedGemm<typename Math::In>& args,
                                 GemmShared<Math>& shared) {
-  using In = typename Math::In;
-  using Wide = Sum<In>;
+  using Wide = Sum<typename Math::In>;
   const RowTile tile = args.tiles[at.row_tile];
   if (tile.problem < 0) return;
   const int32_t col = at.column_block * Math::kCols;
@@ -235,12 +227,11 @@ MOLAE_HD void grouped_gemm_tile(const Block& block, const TileIndex& at, const G
   }
   block.each_thread([&](int thread) {
     if constexpr (kDual) {
-      with_activation<FunctionsFor<In>>(args.activation, [&](auto activate) {
-        Math::merge(first[thread], second[thread], [&](Wide gate, Wide up) { return activate(gate) * up; });
-      });
+      Math::merge(first[thread], second[thread],
+                  [&](Wide gate, Wide up) { return activated(args.activation, gate) * up; });
     }
     Math::each_run(thread, first[thread], shared.scratch, [&](int row, int j, const Wide* values) {
-      store_run<In, Math::kRun>(args, tile, cols, row, col + j, values);
+      store_run<typename Math::In, Math::kRun>(args, tile, cols, row, col + j, values);
     });
   });
 }

@@ -76,13 +76,20 @@ struct PlanShared {
 template <class Block>
 MOLAE_HD void scan_chunks(const Block& block, int32_t* chunk_counts, int32_t chunks, int32_t problems,
                           int32_t tile_rows, PlanShared& shared) {
+  constexpr int kAtOnce = 8;  // read before the first is written, or every read would wait for the write before it
   block.each_thread([&](int thread) {
     for (int32_t p = thread; p < problems; p += block.threads()) {
       int32_t before = 0;
-      for (int64_t c = 0; c < chunks; ++c) {
-        const int32_t count = chunk_counts[c * problems + p];
-        chunk_counts[c * problems + p] = before;
-        before += count;
+      for (int32_t first = 0; first < chunks; first += kAtOnce) {
+        int32_t* const at = chunk_counts + static_cast<int64_t>(first) * problems + p;
+        int32_t counts[kAtOnce];
+        MOLAE_UNROLL
+        for (int i = 0; i < kAtOnce; ++i) counts[i] = first + i < chunks ? at[static_cast<int64_t>(i) * problems] : 0;
+        MOLAE_UNROLL
+        for (int i = 0; i < kAtOnce; ++i) {
+          if (first + i < chunks) at[static_cast<int64_t>(i) * problems] = before;
+          before += counts[i];
+        }
       }
       shared.counts[0][p] = {before, static_cast<int32_t>(ceil_div(before, tile_rows))};
     }

@@ -78,12 +78,14 @@ class DeviceGroup {
   static __device__ __forceinline__ void copy16(void* to, const void* from, int bytes) {
     __pipeline_memcpy_async(to, from, 16, 16 - bytes);
   }
-  static __device__ __forceinline__ void commit_copies() { __pipeline_commit(); }
-  template <int kPending>
-  static __device__ __forceinline__ void await_copies() {
-    __pipeline_wait_prior(kPending);
+  // Arrives at the barrier when all that this thread has copied so far is there. noinc: as one of the arrivals that the
+  // barrier was initialized with.
+  static __device__ __forceinline__ void arrive_after_copies(Barrier& barrier) {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(address(&barrier)) : "memory");
   }
-  // What this thread has written to shared memory becomes visible to the tensor cores.
+  static __device__ __forceinline__ void await_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+  // What threads have written to shared memory, as far as this one has waited for it, becomes visible to the tensor
+  // cores and the copy engine.
   static __device__ __forceinline__ void fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
   // Maps are copied to the GPU by the host, into memory that may have held other maps before.

@@ -66,18 +66,6 @@ MOLAE_HD void copy_weights(const Group& group, const Pass<typename Shape::In>& p
   });
 }
 
-// Every thread says that what it copied into the oldest unpublished stage is there, but for the newest `kPending`
-// stages. The tensor cores read shared memory by another way than threads write it: hence the fence.
-template <class Shape, int kPending, class Group>
-MOLAE_HD void publish(const Group& group, TileShared<Shape>& shared, RingPosition<Shape::kStages>& oldest) {
-  group.each_thread([&](int) {
-    group.template await_copies<kPending>();
-    group.fence_async();
-    group.arrive(shared.full[oldest.stage]);
-  });
-  oldest.advance();
-}
-
 template <class Shape, class Group>
 MOLAE_HD void acquire_maps(const Group& group, const Pass<typename Shape::In>& pass) {
   group.one_thread([&] {
@@ -114,18 +102,20 @@ template <class Shape, class Group>
 MOLAE_HD void produce(const Group& group, const HopperGemm<typename Shape::In>& args, TileShared<Shape>& shared,
                       int64_t block, int64_t blocks) {
   const auto& product = args.product;
-  RingPosition<Shape::kStages> next, oldest;
-  int unpublished = 0;
+  RingPosition<Shape::kStages> next;
+  int32_t mapped = -1;  // the problem whose maps may be used
   typename Group::template Local<TokenRows<Shape>> rows(group);
   int32_t ahead = copy_weights_ahead<Shape>(group, args, shared, block);
   group.after_previous();
   const auto columns = [&](int32_t problem) { return product.first.weights[problem].rows; };
   schedule_of<Shape>(args).each_tile(block, blocks, columns, [&](const OutputTile& tile) {
+    const bool other_maps = tile.rows.problem != mapped;
+    mapped = tile.rows.problem;
     MOLAE_ROLLED
     for (int i = 0; i < pass_count<Shape>(args); ++i) {
       const auto pass = pass_of<Shape>(args, tile, i);
       group.each_thread([&](int thread) { rows[thread].find(thread, *pass.factor, tile.rows); });
-      acquire_maps<Shape>(group, pass);
+      if (other_maps) acquire_maps<Shape>(group, pass);
       MOLAE_ROLLED
       for (int32_t step = 0; step < pass.steps(); ++step) {
         auto& stage = shared.stages[next.stage];
@@ -137,17 +127,13 @@ MOLAE_HD void produce(const Group& group, const HopperGemm<typename Shape::In>& 
         }
         group.each_thread([&](int thread) {
           copy_tokens<Shape>(group, thread, rows[thread], pass, step, stage.tokens);
-          group.commit_copies();
+          group.arrive_after_copies(shared.full[next.stage]);
         });
         next.advance();
-        if (++unpublished <= Shape::kLag) continue;
-        publish<Shape, Shape::kLag>(group, shared, oldest);
-        --unpublished;
       }
     }
   });
-  MOLAE_ROLLED
-  for (; unpublished > 0; --unpublished) publish<Shape, 0>(group, shared, oldest);
+  group.each_thread([&](int) { group.await_copies(); });  // none is under way when its thread ends
 }
 
 // --- Consumers
@@ -172,6 +158,8 @@ MOLAE_HD void multiply_pass(const Group& group, int32_t steps, TileShared<Shape>
     const uint64_t a = matrix_descriptor(group.address(left + group.index() * kGroupRows * kRowBytes));
     const uint64_t b = matrix_descriptor(group.address(right));
     group.wait(shared.full[at.stage], at.full_parity());
+    // The tensor cores read shared memory by another way than the producer's threads have written it.
+    group.fence_async();
     group.begin_products(sums);
     MOLAE_UNROLL
     for (int k = 0; k < kInstructions; ++k) {
@@ -212,9 +200,9 @@ MOLAE_HD void consume(const Group& group, const HopperGemm<typename Shape::In>& 
 // --- Block
 // -------------------------------------------------------------------------------------------------------------
 
-// By one thread, before the others begin. A stage is full when every thread of the producer has arrived, and the one
-// that starts the copies of weights once more, with the bytes that are to come; empty when every warp of the consumers
-// has.
+// By one thread, before the others begin. A stage is full when the copies of every thread of the producer have arrived,
+// and the thread that starts the copies of weights, with the bytes that are to come; empty when every warp of the
+// consumers has.
 template <class Shape, class Group>
 MOLAE_HD void initialize(const Group& group, TileShared<Shape>& shared) {
   for (int stage = 0; stage < Shape::kStages; ++stage) {

@@ -20,18 +20,29 @@ struct TileSchedule {
   int64_t row_tiles, column_tiles;
   int32_t tile_columns;
 
-  // Calls visit(OutputTile) for the tiles of block `block` of `blocks`. columns(problem): how many columns it has.
+  // Calls visit(OutputTile) for the tiles of block `block` of `blocks`. columns(problem): how many columns it has. What
+  // is known of a tile from memory only is asked for while the ones before it are visited.
   template <class Columns, class Visit>
   MOLAE_HD void each_tile(int64_t block, int64_t blocks, Columns columns, Visit visit) const {
-    for (int64_t i = block; i < row_tiles * column_tiles; i += blocks) {
-      const RowTile rows = tiles[row_tile(i)];
-      if (rows.problem < 0) return;  // and so are all that follow
-      if (column(i) < columns(rows.problem)) visit(OutputTile{rows, column(i)});
+    const auto columns_of = [&](const RowTile& rows) { return rows.problem < 0 ? 0 : columns(rows.problem); };
+    RowTile rows = rows_of(block), next = rows_of(block + blocks);
+    int32_t end = columns_of(rows);
+    MOLAE_ROLLED
+    for (int64_t i = block; rows.problem >= 0; i += blocks) {  // behind the last one there is none
+      const RowTile after_next = rows_of(i + 2 * blocks);
+      const int32_t next_end = columns_of(next);
+      if (column(i) < end) visit(OutputTile{rows, column(i)});
+      rows = next;
+      next = after_next;
+      end = next_end;
     }
   }
 
   // Of the tile with this number.
   MOLAE_HD int64_t row_tile(int64_t i) const { return i / column_tiles; }
+  MOLAE_HD RowTile rows_of(int64_t i) const {
+    return i < row_tiles * column_tiles ? tiles[row_tile(i)] : RowTile{-1, 0, 0};
+  }
   MOLAE_HD int32_t column(int64_t i) const { return static_cast<int32_t>(i % column_tiles) * tile_columns; }
 };
 

@@ -28,9 +28,6 @@ struct TileShape {
   // As many as there is room for, but 8 are enough to keep the memory busy.
   static constexpr int kRoom = 200 * 1024 / (kBoxes * kBoxBytes + kTokenBytes);
   static constexpr int kStages = kRoom < 8 ? kRoom : 8;
-  // Stages that the producer fills before it looks whether the first has arrived. Two fewer than there are: one is
-  // being multiplied, and the one before it is not free until that has begun. More is a deadlock.
-  static constexpr int kLag = kStages - 2;
   static_assert(kRows % kSwizzleRows == 0 && (kSwapped ? kRows <= 64 : kRows == kConsumers * kGroupRows));
   static_assert(kBoxes == 1 || (kBoxes == 2 && !kSwapped));
 
