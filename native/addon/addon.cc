@@ -10,8 +10,8 @@
 #include "addon/tensor_object.h"
 #include "core/device/backend_library.h"
 #include "core/tensor/fp8.h"
-#include "cpu/cpu_backend.h"
 #include "cpu/system/ceilings.h"
+#include "cpu/system/processor.h"
 
 namespace molae::addon {
 namespace {

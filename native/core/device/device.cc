@@ -8,6 +8,7 @@
 #include "core/device/backend_library.h"
 #include "core/error.h"
 #include "cpu/cpu_backend.h"
+#include "cpu/system/processor.h"
 
 namespace molae {
 

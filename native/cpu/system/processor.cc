@@ -12,7 +12,6 @@
 #include <thread>
 
 #include "core/error.h"
-#include "cpu/cpu_backend.h"
 
 namespace molae {
 namespace {

@@ -6,6 +6,14 @@
 #include <vector>
 
 // What this machine is.
+namespace molae {
+
+// The processors this process may use: its affinity mask and its cgroup's quota. 0 asks for that number.
+// Throws InvalidArgument for a negative or absurd number.
+int resolve_threads(int requested);
+
+}  // namespace molae
+
 namespace molae::cpu {
 
 // Families of vector instructions that our kernels are written for, each a part of the next.

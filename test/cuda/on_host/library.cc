@@ -8,6 +8,7 @@
 #include "core/device/backend_plugin.h"
 #include "core/error.h"
 #include "cpu/cpu_backend.h"
+#include "cpu/system/processor.h"
 #include "cuda/config/tile_request.h"
 #include "cuda/logic/raise_error.h"
 #include "cuda/logic/router.h"
