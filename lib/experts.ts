@@ -7,8 +7,6 @@ import type { Operator } from './operators.ts';
 import type { Routing } from './routing.ts';
 import { checkTensor, Tensor, withResults } from './tensor.ts';
 
-export { OPERATORS, type Operator } from './operators.ts';
-
 /** Of one layer. Real ones have hundreds. */
 const MOST_EXPERTS = 65_536;
 

@@ -1,14 +1,7 @@
 import { type BlockDType, checkBlockDType } from './dtype.ts';
 import { expected } from './errors.ts';
-import {
-  DenseExperts,
-  Experts,
-  isLatent,
-  LatentExperts,
-  type LatentOperator,
-  OPERATORS,
-  type Operator,
-} from './experts.ts';
+import { DenseExperts, Experts, isLatent, LatentExperts, type LatentOperator } from './experts.ts';
+import { OPERATORS, type Operator } from './operators.ts';
 import type { Tensor } from './tensor.ts';
 
 /**

@@ -1,6 +1,7 @@
 import type { Device } from '../device.ts';
 import { DenseExperts } from '../experts.ts';
-import { factorizeExperts, type Solver } from '../factorization/factorize.ts';
+import { factorizeExperts } from '../factorization/factorize.ts';
+import type { Solver } from '../factorization/spec.ts';
 import { WrongResult } from './check.ts';
 import { type BenchDType, tensor } from './data.ts';
 import type { Measured } from './row.ts';

@@ -1,5 +1,6 @@
 import type { Device } from '../device.ts';
-import { DenseExperts, LatentExperts, type Operator } from '../experts.ts';
+import { DenseExperts, LatentExperts } from '../experts.ts';
+import type { Operator } from '../operators.ts';
 import type { Tensor } from '../tensor.ts';
 import type { LayerCell } from './cells.ts';
 import { type BenchDType, tensor, values } from './data.ts';

@@ -1,7 +1,8 @@
 import { isBlockDType } from '../dtype.ts';
 import { expected, MolaeError } from '../errors.ts';
-import type { Experts, Operator } from '../experts.ts';
+import type { Experts } from '../experts.ts';
 import type { MoeBlock } from '../moe-block.ts';
+import type { Operator } from '../operators.ts';
 import { ModelConfig } from './config.ts';
 import { type Family, locateExpert, type MoeSpec, operatorShape } from './family.ts';
 import type { JsonObject } from './json.ts';

@@ -1,4 +1,5 @@
-import type { Activation, Operator } from '../experts.ts';
+import type { Activation } from '../experts.ts';
+import type { Operator } from '../operators.ts';
 import type { RouterSpec } from '../routing.ts';
 import type { ModelConfig } from './config.ts';
 import type { DecoderSpec } from './decoder-spec.ts';

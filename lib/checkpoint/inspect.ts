@@ -1,6 +1,6 @@
 import type { BlockDType } from '../dtype.ts';
 import { expected, MolaeError } from '../errors.ts';
-import { OPERATORS, type Operator } from '../experts.ts';
+import { OPERATORS, type Operator } from '../operators.ts';
 import { ModelConfig } from './config.ts';
 import { baseModelType } from './families/index.ts';
 import type { MoeSpec } from './family.ts';

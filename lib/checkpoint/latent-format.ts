@@ -1,5 +1,5 @@
 import { type BlockDType, byteCount, isBlockDType } from '../dtype.ts';
-import { OPERATORS, type Operator } from '../experts.ts';
+import { OPERATORS, type Operator } from '../operators.ts';
 import type { ModelConfig } from './config.ts';
 import type { MoeSpec } from './family.ts';
 import { isJsonObject, type JsonObject } from './json.ts';

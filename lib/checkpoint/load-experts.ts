@@ -5,11 +5,10 @@ import {
   type Experts,
   LatentExperts,
   type LatentOperator,
-  OPERATORS,
-  type Operator,
   type SharedExpert,
 } from '../experts.ts';
 import { MoeBlock } from '../moe-block.ts';
+import { OPERATORS, type Operator } from '../operators.ts';
 import type { Shape, Tensor } from '../tensor.ts';
 import type { Checkpoint } from './checkpoint.ts';
 import { operatorShape } from './family.ts';

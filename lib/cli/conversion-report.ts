@@ -5,8 +5,8 @@ import type { GroupUseReport } from '../conversion/calibrated/group-use.ts';
 import type { Change, ConversionReport } from '../conversion/report.ts';
 import { type Comparison, layerCosts } from '../costs/layer-costs.ts';
 import { bitsOf } from '../dtype.ts';
-import { OPERATORS, type Operator } from '../experts.ts';
 import type { SearchCandidate, SearchedForm, SearchReport } from '../methods/calibrated/search.ts';
+import { OPERATORS, type Operator } from '../operators.ts';
 import { bytes, count, duration, relative, table, times, wrap } from './table.ts';
 
 /** Per token, over all MoE layers, of the latent form, whichever form was written; by measured routing where there is one. */

@@ -1,19 +1,17 @@
 import { basename, resolve } from 'node:path';
 import { ModelConfig } from '../checkpoint/config.ts';
 import type { MoeSpec } from '../checkpoint/family.ts';
-import {
-  type CalibratedConversionOptions,
-  type CalibratedConversionReport,
-  convertCalibrated,
-} from '../conversion/calibrated/convert.ts';
+import { type CalibratedConversionReport, convertCalibrated } from '../conversion/calibrated/convert.ts';
+import type { CalibratedConversionOptions } from '../conversion/calibrated/options.ts';
 import { type ConvertOptions, convertCheckpoint } from '../conversion/convert.ts';
 import type { ConversionReport } from '../conversion/report.ts';
 import { openDense } from '../conversion/source.ts';
 import { openDevice } from '../device.ts';
 import { BLOCK_DTYPES } from '../dtype.ts';
 import { GROUPINGS } from '../methods/grouping/grouping.ts';
-import { calibrationTokens, sampleWindows } from '../model/calibration.ts';
+import { calibrationTokens } from '../model/calibration.ts';
 import { Tokenizer } from '../model/tokenizer.ts';
+import { sampleWindows } from '../model/windows.ts';
 import type { Arguments } from './arguments.ts';
 import { type CommandDefinition, DEVICE_OPTION } from './command.ts';
 import { describe, flopsChange, formInWords, searchOf } from './conversion-report.ts';

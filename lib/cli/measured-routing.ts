@@ -1,7 +1,8 @@
 import { openDevice } from '../device.ts';
-import { resolveGroups } from '../factorization/factorize.ts';
-import { calibrate, groupProbabilities } from '../model/calibration.ts';
+import { resolveGroups } from '../factorization/groups.ts';
+import { calibrate } from '../model/calibration.ts';
 import { Model } from '../model/model.ts';
+import { groupProbabilities } from '../model/routing-statistics.ts';
 import { Tokenizer } from '../model/tokenizer.ts';
 import type { ConversionPlan } from '../plan/plan-conversion.ts';
 import { readText } from './text.ts';

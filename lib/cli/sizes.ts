@@ -1,4 +1,4 @@
-import { OPERATORS } from '../experts.ts';
+import { OPERATORS } from '../operators.ts';
 import type { Arguments } from './arguments.ts';
 import type { OptionDefinition } from './command.ts';
 

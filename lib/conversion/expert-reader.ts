@@ -3,7 +3,7 @@ import { operatorShape } from '../checkpoint/family.ts';
 import { DTYPE_BYTES } from '../checkpoint/safetensors/dtype.ts';
 import { tensorFromBytes } from '../checkpoint/tensors.ts';
 import type { Device } from '../device.ts';
-import { OPERATORS, type Operator } from '../experts.ts';
+import { OPERATORS, type Operator } from '../operators.ts';
 import type { Tensor } from '../tensor.ts';
 
 /** Two buffers for matrices of a layer: one is computed with while the other fills. */

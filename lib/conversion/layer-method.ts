@@ -1,6 +1,6 @@
 import type { BlockDType } from '../dtype.ts';
-import type { Operator } from '../experts.ts';
-import type { OperatorFactors } from '../factorization/factorize.ts';
+import type { OperatorFactors } from '../factorization/factors.ts';
+import type { Operator } from '../operators.ts';
 
 /** What the factors of a checkpoint look like: known before the first of them is made. */
 export interface FactorShapes {

@@ -8,7 +8,7 @@ import {
 } from '../checkpoint/latent-format.ts';
 import type { TensorDeclaration } from '../checkpoint/safetensors/writer.ts';
 import { MolaeError } from '../errors.ts';
-import { OPERATORS, type Operator } from '../experts.ts';
+import { OPERATORS, type Operator } from '../operators.ts';
 import type { FactorShapes } from './layer-method.ts';
 
 /** A file of the converted checkpoint: the unit that a stopped run keeps or makes again. */

@@ -1,7 +1,7 @@
 import type { Checkpoint } from '../checkpoint/checkpoint.ts';
 import { type BlockDType, checkBlockDType } from '../dtype.ts';
 import { expected, MolaeError } from '../errors.ts';
-import type { Operator } from '../experts.ts';
+import type { Operator } from '../operators.ts';
 
 /** What every conversion can be told, whatever makes the factors. */
 export interface OutputOptions {

@@ -1,8 +1,8 @@
 import type { Checkpoint } from '../checkpoint/checkpoint.ts';
 import { countBytes, countParameters } from '../checkpoint/tally.ts';
 import type { BlockDType } from '../dtype.ts';
-import type { Operator } from '../experts.ts';
-import type { FactorizationReport } from '../factorization/factorize.ts';
+import type { FactorizationReport } from '../factorization/report.ts';
+import type { Operator } from '../operators.ts';
 import type { FactorShapes, LayerMethod } from './layer-method.ts';
 import { layOutShards, type OutputShard, replacedTensors } from './layout.ts';
 import type { OutputFormat } from './options.ts';

@@ -6,7 +6,7 @@ import { LATENT_FORMAT_VERSION } from '../checkpoint/latent-format.ts';
 import { SafetensorsWriter, type TensorDeclaration } from '../checkpoint/safetensors/writer.ts';
 import { countBytes } from '../checkpoint/tally.ts';
 import { MolaeError, throwIfAborted } from '../errors.ts';
-import type { Operator } from '../experts.ts';
+import type { Operator } from '../operators.ts';
 import { copyTensors } from './copy-tensors.ts';
 import type { GroupFactors, LayerMethod, LayerWriter } from './layer-method.ts';
 import { layOutShards, type OutputShard, shardFileName } from './layout.ts';

@@ -5,9 +5,9 @@ import { DTYPE_BYTES } from '../checkpoint/safetensors/dtype.ts';
 import type { SafetensorsWriter } from '../checkpoint/safetensors/writer.ts';
 import { tensorBytesInto } from '../checkpoint/tensors.ts';
 import type { WeightDType } from '../dtype.ts';
-import type { Operator } from '../experts.ts';
-import type { OperatorFactors } from '../factorization/factorize.ts';
+import type { OperatorFactors } from '../factorization/factors.ts';
 import { gemm } from '../linalg.ts';
+import type { Operator } from '../operators.ts';
 import type { Tensor } from '../tensor.ts';
 import type { FactorShapes } from './layer-method.ts';
 

@@ -8,11 +8,6 @@ import { resolveGroups } from './groups.ts';
 import { checkSpec, type FactorizationSpec } from './spec.ts';
 import { factorizeGroup, type GroupSource } from './stacked-group.ts';
 
-export type { OperatorFactors } from './factors.ts';
-export { resolveGroups } from './groups.ts';
-export type { FactorizationReport } from './report.ts';
-export type { Solver } from './spec.ts';
-
 export interface FactorizeOptions extends FactorizationSpec, GroupedWork, FactorStorage {}
 
 /**

@@ -12,9 +12,6 @@ import type { Model } from './model.ts';
 import { KeptPart, RunningPart, type TextPart } from './text-part.ts';
 import { checkWindow, defaultWindow } from './windows.ts';
 
-export { groupProbabilities } from './routing-statistics.ts';
-export { sampleWindows } from './windows.ts';
-
 export interface CalibrationOptions {
   /** Tokens that attend to each other; by default 256. */
   readonly window?: number | undefined;

@@ -7,7 +7,7 @@ import { inspectCheckpoint } from '../../lib/checkpoint/inspect.ts';
 import { SafetensorsWriter, type TensorDeclaration } from '../../lib/checkpoint/safetensors/writer.ts';
 import { convertCheckpoint } from '../../lib/conversion/convert.ts';
 import { openDevice } from '../../lib/device.ts';
-import { OPERATORS } from '../../lib/experts.ts';
+import { OPERATORS } from '../../lib/operators.ts';
 import { molaeError } from '../support/errors.ts';
 import { temporaryFolder } from '../support/temporary.ts';
 

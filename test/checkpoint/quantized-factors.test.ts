@@ -7,17 +7,12 @@ import { convertCalibrated } from '../../lib/conversion/calibrated/convert.ts';
 import { type ConvertOptions, convertCheckpoint } from '../../lib/conversion/convert.ts';
 import { openDevice } from '../../lib/device.ts';
 import type { BlockDType } from '../../lib/dtype.ts';
-import {
-  type DenseExperts,
-  type LatentExperts,
-  type LatentOperator,
-  OPERATORS,
-  type Operator,
-} from '../../lib/experts.ts';
+import type { DenseExperts, LatentExperts, LatentOperator } from '../../lib/experts.ts';
 import { factorizeExperts } from '../../lib/factorization/factorize.ts';
 import { Model } from '../../lib/model/model.ts';
 import { perplexity } from '../../lib/model/perplexity.ts';
 import { Tokenizer } from '../../lib/model/tokenizer.ts';
+import { OPERATORS, type Operator } from '../../lib/operators.ts';
 import { quantizeExperts } from '../../lib/quantize.ts';
 import type { Tensor } from '../../lib/tensor.ts';
 import { fixture, TINY } from '../support/fixtures.ts';

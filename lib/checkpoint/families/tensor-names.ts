@@ -1,4 +1,4 @@
-import type { Operator } from '../../experts.ts';
+import type { Operator } from '../../operators.ts';
 import type { SharedExpertTensors } from '../family.ts';
 
 /** Of Qwen's MoE layers, and of many families since. */

@@ -13,8 +13,6 @@ import { CalibratedMethod, type CalibrationCoverage } from './method.ts';
 import { type CalibratedConversionOptions, checkOptions, KEPT_BYTES } from './options.ts';
 import { chooseSizes, needsSurvey } from './size-choice.ts';
 
-export type { CalibratedConversionOptions } from './options.ts';
-
 export interface CalibratedConversionReport extends ConversionReport {
   readonly calibration: CalibrationCoverage;
   /** How the text uses the groups; missing where a run went on from one that had finished all layers. */
