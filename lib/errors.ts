@@ -72,6 +72,11 @@ export function abortedError(signal: AbortSignal | undefined): MolaeError {
   return new MolaeError('ABORTED', 'The operation was aborted', { cause: signal?.reason });
 }
 
+/** The error of so many, where others were expected. */
+export function expectedCount(what: string, name: string, received: string): MolaeError {
+  return new MolaeError('INVALID_ARGUMENT', `Expected ${what} for ${name} but received ${received}`);
+}
+
 /** Throws an {@link abortedError} when the signal has fired. */
 export function throwIfAborted(signal: AbortSignal | undefined): void {
   if (signal?.aborted) throw abortedError(signal);

@@ -359,5 +359,5 @@ function toMolaeError(error: unknown): unknown {
   if (error instanceof MolaeError || !(error instanceof Error)) return error;
   const code = (error as Error & { code?: unknown }).code;
   if (typeof code !== 'string') return error;
-  return new MolaeError(code as MolaeErrorCode, error.message, { cause: error });
+  return new MolaeError(code as MolaeErrorCode, error.message);
 }

@@ -132,6 +132,7 @@ function checkContents() {
     /^cmake\/.+\.(cmake|cc|map)$/,
     /^licenses\/.+\.(txt|md)$/,
     /^python\/.+\.py$/,
+    /^docs\/.+\.md$/,
     /^prebuilds\/[a-z0-9]+-[a-z0-9]+\/[^/]+\.(node|so)$/,
   ];
   const junk = files.filter((name) => !fitting.some((pattern) => pattern.test(name)));

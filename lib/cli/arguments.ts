@@ -29,9 +29,12 @@ export class Arguments {
     return text === undefined ? undefined : this.#positiveInteger(name, text);
   }
 
-  /** Positive integers, separated by commas. */
+  /** Positive integers, separated by commas, each once. */
   positiveIntegers(name: string): number[] | undefined {
-    return this.#items(name)?.map((item) => this.#positiveInteger(name, item));
+    return this.#once(
+      name,
+      this.#items(name)?.map((item) => this.#positiveInteger(name, item)),
+    );
   }
 
   /** A number between 0 and 1, both excluded. */
@@ -40,9 +43,12 @@ export class Arguments {
     return text === undefined ? undefined : this.#share(name, text);
   }
 
-  /** Numbers between 0 and 1, both excluded, separated by commas. */
+  /** Numbers between 0 and 1, both excluded, separated by commas, each once. */
   shares(name: string): number[] | undefined {
-    return this.#items(name)?.map((item) => this.#share(name, item));
+    return this.#once(
+      name,
+      this.#items(name)?.map((item) => this.#share(name, item)),
+    );
   }
 
   /** A number from `least` to `most`. */
@@ -106,6 +112,12 @@ export class Arguments {
       .map((item) => item.trim());
   }
 
+  #once(name: string, values: number[] | undefined): number[] | undefined {
+    const again = values?.find((value, i) => values.indexOf(value) < i);
+    if (again !== undefined) throw this.usage(`--${name} has ${again} twice`);
+    return values;
+  }
+
   #positiveInteger(name: string, text: string): number {
     const value = /^\d+$/.test(text) ? Number(text) : 0;
     if (!Number.isSafeInteger(value) || value < 1) throw this.wrong(name, 'a positive integer', text);
@@ -115,7 +127,7 @@ export class Arguments {
   #share(name: string, text: string): number {
     const value = /^(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?$/i.test(text) ? Number(text) : Number.NaN;
     if (!(value > 0 && value < 1)) {
-      throw this.wrong(name, 'a number between 0 and 1 (0.25 for 25%)', text);
+      throw this.wrong(name, 'a number between 0 and 1, both excluded (0.25 for 25%),', text);
     }
     return value;
   }

@@ -34,6 +34,11 @@ export const COLUMNS = [
   'time',
 ] as const;
 
+/** In percent; without a sign where it rounds to nothing. */
+function aboveDense(share: number): string {
+  return `${(100 * share).toFixed(2).replace(/^-(?=0\.00$)/, '')}%`;
+}
+
 /** A row for people. */
 export function cells(row: ComparisonRow, dense: ComparisonRow): string[] {
   return [
@@ -41,7 +46,7 @@ export function cells(row: ComparisonRow, dense: ComparisonRow): string[] {
     row.groupSize === undefined ? '' : String(row.groupSize),
     percent(1 - row.ratio),
     row.perplexity.toFixed(3),
-    row === dense ? '' : `${(100 * increase(row, dense)).toFixed(2)}%`,
+    row === dense ? '' : aboveDense(increase(row, dense)),
     `${bytes(row.bytes)} (${times(row.bytes / dense.bytes)})`,
     `${count(row.flopsPerToken)} (${times(row.flopsPerToken / dense.flopsPerToken)})`,
     row === dense ? '' : duration(row.seconds),

@@ -1,4 +1,5 @@
-import { basename, resolve } from 'node:path';
+import { existsSync } from 'node:fs';
+import { basename, dirname, join, resolve } from 'node:path';
 import { ModelConfig } from '../checkpoint/config.ts';
 import type { MoeSpec } from '../checkpoint/family.ts';
 import { type CalibratedConversionReport, convertCalibrated } from '../conversion/calibrated/convert.ts';
@@ -133,8 +134,9 @@ export const convert: CommandDefinition = {
           onCandidate: (form) => output.note(`Trying ${formInWords(form)}`),
         }),
       () => {
-        const partial = `.${basename(resolve(target))}.molae-partial`;
-        output.note(`Stopping. The same command goes on from here; what is finished is in ${partial}.`);
+        const partial = join(dirname(target), `.${basename(resolve(target))}.molae-partial`);
+        const finished = existsSync(partial) ? ` The same command goes on from ${partial}.` : '';
+        output.note(`Stopping.${finished}`);
       },
     );
     const chosen = searchOf(report)?.chosen ?? options;

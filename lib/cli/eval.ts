@@ -1,5 +1,5 @@
 import { openDevice } from '../device.ts';
-import { BLOCK_DTYPES } from '../dtype.ts';
+import { BLOCK_DTYPES, type BlockDType } from '../dtype.ts';
 import { compareModels, type ModelComparison } from '../model/compare.ts';
 import { Model, type ModelOptions } from '../model/model.ts';
 import { type Perplexity, type PerplexityOptions, perplexity } from '../model/perplexity.ts';
@@ -11,6 +11,8 @@ import { bytes, count, percent, table, times } from './table.ts';
 import { readText } from './text.ts';
 
 interface Evaluation extends Perplexity {
+  /** How its experts were rounded to be evaluated; `bytes` are those of the checkpoint as it is stored. */
+  readonly quantize: BlockDType | undefined;
   readonly checkpoint: string;
   readonly parameters: number;
   readonly bytes: number;
@@ -92,7 +94,8 @@ async function evaluateAll(
     const rows: Evaluation[] = [];
     for (const model of models) {
       const note = models.length > 1 ? `model ${rows.length + 1}` : '';
-      rows.push(await evaluateOne(model, ids, observed(note)));
+      const own = model === models.at(-1) ? quantize : undefined;
+      rows.push({ ...(await evaluateOne(model, ids, observed(note))), quantize: own });
     }
     const [first, second] = rows as [Evaluation, Evaluation?];
     const [reference, other] = models as [Model, Model?];
@@ -107,7 +110,7 @@ async function evaluateOne(
   model: Model,
   ids: ArrayLike<number>,
   options: PerplexityOptions,
-): Promise<Evaluation> {
+): Promise<Omit<Evaluation, 'quantize'>> {
   const { path, parameters, byteLength } = model.checkpoint;
   return { ...(await perplexity(model, ids, options)), checkpoint: path, parameters, bytes: byteLength };
 }
@@ -118,6 +121,10 @@ function asJson({ first, second, divergence }: Result): object {
   return { ...first, compare: { ...second, klDivergence, topOneAgreement } };
 }
 
+function named({ checkpoint, quantize }: Evaluation): string {
+  return quantize === undefined ? checkpoint : `${checkpoint} in ${quantize}`;
+}
+
 function describe({ first, second, divergence }: Result): string[] {
   const row = (label: string, value: (e: Evaluation) => string, ratio?: (e: Evaluation) => number) => [
     label,
@@ -126,7 +133,7 @@ function describe({ first, second, divergence }: Result): string[] {
   ];
   const lines = table(
     [
-      ...(second ? [['', first.checkpoint, second.checkpoint, 'ratio']] : []),
+      ...(second ? [['', named(first), named(second), 'ratio']] : []),
       row(
         'Perplexity',
         (e) => e.perplexity.toFixed(3),
@@ -138,7 +145,7 @@ function describe({ first, second, divergence }: Result): string[] {
         (e) => e.parameters,
       ),
       row(
-        'Bytes',
+        'Bytes stored',
         (e) => bytes(e.bytes),
         (e) => e.bytes,
       ),

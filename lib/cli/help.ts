@@ -17,13 +17,8 @@ export function generalHelp(commands: readonly CommandDefinition[], version: str
     `molae ${version}: shrink Mixture-of-Experts checkpoints into latent experts`,
     'Usage: molae <command> [options]',
     heading('Commands', definitions(calls.map((call, index) => [call, commands[index]?.summary ?? '']))),
-    heading(
-      'Options of every command',
-      definitions([
-        ...[JSON_OPTION, HELP_OPTION].map(describeOption),
-        ['--version', 'show the version of molae'],
-      ]),
-    ),
+    heading('Options of every command', definitions([JSON_OPTION, HELP_OPTION].map(describeOption))),
+    heading('Without a command', definitions([['--version', 'show the version of molae']])),
     heading(
       'Examples',
       examples([

@@ -1,4 +1,5 @@
 import { openDevice } from '../device.ts';
+import { MolaeError } from '../errors.ts';
 import { resolveGroups } from '../factorization/groups.ts';
 import { calibrate } from '../model/calibration.ts';
 import { Model } from '../model/model.ts';
@@ -24,6 +25,9 @@ export async function measureRouting(
 ): Promise<MeasuredRouting> {
   const tokenizer = await Tokenizer.open(checkpoint);
   const ids = tokenizer.encode(await readText(textFile));
+  if (ids.length === 0) {
+    throw new MolaeError('INVALID_ARGUMENT', `Expected text for --text but ${textFile} has no tokens`);
+  }
   using device = await openDevice(deviceName);
   await using model = await Model.open(checkpoint, { device, stream: true });
   const groups = resolveGroups({ groupSize }, model.checkpoint.spec.numExperts);

@@ -37,7 +37,7 @@ export function parse(argv: readonly string[], commands: readonly CommandDefinit
   const words = [...cli.args, ...((cli.options['--'] ?? []) as string[])].map(transparent);
   if (command === undefined) return withoutCommand(opaque, words, commands);
 
-  if (cli.options.help === true) return { kind: 'help', command };
+  if (asksForHelp(opaque)) return { kind: 'help', command };
   return {
     kind: 'run',
     command,
@@ -47,6 +47,13 @@ export function parse(argv: readonly string[], commands: readonly CommandDefinit
       return new Arguments(words, optionValues(cli, command));
     },
   };
+}
+
+/** Read off what was typed: cac takes the h of `-other` for `-h`, too. */
+function asksForHelp(tokens: readonly string[]): boolean {
+  const end = tokens.indexOf('--');
+  const options = end === -1 ? tokens : tokens.slice(0, end);
+  return options.includes('-h') || options.includes('--help');
 }
 
 function optionValues(cli: CAC, command: CommandDefinition): Map<string, string | true> {
@@ -145,7 +152,12 @@ function checkOptionTokens(tokens: readonly string[], options: readonly OptionDe
     if (option.value === undefined) {
       if (attached) throw new UsageError(`--${option.name} takes no value`);
     } else if (attached ? token === `${typed}=${OPAQUE}` : !tokens[index + 1]?.startsWith(OPAQUE)) {
-      throw new UsageError(`--${option.name} needs a value: --${option.name} <${option.value}>`);
+      const next = tokens[index + 1];
+      const dashed =
+        !attached && next !== undefined && next !== '--'
+          ? `; one with a dash in front: --${option.name}=${next}`
+          : '';
+      throw new UsageError(`--${option.name} needs a value: --${option.name} <${option.value}>${dashed}`);
     }
   }
 }

@@ -146,6 +146,9 @@ function layOutGroups(
       expertProbabilities,
     );
   }
+  if (probabilities?.every((probability) => probability === 0)) {
+    throw expected('a group that tokens use', 'groupProbabilities', probabilities);
+  }
   return groupSizes.map((size, group) => {
     const [gate, up, down] = OPERATORS.map((operator) =>
       latentSizeOf(latentSizes[operator], operator, group, groupSizes),

@@ -1,5 +1,5 @@
 import { isJsonObject } from '../checkpoint/json.ts';
-import { expected } from '../errors.ts';
+import { expected, expectedCount } from '../errors.ts';
 import type { Model } from './model.ts';
 import { Sampler, type SamplingOptions } from './sampling.ts';
 
@@ -24,7 +24,7 @@ export async function* generate(
   if (!Number.isSafeInteger(maxTokens) || maxTokens < 1)
     throw expected('a positive integer', 'maxTokens', maxTokens);
   if (prompt.length === 0 || prompt.length >= contextLength) {
-    throw expected(
+    throw expectedCount(
       `1 to ${contextLength - 1} tokens (the model's context less one)`,
       'prompt',
       `${prompt.length} tokens`,

@@ -186,7 +186,7 @@ export class Model {
 
   /** @internal In a turn: hidden states [tokens, n] of token ids before the first layer. The caller disposes them. */
   async embed({ operations }: LayerContext, ids: ArrayLike<number>): Promise<Tensor> {
-    using idTensor = this.device.tensor('i32', Int32Array.from(ids));
+    using idTensor = this.device.tensor('i32', tokenIds(ids));
     const hidden = this.device.empty('f32', [ids.length, this.spec.hiddenSize]);
     operations.gatherRows(this.#embedding, idTensor, hidden);
     await operations.settle();
@@ -347,4 +347,12 @@ function checkVocabulary(spec: DecoderSpec, embedding: Tensor, head: Tensor, pat
       );
     }
   }
+}
+
+/** A typed array of whole numbers: it would turn what is none into 0. */
+function tokenIds(ids: ArrayLike<number>): Int32Array {
+  return Int32Array.from(ids, (id, i) => {
+    if (!Number.isInteger(id)) throw expected('an integer', `token id ${i}`, id);
+    return id;
+  });
 }

@@ -1,4 +1,4 @@
-import { expected } from '../errors.ts';
+import { expectedCount } from '../errors.ts';
 import { awaitNative } from '../native.ts';
 import type { Tensor } from '../tensor.ts';
 import { forEachBatch } from './hidden-states.ts';
@@ -60,7 +60,7 @@ export async function lossesByWindow(
 ): Promise<WindowLoss[]> {
   checkWindow(model, window);
   const windows = cutWindows(ids, window);
-  if (windows.length === 0) throw expected('at least two tokens', 'ids', `${ids.length} tokens`);
+  if (windows.length === 0) throw expectedCount('at least two tokens', 'ids', `${ids.length} tokens`);
   const total = windows.reduce((sum, ids) => sum + ids.length, 0);
   const found: WindowLoss[] = [];
   let done = 0;

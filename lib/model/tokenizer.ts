@@ -46,7 +46,7 @@ export class Tokenizer {
       : config.chat_template;
     try {
       const tokenizer = new HuggingFaceTokenizer(definition, config);
-      return new Tokenizer(tokenizer, config, typeof template === 'string' ? template : undefined);
+      return new Tokenizer(tokenizer, config, chatTemplate(template));
     } catch (cause) {
       throw new MolaeError(
         'UNSUPPORTED_CHECKPOINT',
@@ -73,7 +73,8 @@ export class Tokenizer {
   /**
    * A conversation as the text that the model was trained on.
    *
-   * @throws MolaeError `UNSUPPORTED_CHECKPOINT` where the checkpoint has no chat template.
+   * @throws MolaeError `UNSUPPORTED_CHECKPOINT` where the checkpoint has no chat template, or one that refuses the
+   *   conversation or cannot be read.
    */
   applyChatTemplate(messages: readonly ChatMessage[]): string {
     if (this.#template === undefined) {
@@ -86,13 +87,27 @@ export class Tokenizer {
       const value = this.#config[name];
       return typeof value === 'string' ? value : isJsonObject(value) ? value.content : undefined;
     };
-    return new Template(this.#template).render({
-      messages: [...messages],
-      add_generation_prompt: true,
-      bos_token: special('bos_token'),
-      eos_token: special('eos_token'),
-    });
+    try {
+      return new Template(this.#template).render({
+        messages: [...messages],
+        add_generation_prompt: true,
+        bos_token: special('bos_token'),
+        eos_token: special('eos_token'),
+      });
+    } catch (cause) {
+      const reason = cause instanceof Error ? cause.message : String(cause);
+      throw new MolaeError('UNSUPPORTED_CHECKPOINT', `The chat template does not take this: ${reason}`, {
+        cause,
+      });
+    }
   }
+}
+
+/** A template as it is, or of several, each `{ name, template }`, the one called `default`. */
+function chatTemplate(stored: unknown): string | undefined {
+  if (!Array.isArray(stored)) return typeof stored === 'string' ? stored : undefined;
+  const named = stored.filter(isJsonObject).find(({ name }) => name === 'default');
+  return typeof named?.template === 'string' ? named.template : undefined;
 }
 
 async function readJson(path: string): Promise<JsonObject> {

@@ -71,6 +71,8 @@ describe('wrong usage', () => {
     ['surplus after a switch', ['inspect', TINY, '--json', 'true'], 'also received "true"'],
     ['switch with a value', ['inspect', TINY, '--json=false'], '--json takes no value'],
     ['option without a value', ['plan', TINY, '--latent-size'], '--latent-size needs a value'],
+    ['value like an option', ['generate', TINY, '--prompt', '-hello'], '--prompt=-hello'],
+    ['share given twice', ['compare', TINY, '--text', TINY, '--target-ratio', '0.3,0.3'], 'has 0.3 twice'],
     ['option with an empty value', ['plan', TINY, '--latent-size='], '--latent-size needs a value'],
     ['repeated option', ['plan', TINY, '--latent-size', '8', '--latent-size', '9'], 'given twice'],
     ['words for numbers', ['plan', TINY, '--latent-size', 'many'], 'a positive integer for --latent-size'],

@@ -123,6 +123,16 @@ it('the README shows both commands', async () => {
 });
 
 describe('plan --text', () => {
+  it('refuses a text without tokens: nothing was measured', async () => {
+    const empty = join(cli.scratch, 'empty.txt');
+    await writeFile(empty, '');
+    expect(await cli.run('plan', TINY, '--text', empty)).toMatchObject({
+      status: 2,
+      stdout: '',
+      stderr: expect.stringContaining('has no tokens'),
+    });
+  });
+
   it('takes the routing of a text for the costs of a token, and says how it differs from uniform', async () => {
     const plan = async (...args: string[]) =>
       JSON.parse(

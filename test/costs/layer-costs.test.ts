@@ -177,6 +177,7 @@ describe('layerCosts', () => {
       invalid('groupProbabilities'),
     );
     expect(() => layerCosts(OLMOE, factorization, { groupProbabilities: [1, 1.5] })).toThrow(invalid('1.5'));
+    expect(() => layerCosts(OLMOE, factorization, { groupProbabilities: [0, 0] })).toThrow(invalid('use'));
   });
 
   test('take measured probabilities of experts, too: equal to a count over the routings they come from', () => {

@@ -18,7 +18,7 @@ import { cutWindows } from '../../lib/model/windows.ts';
 import { expertsTolerance, openTestDevice } from '../support/device.ts';
 import { fixture, TINY } from '../support/fixtures.ts';
 import { relativeError } from '../support/reference.ts';
-import { outputFolder } from '../support/temporary.ts';
+import { outputFolder, temporaryFolder } from '../support/temporary.ts';
 
 const source = TINY;
 const device = await openTestDevice();
@@ -287,7 +287,41 @@ describe('text', () => {
     await expect(perplexity(model, ids, { window: 257 })).rejects.toThrow(
       /2 to 256 \(the model's context\) for window/,
     );
-    await expect(perplexity(model, [1])).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' });
+    await expect(perplexity(model, [1])).rejects.toThrow(
+      'Expected at least two tokens for ids but received 1 tokens',
+    );
+  });
+
+  test('token ids that are no whole numbers are refused', async () => {
+    for (const wrong of [1.5, Number.NaN, undefined as unknown as number]) {
+      await expect(perplexity(model, [1, 2, wrong, 3])).rejects.toMatchObject({
+        code: 'INVALID_ARGUMENT',
+        message: expect.stringContaining('token id 2'),
+      });
+    }
+  });
+
+  test('chat templates: the default of several is used, and what one refuses is told', async () => {
+    const copy = await temporaryFolder();
+    const config = JSON.parse(await readFile(join(source, 'tokenizer_config.json'), 'utf8'));
+    await cp(join(source, 'tokenizer.json'), join(copy, 'tokenizer.json'));
+    const chat = async (chat_template: unknown) => {
+      await writeFile(join(copy, 'tokenizer_config.json'), JSON.stringify({ ...config, chat_template }));
+      return (await Tokenizer.open(copy)).applyChatTemplate([{ role: 'user', content: 'hello' }]);
+    };
+    const said = "{{ messages[0]['content'] }}!";
+    expect(await chat(said)).toBe('hello!');
+    expect(
+      await chat([
+        { name: 'tools', template: 'other' },
+        { name: 'default', template: said },
+      ]),
+    ).toBe('hello!');
+    await expect(chat([{ name: 'tools', template: said }])).rejects.toThrow(/no chat template/);
+    for (const broken of ["{{ raise_exception('no users') }}", '{% if %}']) {
+      await expect(chat(broken)).rejects.toMatchObject({ code: 'UNSUPPORTED_CHECKPOINT' });
+    }
+    await expect(chat("{{ raise_exception('no users') }}")).rejects.toThrow(/no users/);
   });
 
   test('a checkpoint without a tokenizer or a chat template says so', async () => {

@@ -47,22 +47,34 @@ struct Product {
   Rows<float> input() const { return {x.data(), inner, index.data()}; }
 
   Values reference() const {
-    return sums([](double product) { return product; });
+    return sums([&](double value, int64_t element) { return value * weight_values[element]; });
   }
 
-  // What the sums would be if nothing in them cancelled: the scale of their rounding errors.
+  // What the sums would be if nothing in them cancelled: the scale of their rounding errors. Weights in blocks are
+  // multiplied from the least value of their block on, and what is too much is taken from the sums: there a weight
+  // counts as the largest of its block.
   Values magnitudes() const {
-    return sums([](double product) { return std::abs(product); });
+    return sums([&](double value, int64_t element) { return std::abs(value) * magnitude(element); });
   }
 
  private:
+  double magnitude(int64_t element) const {
+    if (!is_block(weight.dtype())) return std::abs(weight_values[element]);
+    const int64_t row = element / inner, begin = element % inner / kBlock * kBlock;
+    double largest = 0;
+    for (int64_t k = begin; k < std::min(inner, begin + kBlock); ++k) {
+      largest = std::max(largest, std::abs(weight_values[row * inner + k]));
+    }
+    return largest;
+  }
+
   template <class Term>
   Values sums(Term term) const {
     Values out(rows * cols, 0);
     for (int64_t i = 0; i < rows; ++i) {
       for (int64_t j = 0; j < cols; ++j) {
         for (int64_t k = 0; k < inner; ++k) {
-          out[i * cols + j] += term(x[index[i] * inner + k] * weight_values[(col + j) * inner + k]);
+          out[i * cols + j] += term(x[index[i] * inner + k], (col + j) * inner + k);
         }
       }
     }

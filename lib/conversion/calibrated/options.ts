@@ -1,5 +1,5 @@
 import type { Device } from '../../device.ts';
-import { expected } from '../../errors.ts';
+import { expected, expectedCount } from '../../errors.ts';
 import { type CalibratedSteps, calibratedPasses } from '../../factorization/calibrated-group.ts';
 import type { SearchOptions } from '../../methods/calibrated/search.ts';
 import type { Grouping } from '../../methods/grouping/grouping.ts';
@@ -62,7 +62,7 @@ const FEWEST_TOKENS = 1024;
 function checkCalibration(ids: ArrayLike<number>): void {
   const length: unknown = ids?.length;
   if (typeof length !== 'number' || length < FEWEST_TOKENS) {
-    throw expected(`at least ${FEWEST_TOKENS} tokens`, 'calibration', `${length} tokens`);
+    throw expectedCount(`at least ${FEWEST_TOKENS} tokens`, 'calibration', `${length} tokens`);
   }
 }
 

@@ -1,5 +1,5 @@
 import type { MoeSpec } from '../../checkpoint/family.ts';
-import { expected, MolaeError, throwIfAborted } from '../../errors.ts';
+import { expected, expectedCount, MolaeError, throwIfAborted } from '../../errors.ts';
 import type { LatentExperts } from '../../experts.ts';
 import type { CalibratedSteps } from '../../factorization/calibrated-group.ts';
 import { divisors, type Partition } from '../../factorization/groups.ts';
@@ -136,7 +136,7 @@ function splitText(model: Model, { calibration, window = defaultWindow(model) }:
   const windows = cutWindows(calibration, window);
   const whole = windows.filter(({ length }) => length === window);
   if (whole.length < HELD_OUT * FEWEST_HELD_OUT) {
-    throw expected(
+    throw expectedCount(
       `at least ${HELD_OUT * FEWEST_HELD_OUT} windows of ${window} tokens to search with`,
       'calibration',
       `${calibration.length} tokens`,
