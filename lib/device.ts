@@ -16,7 +16,7 @@ export type MemoryUsage = NativeMemoryUsage;
 
 export interface DeviceOptions {
   /** How many threads the CPU device may use; 0, the default: every processor that this process may run on. */
-  readonly threads?: number;
+  readonly threads?: number | undefined;
 }
 
 /**
@@ -140,4 +140,9 @@ function parseDeviceName(name: unknown, wanted: string, place: string): DeviceNa
   const match = typeof name === 'string' ? /^(cpu|cuda)(?::(\d{1,4}))?$/.exec(name) : null;
   if (!match || (match[2] !== undefined && match[1] !== 'cuda')) throw expected(wanted, place, name);
   return { kind: match[1] as 'cpu' | 'cuda', index: Number(match[2] ?? 0) };
+}
+
+/** Throws unless `value` is a device. */
+export function checkDevice(value: unknown): asserts value is Device {
+  if (!(value instanceof Device)) throw expected('a device of openDevice()', 'device', value);
 }

@@ -77,8 +77,11 @@ export function expectedCount(what: string, name: string, received: string): Mol
   return new MolaeError('INVALID_ARGUMENT', `Expected ${what} for ${name} but received ${received}`);
 }
 
-/** Throws an {@link abortedError} when the signal has fired. */
+/** Throws an {@link abortedError} when the signal has fired, and INVALID_ARGUMENT for what is no signal. */
 export function throwIfAborted(signal: AbortSignal | undefined): void {
+  if (signal !== undefined && typeof signal?.addEventListener !== 'function') {
+    throw expected('an AbortSignal', 'signal', signal);
+  }
   if (signal?.aborted) throw abortedError(signal);
 }
 

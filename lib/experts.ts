@@ -38,7 +38,7 @@ export interface SharedExpert {
 
 export interface ForwardOptions {
   /** Where y goes; by default a new tensor like x. With it, a call in steady state allocates no device memory. */
-  readonly out?: Tensor;
+  readonly out?: Tensor | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -166,7 +166,7 @@ export abstract class Experts {
    * Like `forward`, on the calling thread, which it blocks; work queued before runs first. For decoding, where a trip
    * through the queue costs more than the arithmetic.
    */
-  forwardSync(x: Tensor, routing: Routing, options: { readonly out?: Tensor } = {}): Tensor {
+  forwardSync(x: Tensor, routing: Routing, options: { readonly out?: Tensor | undefined } = {}): Tensor {
     const { ids, weights, out: given } = checkedCall(x, routing, options);
     const out = given ?? this.device.empty(x.dtype, x.shape);
     try {

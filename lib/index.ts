@@ -32,6 +32,7 @@ export {
   type DenseOperator,
   Experts,
   type ForwardOptions,
+  isLatent,
   LatentExperts,
   type LatentExpertsInit,
   type LatentOperator,
@@ -82,6 +83,7 @@ export {
   withExperts,
 } from './methods/method.ts';
 export { METHODS } from './methods/methods.ts';
+export type { KeyValueCache } from './model/cache.ts';
 export { type CalibrationOptions, calibrate, calibrationTokens } from './model/calibration.ts';
 export type { CalibrationLayer } from './model/calibration-layer.ts';
 export { compareModels, type ModelComparison } from './model/compare.ts';

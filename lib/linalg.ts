@@ -8,13 +8,13 @@ const MOST_PRODUCTS = 2 ** 20;
 
 /** C = alpha · op(A) · op(B) + beta · C */
 export interface GemmOptions {
-  readonly transposeA?: boolean;
-  readonly transposeB?: boolean;
-  readonly alpha?: number;
+  readonly transposeA?: boolean | undefined;
+  readonly transposeB?: boolean | undefined;
+  readonly alpha?: number | undefined;
   /** Only with `out`; 0 (the default) does not read it. */
-  readonly beta?: number;
+  readonly beta?: number | undefined;
   /** Where C goes; by default a new tensor of A's dtype. May be f32 for f16 and bf16 operands. */
-  readonly out?: Tensor;
+  readonly out?: Tensor | undefined;
 }
 
 /**
@@ -147,7 +147,7 @@ export interface Eigh {
  *
  * @param options.top by default n: the whole decomposition.
  */
-export async function eigh(a: Tensor, options: { readonly top?: number } = {}): Promise<Eigh> {
+export async function eigh(a: Tensor, options: { readonly top?: number | undefined } = {}): Promise<Eigh> {
   checkMatrix(a, 'a');
   refuseBlocks(a, 'a');
   checkObject(options, 'options');

@@ -1,6 +1,6 @@
 import { createRequire } from 'node:module';
 import { join } from 'node:path';
-import { expected, MolaeError, type MolaeErrorCode, throwIfAborted } from './errors.ts';
+import { MolaeError, type MolaeErrorCode, throwIfAborted } from './errors.ts';
 import { PACKAGE_ROOT } from './package.ts';
 
 /**
@@ -343,7 +343,6 @@ export async function awaitAbortable<Result>(
   call: (cancellation: NativeCancellation | undefined) => Promise<Result>,
 ): Promise<Result> {
   if (signal === undefined) return awaitNative(() => call(undefined));
-  if (typeof signal?.addEventListener !== 'function') throw expected('an AbortSignal', 'signal', signal);
   throwIfAborted(signal);
   const cancellation = new (native().Cancellation)();
   const onAbort = () => cancellation.cancel();

@@ -21,6 +21,8 @@ export interface Inspection {
   readonly supported: boolean;
   /** Why not; empty when it is supported. */
   readonly unsupported: readonly string[];
+  /** Whether whole models of the family run here, too: `Model`, `molae eval`, `molae generate`. */
+  readonly runs: boolean;
   /** What is odd but does no harm; empty where nothing is. */
   readonly warnings: readonly string[];
   /** The sizes; where the family is unknown, as far as the usual field names give them, else null. */
@@ -60,6 +62,7 @@ type Sizes = Pick<Inspection, 'hiddenSize' | 'intermediateSize' | 'numExperts' |
 interface Understanding {
   readonly spec: MoeSpec | undefined;
   readonly verified: VerifiedLayers | undefined;
+  readonly runs: boolean;
   readonly latent: Inspection['latent'];
   readonly unsupported: readonly string[];
 }
@@ -75,7 +78,7 @@ export async function inspectCheckpoint(path: string): Promise<Inspection> {
   const family = baseModelType(config);
   const shards = await Shards.open(path);
   try {
-    const { spec, verified, latent, unsupported } = await understand(config, shards);
+    const { spec, verified, runs, latent, unsupported } = await understand(config, shards);
     const names = verified?.expertTensors ?? guessExpertTensors(shards);
     const tensors = [...shards.tensors.values()];
     const blocks = verified ?? { blockShapes: new Map() };
@@ -84,6 +87,7 @@ export async function inspectCheckpoint(path: string): Promise<Inspection> {
       family,
       format: config.string('model_type') === LATENT_MODEL_TYPE ? 'latent' : 'dense',
       supported: unsupported.length === 0,
+      runs,
       unsupported,
       warnings: leftoverWarnings(shards),
       ...(spec === undefined ? guessSizes(config) : sizesOf(spec)),
@@ -105,15 +109,17 @@ export async function inspectCheckpoint(path: string): Promise<Inspection> {
 async function understand(config: ModelConfig, shards: Shards): Promise<Understanding> {
   const found: Partial<Findings> = {};
   const unsupported: string[] = [];
+  let runs = false;
   try {
-    await verifyCheckpoint(config, async () => shards, found);
+    const { family } = await verifyCheckpoint(config, async () => shards, found);
+    runs = family.decoder !== undefined;
   } catch (error) {
     if (!(error instanceof MolaeError) || error.code !== 'UNSUPPORTED_CHECKPOINT') throw error;
     unsupported.push(error.message);
   }
   const { spec, molae, verified } = found;
   const latent = molae && verified && latentOf(molae, [...verified.layers.values()]);
-  return { spec, verified, latent, unsupported };
+  return { spec, verified, runs, latent, unsupported };
 }
 
 function latentOf({ method, operators, quantization }: MolaeBlock, layers: readonly MoeLayer[]) {

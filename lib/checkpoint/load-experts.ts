@@ -1,5 +1,6 @@
-import type { Device } from '../device.ts';
+import { checkDevice, type Device } from '../device.ts';
 import { isBlockDType, type WeightDType } from '../dtype.ts';
+import { checkObject } from '../errors.ts';
 import {
   DenseExperts,
   type Experts,
@@ -82,7 +83,10 @@ class Loader {
   readonly #dtype: WeightDType | undefined;
   readonly #made: Tensor[] = [];
 
-  constructor(checkpoint: Checkpoint, { device, dtype }: LoadOptions) {
+  constructor(checkpoint: Checkpoint, options: LoadOptions) {
+    checkObject(options, 'options');
+    const { device, dtype } = options;
+    checkDevice(device);
     this.#checkpoint = checkpoint;
     this.#device = device;
     this.#dtype = dtype;

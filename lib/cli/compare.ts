@@ -66,7 +66,7 @@ export const compare: CommandDefinition = {
       'which method for this model?',
     ],
     [
-      'compare ./OLMoE --text a.txt --target-ratio 0.25 --methods calibrated --group-size 1,8,64',
+      'compare ./OLMoE --text a.txt --target-ratio 0.25 --group-size 1,8,64',
       'how many experts should share?',
     ],
   ],

@@ -30,6 +30,9 @@ function describe(found: Inspection): string[] {
       ['Checkpoint', basename(resolve(found.path))],
       ['Family', `${found.family}${found.supported ? '' : ' (not supported)'}`],
       ['Format', found.format === 'latent' ? 'latent, converted by molae' : 'dense'],
+      ...(found.supported
+        ? [['Runs', found.runs ? 'yes' : 'its experts only: eval and generate cannot'] as const]
+        : []),
       ['Hidden size (n)', known(found.hiddenSize)],
       ['Expert width (m)', known(found.intermediateSize)],
       ['Experts (N)', known(found.numExperts)],

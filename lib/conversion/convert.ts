@@ -1,5 +1,5 @@
 import type { Device } from '../device.ts';
-import { expected, throwIfAborted } from '../errors.ts';
+import { checkCallback, checkObject, expected, throwIfAborted } from '../errors.ts';
 import type { OutputOptions } from './options.ts';
 import type { ConversionReport } from './report.ts';
 import { runConversion } from './run.ts';
@@ -32,6 +32,8 @@ export async function convertCheckpoint(
   options: ConvertOptions,
 ): Promise<ConversionReport> {
   if (typeof output !== 'string' || output === '') throw expected('the path of a folder', 'output', output);
+  checkObject(options, 'options');
+  checkCallback(options.onProgress, 'onProgress');
   throwIfAborted(options.signal);
   return withSource(input, options.device, (checkpoint, device) =>
     runConversion(checkpoint, output, options, new StackedSvd(checkpoint, device, options)),

@@ -1,5 +1,5 @@
 import { type Checkpoint, openCheckpoint } from '../checkpoint/checkpoint.ts';
-import { type Device, openDevice } from '../device.ts';
+import { checkDevice, type Device, openDevice } from '../device.ts';
 import { MolaeError } from '../errors.ts';
 
 /** @throws MolaeError `UNSUPPORTED_CHECKPOINT` for what was converted already. */
@@ -29,6 +29,7 @@ export async function withSource<Result>(
   given: Device | undefined,
   work: (checkpoint: Checkpoint, device: Device) => Promise<Result>,
 ): Promise<Result> {
+  if (given !== undefined) checkDevice(given);
   await using checkpoint = await openDense(input);
   const device = given ?? (await openDevice('auto'));
   try {

@@ -17,18 +17,18 @@ export interface Factorization {
   /** r of each factored operator: one number, or one for each group. An operator left out stays dense. */
   readonly latentSizes: Readonly<Partial<Record<Operator, number | readonly number[]>>>;
   /** Gate and up share one B, and so one z: their r must be equal. Default false. */
-  readonly sharedGateUp?: boolean;
+  readonly sharedGateUp?: boolean | undefined;
 }
 
 export interface CostOptions {
   /** Bytes of one weight, and of one element sent between devices. Default 2 (bf16, f16). */
-  readonly bytesPerParameter?: number;
+  readonly bytesPerParameter?: number | undefined;
   /** T: tokens of the batch that `weightBytesPerBatch` is for. Default 1. */
-  readonly batch?: number;
+  readonly batch?: number | undefined;
   /** The measured probability, for each group, that a token uses it. Default: that of uniform routing. */
-  readonly groupProbabilities?: readonly number[];
+  readonly groupProbabilities?: readonly number[] | undefined;
   /** The same for the experts of each group. Default: K/N. */
-  readonly expertProbabilities?: readonly (readonly number[])[];
+  readonly expertProbabilities?: readonly (readonly number[])[] | undefined;
 }
 
 /** Costs of the routed experts. Router and shared experts are the same before and after, and not counted. */

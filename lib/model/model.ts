@@ -2,9 +2,9 @@ import { type Checkpoint, openCheckpoint } from '../checkpoint/checkpoint.ts';
 import { ModelConfig } from '../checkpoint/config.ts';
 import type { DecoderSpec } from '../checkpoint/decoder-spec.ts';
 import { loadTensor } from '../checkpoint/load-experts.ts';
-import { type Device, openDevice } from '../device.ts';
+import { checkDevice, type Device, openDevice } from '../device.ts';
 import { type BlockDType, checkBlockDType } from '../dtype.ts';
-import { expected, MolaeError, shapeText, throwIfAborted } from '../errors.ts';
+import { checkObject, expected, MolaeError, shapeText, throwIfAborted } from '../errors.ts';
 import type { MoeBlock } from '../moe-block.ts';
 import type { Tensor } from '../tensor.ts';
 import type { LayerContext } from './attention.ts';
@@ -86,7 +86,9 @@ export class Model {
    * `OUT_OF_MEMORY`, `ABORTED`.
    */
   static async open(path: string, options: ModelOptions = {}): Promise<Model> {
+    checkObject(options, 'options');
     const { quantize } = options;
+    if (options.device !== undefined) checkDevice(options.device);
     if (quantize !== undefined) checkBlockDType(quantize, 'quantize');
     if (options.pack && options.stream) {
       throw new MolaeError(

@@ -8,21 +8,21 @@ import type { Operator } from '../operators.ts';
 
 export interface PlanOptions extends CostOptions {
   /** k, a divisor of N. Without it the planner chooses, and says why in `reason`. */
-  readonly groupSize?: number;
+  readonly groupSize?: number | undefined;
   /**
    * r, the same for every factored operator: 1 to min(n, k·m), or to min(n, 2·k·m) where a shared gate and up are all that is
    * factored. Not together with `targetRatio`.
    */
-  readonly latentSize?: number;
+  readonly latentSize?: number | undefined;
   /** The share of the routed experts' parameters to remove at least, between 0 and 1. */
-  readonly targetRatio?: number;
+  readonly targetRatio?: number | undefined;
   /** What to factor. Default: gate, up and down. */
-  readonly operators?: readonly Operator[];
+  readonly operators?: readonly Operator[] | undefined;
   /** Gate and up share one B. Default false. */
-  readonly sharedGateUp?: boolean;
+  readonly sharedGateUp?: boolean | undefined;
   /** Parameters other than those of the routed experts, to compare whole models; a checkpoint's
    * `parameters − expertParameters`. */
-  readonly otherParameters?: number;
+  readonly otherParameters?: number | undefined;
 }
 
 /** Options after their checks. */

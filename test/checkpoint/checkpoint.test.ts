@@ -137,6 +137,7 @@ describe('the trained fixture', () => {
       format: 'dense',
       supported: true,
       unsupported: [],
+      runs: true,
       warnings: [],
       hiddenSize: 256,
       intermediateSize: 96,

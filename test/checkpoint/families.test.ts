@@ -84,6 +84,10 @@ describe.each(folders)('%s', (folder) => {
     expect(inspection).toMatchObject({ supported: true, unsupported: [], warnings: [], numExperts: 8 });
     await using golden = await openGolden(folder);
     await using checkpoint = await openCheckpoint(path);
+    expect(inspection.runs).toBe(checkpoint.family.decoder !== undefined);
+    await expect(checkpoint.loadExperts(0, { device: 'cpu' as never })).rejects.toMatchObject({
+      code: 'INVALID_ARGUMENT',
+    });
     const plan = planConversion(checkpoint.spec, { groupSize: 4, latentSize: 32 });
     expect(plan.expertParameters.dense).toBe(checkpoint.expertParameters);
     const layer = checkpoint.spec.layers.at(-1) as number;

@@ -302,6 +302,9 @@ describe('bad input', () => {
     ['both latentSize and targetRatio', { targetRatio: 0.5 }, /either latentSize or targetRatio/],
     ['neither latentSize nor targetRatio', { latentSize: undefined }, /either latentSize or targetRatio/],
     ['an unknown format', { format: 'gguf' as 'dense' }, /latent or dense for format/],
+    ['a signal that is none', { signal: 5 as never }, /an AbortSignal for signal/],
+    ['a device by its name', { device: 'cpu' as never }, /a device of openDevice\(\) for device/],
+    ['a callback that is none', { onProgress: 5 as never }, /a function for onProgress/],
   ])('%s is refused before anything is written', async (_, options, message) => {
     const call = convert(options);
     await expect(call).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' });
