@@ -83,6 +83,7 @@ suite() {
   )
   if [ "$quick" -eq 1 ]; then
     not_run+=(
+      'test/conversion/convert-grouped.test.ts: minutes, for what convert-calibrated.test.ts calls with groups in their order'
       'test/cli/**: processes that start, read and print around what other tests call'
       'test/docs.test.ts: mostly the TypeScript compiler'
       'test/environments.test.ts: other processes, too'
