@@ -6,11 +6,6 @@ import { runConversion } from './run.ts';
 import { withSource } from './source.ts';
 import { type SizeOptions, StackedSvd } from './stacked-svd.ts';
 
-export type { OutputOptions } from './options.ts';
-export type { ConversionReport } from './report.ts';
-export { runConversion } from './run.ts';
-export { requireDense as checkSource } from './source.ts';
-
 export interface ConvertOptions extends SizeOptions, OutputOptions {
   /** By default `openDevice('auto')`. */
   readonly device?: Device | undefined;

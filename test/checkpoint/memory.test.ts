@@ -6,7 +6,7 @@ import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { expect, test } from 'vitest';
 import { openCheckpoint } from '../../lib/checkpoint/checkpoint.ts';
-import type { ConversionReport } from '../../lib/conversion/convert.ts';
+import type { ConversionReport } from '../../lib/conversion/report.ts';
 
 const script = fileURLToPath(new URL('../support/convert-synthetic.mjs', import.meta.url));
 

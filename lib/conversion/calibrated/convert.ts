@@ -6,8 +6,10 @@ import { surveyedPart } from '../../methods/calibrated/survey.ts';
 import type { TextParts } from '../../model/calibration.ts';
 import { KeptInputs, keptInputBytes } from '../../model/kept-inputs.ts';
 import { Model } from '../../model/model.ts';
-import { type ConversionReport, checkSource, runConversion } from '../convert.ts';
 import { OutputFolder } from '../output-folder.ts';
+import type { ConversionReport } from '../report.ts';
+import { runConversion } from '../run.ts';
+import { requireDense } from '../source.ts';
 import type { GroupUseReport } from './group-use.ts';
 import { CalibratedMethod, type CalibrationCoverage } from './method.ts';
 import { type CalibratedConversionOptions, checkOptions, KEPT_BYTES } from './options.ts';
@@ -41,7 +43,7 @@ export async function convertCalibrated(
   checkOptions(options);
   throwIfAborted(options.signal);
   await using checkpoint = await openCheckpoint(input);
-  checkSource(checkpoint);
+  requireDense(checkpoint);
   const device = options.device ?? (await openDevice('auto'));
   try {
     const { search = false, signal } = options;

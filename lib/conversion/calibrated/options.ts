@@ -4,7 +4,7 @@ import { type CalibratedSteps, calibratedPasses } from '../../factorization/cali
 import type { SearchOptions } from '../../methods/calibrated/search.ts';
 import type { Grouping } from '../../methods/grouping/grouping.ts';
 import type { Operator } from '../../operators.ts';
-import type { OutputOptions } from '../convert.ts';
+import type { OutputOptions } from '../options.ts';
 
 export interface CalibratedConversionOptions extends OutputOptions, CalibratedSteps, Grouping {
   /** Token ids of text like that which the model will see: ten thousands of them, better a hundred thousand. */
