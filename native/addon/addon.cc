@@ -57,8 +57,8 @@ Napi::Value probe(const Napi::CallbackInfo& info) {
   });
 }
 
-// (bytes, firstRow, rows, cols, scales, blockRows, blockCols): see core/tensor/fp8.h. On the calling thread, for a few rows at
-// a time: the bytes belong to JavaScript, which must not get at them meanwhile.
+// (bytes, firstRow, rows, cols, scales, blockRows, blockCols): see core/tensor/fp8.h. On the calling thread, for a few
+// rows at a time: the bytes belong to JavaScript, which must not get at them meanwhile.
 Napi::Value expand_e4m3(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     const Args args(info);
