@@ -22,7 +22,10 @@ export const USAGE = `npm run bench [-- options]
   --threads n     of the CPU device, of OpenBLAS and of the peers (default: all processors)
   --no-peers      leave out onnxruntime, llama.cpp, numpy and PyTorch
   --check         compare with the stored results of this machine: exit code 1 where a ratio fell by more than 15%
-  --out folder    where results go (default: bench/results; with --quick, build/bench/results)`;
+  --out folder    where results go (default: bench/results; with --quick, build/bench/results)
+
+As if the processor had AVX2 only, with results of their own:
+  MOLAE_INSTRUCTIONS=avx2 OPENBLAS_CORETYPE=Haswell npm run bench -- --no-peers`;
 
 /** Undefined where help is asked for. Throws a UsageError for what is none of the options. */
 export function parseOptions(args: readonly string[]): BenchOptions | undefined {

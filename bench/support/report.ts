@@ -41,14 +41,17 @@ export function makeResults(
   };
 }
 
-/** "AMD EPYC-Milan Processor" with 2 threads is amd-epyc-milan-2t. */
+/**
+ * "AMD EPYC-Milan Processor" with 2 threads is amd-epyc-milan-2t. Held to narrower vectors than it has, a processor counts
+ * as another one: amd-epyc-milan-avx2-2t.
+ */
 function machineSlug({ name: cpu, threads }: Pick<DeviceInfo, 'name' | 'threads'>): string {
   const name = cpu
     .toLowerCase()
     .replace(/\((r|tm|c)\)|@.*|\b(processor|cpu|\d+-core)\b/g, ' ')
     .replace(/[^a-z0-9]+/g, '-')
     .replace(/^-+|-+$/g, '');
-  return `${name}-${threads}t`;
+  return [name, process.env.MOLAE_INSTRUCTIONS, `${threads}t`].filter(Boolean).join('-');
 }
 
 /** Where the results of a machine are. */

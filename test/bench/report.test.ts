@@ -1,6 +1,13 @@
-import { describe, expect, it } from 'vitest';
+import { basename } from 'node:path';
+import { describe, expect, it, onTestFinished, vi } from 'vitest';
 import type { Row } from '../../bench/support/context.ts';
-import { compareResults, makeResults, readResults, writeResults } from '../../bench/support/report.ts';
+import {
+  compareResults,
+  makeResults,
+  readResults,
+  resultsPath,
+  writeResults,
+} from '../../bench/support/report.ts';
 import type { DeviceInfo } from '../../lib/device.ts';
 import { outputFolder } from '../support/temporary.ts';
 
@@ -82,4 +89,14 @@ it('rows of questions that are not asked again keep when they were measured, if 
     ['a', '2026-01-01T00:00:00.000Z'],
     ['b', undefined],
   ]);
+});
+
+it('results with narrower vectors than the processor has are a file of their own', () => {
+  onTestFinished(() => void vi.unstubAllEnvs());
+  vi.stubEnv('MOLAE_INSTRUCTIONS', undefined);
+  expect(basename(resultsPath('', { name: 'AMD EPYC(TM) 7-Core Processor', threads: 2 }))).toBe(
+    'amd-epyc-2t.json',
+  );
+  vi.stubEnv('MOLAE_INSTRUCTIONS', 'avx2');
+  expect(basename(resultsPath('', { name: 'AMD EPYC', threads: 2 }))).toBe('amd-epyc-avx2-2t.json');
 });
