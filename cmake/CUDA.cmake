@@ -50,8 +50,8 @@ endif()
 
 file(GLOB MOLAE_CUDA_SOURCES CONFIGURE_DEPENDS native/cuda/api/*.cc native/cuda/kernels/*.cu)
 # The parts of core that both sides of the library boundary need; each has its own copy.
-set(MOLAE_CUDA_CORE native/core/activation.cc native/core/tensor/dtype.cc native/core/error.cc native/core/expert_layer.cc
-  native/core/tensor/tensor.cc)
+set(MOLAE_CUDA_CORE native/core/activation.cc native/core/tensor/dtype.cc native/core/error.cc native/core/expect.cc
+  native/core/expert_layer.cc native/core/tensor/tensor.cc)
 # Instructions of sm_90a are in no other architecture.
 file(GLOB MOLAE_HOPPER_SOURCES CONFIGURE_DEPENDS native/cuda/kernels/hopper/*.cu)
 add_library(molae_cuda_hopper OBJECT ${MOLAE_HOPPER_SOURCES})

@@ -13,6 +13,7 @@ void check_svd(const Tensor& a, const Tensor& u, const Tensor& s, const Tensor& 
 void check_eigh(const Tensor& a, const Tensor& values, const Tensor& vectors, const Backend* owner);
 void check_route(const Tensor& logits, const RouterSpec& spec, const Routing& routing, const Backend* owner);
 void check_forward(int64_t hidden_size, const Tensor& x, const Routing& routing, const Tensor& y, const Backend* owner);
-void check_owner(const Tensor& tensor, const char* name, const Backend* owner);
+// ids i32 [tokens, any], weights f32 of the same shape.
+void check_routing(const Routing& routing, int64_t tokens, const Backend* owner);
 
 }  // namespace molae

@@ -3,6 +3,7 @@
 #include <string>
 
 #include "core/error.h"
+#include "core/expect.h"
 
 namespace molae {
 namespace {
@@ -18,14 +19,11 @@ class LayerCheck {
 
   void matrix(const Tensor& tensor, const std::string& name, int64_t rows, int64_t cols) const {
     if (!tensor) fail(ErrorCode::InvalidArgument, "The experts lack ", name);
-    if (tensor.owner() != owner_) fail(ErrorCode::DeviceMismatch, name, " lives on another device than the layer");
-    if (tensor.rank() != 2 || tensor.rows() != rows || tensor.cols() != cols) {
-      fail(ErrorCode::ShapeMismatch, "Expected shape [", rows, ", ", cols, "] for ", name, " but received ",
-           shape_name(tensor.shape()));
-    }
+    expect_owner(tensor, name, owner_);
+    expect_shape(tensor, name, {rows, cols});
     if (tensor.dtype() == DType::I32 || (tensor.dtype() == DType::F64) != (dtype_ == DType::F64)) {
-      fail(ErrorCode::DTypeMismatch, name, " is ", dtype_name(tensor.dtype()), " but the first expert is ",
-           dtype_name(dtype_), ": a layer is either all f64 or any mix of f32, f16, bf16, q8 and q4");
+      fail(ErrorCode::DTypeMismatch, "Expected ", dtype_ == DType::F64 ? "f64" : "f32, f16, bf16, q8 or q4", " for ",
+           name, " but received ", dtype_name(tensor.dtype()), ": a layer is either all f64, or any mix of the others");
     }
   }
 

@@ -4,7 +4,9 @@
 #include <cmath>
 #include <utility>
 
+#include "core/checks.h"
 #include "core/error.h"
+#include "core/expect.h"
 #include "core/factorization/balance.h"
 #include "core/factorization/products.h"
 
@@ -29,14 +31,9 @@ CalibrationSteps& steps_of(Backend& backend) {
 }
 
 void expect_matrix(const Backend& backend, const Tensor& w, const Shape& shape, const char* name) {
-  if (!w || w.owner() != &backend) fail(ErrorCode::DeviceMismatch, name, " lives on another device");
-  if (!is_float(w.dtype())) {
-    fail(ErrorCode::DTypeMismatch, "Expected floats for ", name, " but received ", dtype_name(w.dtype()));
-  }
-  if (w.shape() != shape) {
-    fail(ErrorCode::ShapeMismatch, "Expected ", shape_name(shape), " for ", name, " but received ",
-         shape_name(w.shape()));
-  }
+  expect_owner(w, name, &backend);
+  expect_shape(w, name, shape);
+  expect_floats(w, name);
 }
 
 const char* name_of(ExpertMatrix matrix) {
@@ -56,20 +53,8 @@ CalibratedGroup::CalibratedGroup(Backend& backend, Options options, Tensor x, co
                                  std::vector<int32_t> experts)
     : backend_(backend), steps_(steps_of(backend)), options_(options), x_(std::move(x)) {
   const int64_t n = options_.hidden_size;
-  for (const Tensor& tensor : {x_, routing.ids, routing.weights}) {
-    if (!tensor || tensor.owner() != &backend_) {
-      fail(ErrorCode::DeviceMismatch, "The inputs of the layer live on another device");
-    }
-  }
-  if (x_.rank() != 2 || x_.dtype() != DType::F32 || x_.cols() != n) {
-    fail(ErrorCode::ShapeMismatch, "Expected inputs f32 [tokens, ", n, "] but received ", dtype_name(x_.dtype()), " ",
-         shape_name(x_.shape()));
-  }
-  if (routing.ids.rank() != 2 || routing.ids.dtype() != DType::I32 || routing.weights.dtype() != DType::F32 ||
-      routing.ids.rows() != x_.rows() || routing.weights.shape() != routing.ids.shape()) {
-    fail(ErrorCode::ShapeMismatch, "Expected the routing of ", x_.rows(), " tokens but received ids ",
-         shape_name(routing.ids.shape()), " and weights ", shape_name(routing.weights.shape()));
-  }
+  expect_tensor(x_, "x", DType::F32, {kAny, n}, &backend_);
+  check_routing(routing, x_.rows(), &backend_);
   const int64_t tokens = find_tokens(routing, experts);
   const int64_t m = options_.intermediate_size, stacked = static_cast<int64_t>(experts.size()) * m;
   moment_ = zeros(backend_, DType::F64, {n, n});
@@ -128,8 +113,7 @@ int64_t CalibratedGroup::find_tokens(const Routing& routing, const std::vector<i
 int64_t CalibratedGroup::tokens(int64_t index) const { return members_.at(static_cast<size_t>(index)).count; }
 
 void CalibratedGroup::check_index(int64_t index) const {
-  if (index >= 0 && index < static_cast<int64_t>(members_.size())) return;
-  fail(ErrorCode::InvalidArgument, "Expected an index below ", members_.size(), " but received ", index);
+  expect_integer(index, "index", 0, static_cast<int64_t>(members_.size()) - 1);
 }
 
 void CalibratedGroup::check(int64_t index, const Expert& expert) const {
@@ -275,12 +259,10 @@ std::vector<double> CalibratedGroup::spectrum(ExpertMatrix matrix) {
 std::vector<double> CalibratedGroup::solve(ExpertMatrix matrix, const Tensor& b) {
   const bool is_down = matrix == ExpertMatrix::Down;
   const int64_t n = options_.hidden_size;
-  if (!b || b.owner() != &backend_ || b.rank() != 2 || b.dim(is_down ? 0 : 1) != n) {
-    fail(ErrorCode::ShapeMismatch, "Expected ", is_down ? "[n, r]" : "[r, n]", " with n ", n, " for the basis of ",
-         name_of(matrix));
-  }
+  expect_owner(b, "b", &backend_);
+  expect_shape(b, "b", is_down ? Shape{n, kAny} : Shape{kAny, n});
   const int64_t r = b.dim(is_down ? 1 : 0);
-  if (r < 1 || r > n) fail(ErrorCode::InvalidArgument, "Expected 1 to ", n, " for latentSize but received ", r);
+  expect_integer(r, "latentSize", 1, n);
   Tensor vectors = empty(backend_, DType::F64, {r, n});
   std::vector<double> spectrum = decompose(matrix, vectors);
   if (is_block(b.dtype())) {
@@ -363,10 +345,8 @@ void CalibratedGroup::add_to_alternation(ExpertMatrix matrix, int64_t index, con
 void CalibratedGroup::end_alternation(ExpertMatrix matrix, const Tensor& b) {
   Alternation& alternation = alternation_of(matrix);
   Basis& basis = matrix == ExpertMatrix::Gate ? gate_ : up_;
-  if (b.shape() != basis.rows.shape()) {
-    fail(ErrorCode::ShapeMismatch, "Expected ", shape_name(basis.rows.shape()), " for b but received ",
-         shape_name(b.shape()));
-  }
+  expect_owner(b, "b", &backend_);
+  expect_shape(b, "b", basis.rows.shape());
   if (alternation.experts() != static_cast<int64_t>(members_.size())) {
     fail(ErrorCode::InvalidArgument, "Expected all ", members_.size(), " experts in the alternation of ",
          name_of(matrix), " but received ", alternation.experts());

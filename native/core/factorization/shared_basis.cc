@@ -7,6 +7,7 @@
 #include <random>
 
 #include "core/error.h"
+#include "core/expect.h"
 #include "core/factorization/balance.h"
 #include "core/factorization/products.h"
 
@@ -69,32 +70,19 @@ Solver parse_solver(std::string_view name) {
 }
 
 SharedBasis::SharedBasis(Backend& backend, Options options) : backend_(backend), options_(options) {
-  if (options_.shared_size < 1 || options_.shared_size > std::numeric_limits<int32_t>::max()) {
-    fail(ErrorCode::InvalidArgument, "Expected a shared size of 1 to 2^31 - 1 but received ", options_.shared_size);
-  }
+  expect_integer(options_.shared_size, "sharedSize", 1, std::numeric_limits<int32_t>::max());
   if (options_.rank_reduction < 0) {
-    fail(ErrorCode::InvalidArgument, "Expected a non-negative rank for rankReduction but received ",
+    fail(ErrorCode::InvalidArgument, "Expected a rank from 0 on for rankReduction but received ",
          options_.rank_reduction);
   }
 }
 
 void SharedBasis::check_expert(const Tensor& w) const {
-  if (!w || w.owner() != &backend_) fail(ErrorCode::DeviceMismatch, "The expert lives on another device");
-  if (!is_float(w.dtype())) {
-    fail(ErrorCode::DTypeMismatch, "Expected floats for an expert but received ", dtype_name(w.dtype()));
-  }
-  if (w.rank() != 2) {
-    fail(ErrorCode::ShapeMismatch, "Expected a matrix for an expert but received ", shape_name(w.shape()));
-  }
-  const int64_t shared = w.dim(options_.side == SharedSide::Input ? 1 : 0);
-  if (shared != options_.shared_size) {
-    fail(ErrorCode::ShapeMismatch, "Expected ", options_.shared_size, " ",
-         options_.side == SharedSide::Input ? "columns" : "rows", " in an expert but received shape ",
-         shape_name(w.shape()));
-  }
-  if (added_ > 0 && w.dtype() != dtype_) {
-    fail(ErrorCode::DTypeMismatch, "The experts of a group mix ", dtype_name(dtype_), " and ", dtype_name(w.dtype()));
-  }
+  const int64_t n = options_.shared_size;
+  expect_owner(w, "an expert", &backend_);
+  expect_shape(w, "an expert", options_.side == SharedSide::Input ? Shape{kAny, n} : Shape{n, kAny});
+  expect_floats(w, "an expert");
+  if (added_ > 0) expect_dtype(w, "an expert, as for all of its group,", dtype_);
 }
 
 void SharedBasis::add(const Tensor& w) {
