@@ -1,4 +1,6 @@
 #include <cmath>
+#include <limits>
+#include <utility>
 
 #include "core/factorization/shared_basis.h"
 #include "native/calibration_problem.h"
@@ -276,6 +278,45 @@ MOLAE_TEST("calibrated group: experts of a joint row space are reproduced whatev
       }
     }
   }
+}
+
+// Of what is written, all memory must be there.
+MOLAE_TEST("calibrated group: factors of another latent size than their basis are refused", Device) {
+  if (!context.backend.calibration_steps()) return;
+  const int64_t r = 5;
+  const Problem problem(context, {});
+  CalibratedGroup group = problem.open({});
+  for (int64_t i = 0; i < kMembers; ++i) group.observe(i, problem.experts[i].tensors);
+  group.solve(ExpertMatrix::Gate, poisoned(context, DType::F32, {r, kHidden}));
+  group.solve(ExpertMatrix::Up, poisoned(context, DType::F32, {r, kHidden}));
+  group.solve(ExpertMatrix::Down, poisoned(context, DType::F32, {kHidden, r}));
+  const auto floats = [&](const Shape& shape) { return poisoned(context, DType::F32, shape); };
+  const Tensor input = floats({kIntermediate, r}), output = floats({r, kIntermediate});
+  for (const Shape& shape : {Shape{}, Shape{1, 1}, Shape{kIntermediate, r + 1}, Shape{r + 1, kIntermediate}}) {
+    for (const CalibratedGroup::Factors& factors : {CalibratedGroup::Factors{floats(shape), input, output},
+                                                    {input, floats(shape), output},
+                                                    {input, input, floats(shape)}}) {
+      expect_error(ErrorCode::ShapeMismatch, "factors of shape " + shape_name(shape),
+                   [&] { group.project(0, problem.experts[0].tensors, factors); });
+    }
+  }
+  group.project(0, problem.experts[0].tensors, {input, input, output});
+}
+
+MOLAE_TEST("calibrated group: an expert is in it once, and may have any number", Device) {
+  if (!context.backend.calibration_steps()) return;
+  const Problem problem(context, {});
+  CalibratedGroup::Options options;
+  options.hidden_size = kHidden;
+  options.intermediate_size = kIntermediate;
+  const auto open = [&](std::vector<int32_t> experts) {
+    return CalibratedGroup(context.backend, options, problem.inputs, problem.routing, std::move(experts));
+  };
+  expect_error(ErrorCode::InvalidArgument, "an expert twice", [&] { open({1, 2, 1}); });
+  expect_error(ErrorCode::InvalidArgument, "a negative expert", [&] { open({1, -2}); });
+  const CalibratedGroup group = open({1, std::numeric_limits<int32_t>::max()});
+  expect_equal(group.tokens(0), problem.experts[0].tokens, "tokens of expert 1");
+  expect_equal(group.tokens(1), 0, "tokens of an expert that the layer has not");
 }
 
 }  // namespace

@@ -168,5 +168,32 @@ MOLAE_TEST("factor: f32 experts reach the best error within 1e-6, and say so", D
   }
 }
 
+// Of what is written, all memory must be there.
+MOLAE_TEST("factor: bases and factors of other shapes are refused", Device) {
+  const int64_t m = 6, n = 9, r = 4;
+  for (const SharedSide side : {SharedSide::Input, SharedSide::Output}) {
+    const bool input = side == SharedSide::Input;
+    SharedBasis::Options options;
+    options.side = side;
+    options.shared_size = n;
+    SharedBasis basis(context.backend, options);
+    Values values = random_values(context, m * n);
+    const Tensor w = make_tensor(context, DType::F32, input ? Shape{m, n} : Shape{n, m}, values);
+    basis.add(w);
+    for (const Shape& shape : {Shape{}, Shape{r}, Shape{r, n + 1}, Shape{n + 1, r}, Shape{1, r, n}}) {
+      expect_error(ErrorCode::ShapeMismatch, "a basis of shape " + shape_name(shape),
+                   [&] { basis.solve(poisoned(context, DType::F32, shape)); });
+    }
+    basis.solve(poisoned(context, DType::F32, input ? Shape{r, n} : Shape{n, r}));
+    for (const Shape& shape : {Shape{}, Shape{1, 1}, Shape{m, r + 1}, Shape{r + 1, m}}) {
+      for (const DType dtype : {DType::F32, DType::BF16}) {
+        expect_error(ErrorCode::ShapeMismatch, "factors of shape " + shape_name(shape),
+                     [&] { basis.project(w, poisoned(context, dtype, shape)); });
+      }
+    }
+    basis.project(w, poisoned(context, DType::F32, input ? Shape{m, r} : Shape{r, m}));
+  }
+}
+
 }  // namespace
 }  // namespace molae::test

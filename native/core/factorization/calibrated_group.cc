@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
+#include <unordered_map>
 #include <utility>
 
 #include "core/checks.h"
@@ -74,22 +76,24 @@ int64_t CalibratedGroup::find_tokens(const Routing& routing, const std::vector<i
     std::vector<int32_t> rows, group_rows;
     std::vector<float> weights;
   };
-  if (!experts.empty() && *std::min_element(experts.begin(), experts.end()) < 0) {
-    fail(ErrorCode::InvalidArgument, "Expected experts from 0 on");
-  }
   std::vector<Found> found(experts.size());
-  std::vector<Found*> of_expert(experts.empty() ? 0 : *std::max_element(experts.begin(), experts.end()) + 1);
-  for (size_t i = 0; i < experts.size(); ++i) of_expert[experts[i]] = &found[i];
+  std::unordered_map<int32_t, Found*> of_expert;
+  for (size_t i = 0; i < experts.size(); ++i) {
+    expect_integer(experts[i], "experts", 0, std::numeric_limits<int32_t>::max());
+    if (!of_expert.emplace(experts[i], &found[i]).second) {
+      fail(ErrorCode::InvalidArgument, "Expected every expert once for experts but received ", experts[i], " twice");
+    }
+  }
   int32_t last = -1, count = 0;
   for (size_t slot = 0; slot < ids.size(); ++slot) {
-    const auto expert = static_cast<size_t>(ids[slot]);
-    if (expert >= of_expert.size() || !of_expert[expert]) continue;
+    const auto expert = of_expert.find(ids[slot]);
+    if (expert == of_expert.end()) continue;
     const int32_t row = static_cast<int32_t>(slot / top_k);
     if (row != last) ++count;
     last = row;
-    of_expert[expert]->rows.push_back(row);
-    of_expert[expert]->group_rows.push_back(count - 1);
-    of_expert[expert]->weights.push_back(weights[slot]);
+    expert->second->rows.push_back(row);
+    expert->second->group_rows.push_back(count - 1);
+    expert->second->weights.push_back(weights[slot]);
   }
   for (const auto& [rows, group_rows, scales] : found) {
     std::vector<int32_t> sampled_rows;
@@ -122,6 +126,20 @@ void CalibratedGroup::check(int64_t index, const Expert& expert) const {
   expect_matrix(backend_, expert.gate, {m, n}, "gate");
   expect_matrix(backend_, expert.up, {m, n}, "up");
   expect_matrix(backend_, expert.down, {n, m}, "down");
+}
+
+void CalibratedGroup::check(const Factors& factors) const {
+  const int64_t m = options_.intermediate_size;
+  const auto expect_factor = [&](const Tensor& a, const char* name, const Shape& shape) {
+    expect_owner(a, name, &backend_);
+    expect_shape(a, name, shape);
+  };
+  if (factors.gate) expect_factor(factors.gate, "gate.a", {m, basis_of(ExpertMatrix::Gate).rows.rows()});
+  if (factors.up) expect_factor(factors.up, "up.a", {m, basis_of(ExpertMatrix::Up).rows.rows()});
+  if (factors.down) {
+    if (!down_basis_) fail(ErrorCode::InvalidArgument, "project() before the basis of down was solved");
+    expect_factor(factors.down, "down.a", {down_basis_.cols(), m});
+  }
 }
 
 void CalibratedGroup::check_finite(const Expert& expert) {
@@ -447,13 +465,11 @@ std::pair<Tensor, Tensor> CalibratedGroup::hidden_pair(const Tokens& tokens, con
 
 CalibratedGroup::Loss CalibratedGroup::project(int64_t index, const Expert& expert, const Factors& factors) {
   check(index, expert);
+  check(factors);
   const Member& member = members_[index];
-  if (factors.gate) fit_input(member, basis_of(ExpertMatrix::Gate), expert.gate, factors.gate);
-  if (factors.up) fit_input(member, basis_of(ExpertMatrix::Up), expert.up, factors.up);
-  if (factors.down) {
-    if (!down_basis_) fail(ErrorCode::InvalidArgument, "project() before the basis of down was solved");
-    fit_output(member, expert, factors);
-  }
+  if (factors.gate) fit_input(member, gate_, expert.gate, factors.gate);
+  if (factors.up) fit_input(member, up_, expert.up, factors.up);
+  if (factors.down) fit_output(member, expert, factors);
   return measure(member, expert, factors);
 }
 

@@ -59,7 +59,7 @@ class CalibratedGroup {
     Tensor gate, up, down;  // [m, r], [m, r], [r, m]
   };
 
-  // x [T, n] f32 and its routing; the group's experts by their numbers in the routing.
+  // x [T, n] f32 and its routing; the group's experts by their numbers in the routing, each once.
   CalibratedGroup(Backend& backend, Options options, Tensor x, const Routing& routing, std::vector<int32_t> experts);
 
   int64_t tokens(int64_t index) const;  // that the routing sends to the index-th expert
@@ -87,7 +87,7 @@ class CalibratedGroup {
     std::array<double, 3> original{};
     double lost_output = 0;  // of original[down]
   };
-  // Pass 2: fits the expert's factors.
+  // Pass 2: fits the expert's factors. Throws ShapeMismatch for those of another latent size than their basis.
   Loss project(int64_t index, const Expert& expert, const Factors& factors);
 
  private:
@@ -117,6 +117,7 @@ class CalibratedGroup {
   int64_t find_tokens(const Routing& routing, const std::vector<int32_t>& experts);
   void check_index(int64_t index) const;
   void check(int64_t index, const Expert& expert) const;
+  void check(const Factors& factors) const;
   void check_finite(const Expert& expert);
   void observe_unused(Member& member, const Expert& expert);
   Tensor row_weights(const std::vector<double>& slopes, const std::vector<double>& norms, double squared_weights) const;

@@ -181,8 +181,10 @@ BasisReport SharedBasis::solve(const Tensor& b) {
   if (added_ == 0) fail(ErrorCode::InvalidArgument, "solve() needs at least one expert");
   const bool input = options_.side == SharedSide::Input;
   const int64_t n = options_.shared_size;
+  expect_owner(b, "b", &backend_);
+  expect_shape(b, "b", input ? Shape{kAny, n} : Shape{n, kAny});
   const int64_t r = b.dim(input ? 0 : 1);
-  if (b.rank() != 2 || b.dim(input ? 1 : 0) != n || r < 1 || r > std::min(n, stacked_rows_)) {
+  if (r < 1 || r > std::min(n, stacked_rows_)) {
     fail(ErrorCode::InvalidArgument, "Expected 1 to ", std::min(n, stacked_rows_), " for latentSize but received ", r,
          " (the smaller of the hidden size and the group's stacked intermediate sizes)");
   }
@@ -229,6 +231,9 @@ void SharedBasis::store_basis(const Tensor& vectors, const Tensor& b, DType comp
 double SharedBasis::project(const Tensor& w, const Tensor& a) {
   if (!solved_) fail(ErrorCode::InvalidArgument, "project() before solve()");
   check_expert(w);
+  const int64_t r = projection_.rows();
+  expect_owner(a, "a", &backend_);
+  expect_shape(a, "a", options_.side == SharedSide::Input ? Shape{w.rows(), r} : Shape{r, w.cols()});
   const DType compute = projection_.dtype();
   const Tensor wide = converted(backend_, reduced_rank(w), compute);
   Tensor product = a.dtype() == compute ? a : empty(backend_, compute, a.shape());
