@@ -130,6 +130,7 @@ void check_cross_entropy(const Tensor& logits, const Tensor& targets, const Tens
 void check_compare_distributions(const Tensor& p, const Tensor& q, const Tensor& divergences, const Tensor& agreements,
                                  const Backend* owner) {
   expect_tensor(p, "p", DType::F32, {kAny, kAny}, owner);
+  if (p.cols() == 0) fail(ErrorCode::ShapeMismatch, "Expected a logit or more in rows for p but received none");
   expect_tensor(q, "q", DType::F32, p.shape(), owner);
   expect_tensor(divergences, "divergences", DType::F64, {p.rows()}, owner);
   expect_tensor(agreements, "agreements", DType::I32, {p.rows()}, owner);

@@ -445,6 +445,15 @@ MOLAE_TEST("cpu kernels: the pool runs every index once, and a failure ends the 
   }
 }
 
+// More tasks of no work than a job can count.
+MOLAE_TEST("cpu kernels: rows without elements are transposed in no time, however many", Logic) {
+  const auto backend = make_cpu_backend(2);
+  const int64_t many = int64_t{1} << 50;
+  const Tensor tall = empty(*backend, DType::F32, {many, 0}), wide = empty(*backend, DType::F32, {0, many});
+  backend->transpose(tall, wide);
+  backend->transpose(wide, tall);
+}
+
 #if defined(__linux__)
 MOLAE_TEST("cpu kernels: the pool's workers run elsewhere than the caller", Logic) {
   cpu_set_t usable;

@@ -38,5 +38,13 @@ MOLAE_TEST("decoder: bad input is an error that names its row, and the device wo
   });
 }
 
+// Their largest element is looked for.
+MOLAE_TEST("decoder: rows without logits have no distribution to compare", Device) {
+  const Tensor none = poisoned(context, DType::F32, {3, 0});
+  const Tensor divergences = poisoned(context, DType::F64, {3}), agreements = poisoned(context, DType::I32, {3});
+  expect_error(ErrorCode::ShapeMismatch, "no logits",
+               [&] { molae::check_compare_distributions(none, none, divergences, agreements, &context.backend); });
+}
+
 }  // namespace
 }  // namespace molae::test

@@ -220,6 +220,7 @@ double squared_residual(Context context, const Tensor& w, const Tensor& a, const
 }
 
 void transpose(Context context, const Tensor& from, const Tensor& to) {
+  if (from.elements() == 0) return;  // any number of rows of nothing
   by_width(from.dtype(), [&](auto bits) {
     transpose_items(context, from.as<const decltype(bits)>(), to.as<decltype(bits)>(), from.rows(), from.cols());
   });
