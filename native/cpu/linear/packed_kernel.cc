@@ -6,7 +6,7 @@
 #include "cpu/linear/packed_weight.h"
 #include "cpu/linear/stream_weights.h"
 #include "cpu/simd/vectors.h"
-#include "cpu/system/processor.h"
+#include "cpu/system/instruction_sets.h"
 
 namespace molae::cpu {
 namespace {
@@ -254,21 +254,16 @@ MOLAE_INLINE void multiply_rows(const PackedProduct& p) {
   multiply_blocks<Weights, Input, Lanes, R, 1>(p);
 }
 
-// One function for each instruction set: the width of the vectors is part of the source, so clones of one function
-// would not do.
 #define MOLAE_PACKED(name, weights, input, lanes, attributes)        \
   attributes void name(const PackedProduct& product) {               \
     multiply_rows<weights, input, lanes, most_rows(lanes)>(product); \
   }
-#define MOLAE_PLAIN
 
 MOLAE_PACKED(plain_f32, PackedF32, PlainInput, 8, MOLAE_PLAIN)
 MOLAE_PACKED(plain_bf16, PackedBF16, PlainInput, 8, MOLAE_PLAIN)
 MOLAE_PACKED(plain_f16, PackedF16, PlainInput, 8, MOLAE_PLAIN)
 constexpr PackedKernel kPlain = {most_rows(8), few_rows(8), plain_f32, plain_bf16, plain_f16};
 #if defined(__x86_64__)
-#define MOLAE_AVX2 __attribute__((target("avx2,fma,f16c")))
-#define MOLAE_AVX512 __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,fma")))
 MOLAE_PACKED(avx2_f32, PackedF32, BroadcastInput, 8, MOLAE_AVX2)
 MOLAE_PACKED(avx2_bf16, PackedBF16, BroadcastInput, 8, MOLAE_AVX2)
 MOLAE_PACKED(avx2_f16, PackedF16C, BroadcastInput, 8, MOLAE_AVX2)
@@ -281,12 +276,6 @@ constexpr PackedKernel kAvx512 = {most_rows(16), few_rows(16), avx512_f32, avx51
 
 }  // namespace
 
-const PackedKernel& packed_kernel() {
-#if defined(__x86_64__)
-  if (instructions() == Instructions::Avx512) return kAvx512;
-  if (has_f16c()) return kAvx2;
-#endif
-  return kPlain;
-}
+const PackedKernel& packed_kernel() { return MOLAE_BEST_OF(kPlain, kAvx2, kAvx512); }
 
 }  // namespace molae::cpu

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "cpu/simd/vectors.h"
-#include "cpu/system/processor.h"
+#include "cpu/system/instruction_sets.h"
 
 namespace molae::cpu {
 namespace {
@@ -80,8 +80,7 @@ MOLAE_INLINE void multiply_from(const PanelProduct& p, int64_t col) {
   if constexpr (Cols > 1) multiply_from<Lanes, Vectors, Cols / 2>(p, col);
 }
 
-// One function for each instruction set: the width of the vectors is part of the source, so clones of one function
-// would not do. `cols` of the three widths: sums take up to 12 of AVX2's 16 registers and 24 of AVX-512's 32. Of more
+// `cols` of the three widths: sums take up to 12 of AVX2's 16 registers and 24 of AVX-512's 32. Of more
 // than 10 columns the compiler keeps the pointers in memory, which took an eighth of AVX-512's speed. `few` is half a
 // vector: measured on a Xeon, where as many rows one by one take a third (1 row) to nine tenths of a vector's time.
 #define MOLAE_PANEL_KERNEL(name, lanes, unit, few, cols1, cols2, cols3, attributes)         \
@@ -90,25 +89,16 @@ MOLAE_INLINE void multiply_from(const PanelProduct& p, int64_t col) {
   attributes void name##_3(const PanelProduct& p) { multiply_from<lanes, 3, cols3>(p, 0); } \
   constexpr PanelKernel name = {lanes, unit, few, {{cols1, name##_1}, {cols2, name##_2}, {cols3, name##_3}}};
 
-#define MOLAE_PLAIN
 MOLAE_PANEL_KERNEL(kPlain, 8, 4, 0, 4, 2, 1, MOLAE_PLAIN)
 #if defined(__x86_64__)
-MOLAE_PANEL_KERNEL(kAvx2, 8, 12, 4, 12, 6, 4, __attribute__((target("avx2,fma"))))
-MOLAE_PANEL_KERNEL(kAvx512, 16, 8, 8, 8, 8, 8, __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,fma"))))
+MOLAE_PANEL_KERNEL(kAvx2, 8, 12, 4, 12, 6, 4, MOLAE_AVX2)
+MOLAE_PANEL_KERNEL(kAvx512, 16, 8, 8, 8, 8, 8, MOLAE_AVX512)
 #endif
-
-const PanelKernel& choose() {
-#if defined(__x86_64__)
-  if (instructions() == Instructions::Avx512) return kAvx512;
-  if (instructions() == Instructions::Avx2) return kAvx2;
-#endif
-  return kPlain;
-}
 
 }  // namespace
 
 const PanelKernel& panel_kernel() {
-  static const PanelKernel& kernel = choose();
+  static const PanelKernel& kernel = MOLAE_BEST_OF(kPlain, kAvx2, kAvx512);
   return kernel;
 }
 

@@ -9,7 +9,7 @@
 #include "cpu/linear/stream_kernel.h"
 #include "cpu/simd/multiversion.h"
 #include "cpu/simd/vectors.h"
-#include "cpu/system/processor.h"
+#include "cpu/system/instruction_sets.h"
 
 namespace molae::cpu {
 namespace {
@@ -155,6 +155,11 @@ MOLAE_INLINE void stream(const Input* x, int64_t rows, const typename Weights::B
 template <class Weights>
 using Stream = void (*)(const Input*, int64_t, const typename Weights::Block*, int64_t, int64_t, float*, int64_t);
 
+struct BlockKernel {
+  Stream<Q8Weights> q8;
+  Stream<Q4Weights> q4;
+};
+
 MOLAE_MULTIVERSION void stream_q8(const Input* x, int64_t rows, const Q8Block* w, int64_t blocks, int64_t cols,
                                   float* out, int64_t out_stride) {
   stream<Q8Weights, PlainScale>(x, rows, w, blocks, cols, out, out_stride);
@@ -165,20 +170,20 @@ MOLAE_MULTIVERSION void stream_q4(const Input* x, int64_t rows, const Q4Block* w
   stream<Q4Weights, PlainScale>(x, rows, w, blocks, cols, out, out_stride);
 }
 
+constexpr BlockKernel kPlain = {stream_q8, stream_q4};
+
 #if defined(__x86_64__)
-#define MOLAE_AVX2_F16C __attribute__((target("avx2,fma,f16c")))
-MOLAE_AVX2_F16C void stream_q8_f16c(const Input* x, int64_t rows, const Q8Block* w, int64_t blocks, int64_t cols,
-                                    float* out, int64_t out_stride) {
+MOLAE_AVX2 void stream_q8_f16c(const Input* x, int64_t rows, const Q8Block* w, int64_t blocks, int64_t cols, float* out,
+                               int64_t out_stride) {
   stream<Q8Weights, F16CScale>(x, rows, w, blocks, cols, out, out_stride);
 }
 
-MOLAE_AVX2_F16C void stream_q4_f16c(const Input* x, int64_t rows, const Q4Block* w, int64_t blocks, int64_t cols,
-                                    float* out, int64_t out_stride) {
+MOLAE_AVX2 void stream_q4_f16c(const Input* x, int64_t rows, const Q4Block* w, int64_t blocks, int64_t cols, float* out,
+                               int64_t out_stride) {
   stream<Q4Weights, F16CScale>(x, rows, w, blocks, cols, out, out_stride);
 }
-#else
-constexpr auto stream_q8_f16c = stream_q8;
-constexpr auto stream_q4_f16c = stream_q4;
+
+constexpr BlockKernel kF16C = {stream_q8_f16c, stream_q4_f16c};
 #endif
 
 // The inputs in the order of the weights, missing ones 0, and the offsets.
@@ -217,12 +222,12 @@ void run(const Rows<float>& x, int64_t rows, const Tensor& weight, int64_t col, 
 
 void stream_blocks(const Rows<float>& x, int64_t rows, const Tensor& weight, int64_t col, int64_t cols, float* out,
                    int64_t out_stride, float* scratch) {
-  const bool f16c = has_f16c();
+  const BlockKernel& kernel = MOLAE_BEST_OF(kPlain, kF16C, kF16C);
   switch (weight.dtype()) {
     case DType::Q8:
-      return run<Q8Weights>(x, rows, weight, col, cols, out, out_stride, scratch, f16c ? stream_q8_f16c : stream_q8);
+      return run<Q8Weights>(x, rows, weight, col, cols, out, out_stride, scratch, kernel.q8);
     case DType::Q4:
-      return run<Q4Weights>(x, rows, weight, col, cols, out, out_stride, scratch, f16c ? stream_q4_f16c : stream_q4);
+      return run<Q4Weights>(x, rows, weight, col, cols, out, out_stride, scratch, kernel.q4);
     default:
       fail(ErrorCode::DTypeMismatch, "Weights of ", dtype_name(weight.dtype()), " have no blocks");
   }

@@ -9,7 +9,7 @@
 #include "cpu/linear/stream_blocks.h"
 #include "cpu/linear/stream_weights.h"
 #include "cpu/simd/vectors.h"
-#include "cpu/system/processor.h"
+#include "cpu/system/instruction_sets.h"
 
 namespace molae::cpu {
 namespace {
@@ -478,20 +478,16 @@ struct StreamKernel {
   Stream<uint16_t> bf16, f16;
 };
 
-// One function for each instruction set: the width of the vectors is part of the source, so clones of one function
-// would not do. One row of f32 weights is read as memory gives it fastest: in one run on an AMD EPYC with AVX2, eight
+// One row of f32 weights is read as memory gives it fastest: in one run on an AMD EPYC with AVX2, eight
 // rows at a time on a Xeon with AVX-512 (88% of what it reads at best against 80%).
 #define MOLAE_STREAM(name, Item, attributes, body) \
   attributes void name(const StreamProduct<Item>& product) { body(product); }
-#define MOLAE_PLAIN
 
 MOLAE_STREAM(plain_f32, float, MOLAE_PLAIN, stream_runs)
 MOLAE_STREAM(plain_bf16, uint16_t, MOLAE_PLAIN, (stream<BF16Weights, 8>))
 MOLAE_STREAM(plain_f16, uint16_t, MOLAE_PLAIN, (stream<F16Weights, 8>))
 constexpr StreamKernel kPlain = {plain_f32, plain_bf16, plain_f16};
 #if defined(__x86_64__)
-#define MOLAE_AVX2 __attribute__((target("avx2,fma,f16c")))
-#define MOLAE_AVX512 __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,fma")))
 MOLAE_STREAM(avx2_f32, float, MOLAE_AVX2, stream_runs)
 MOLAE_STREAM(avx2_bf16, uint16_t, MOLAE_AVX2, (stream<BF16Weights, 8>))
 MOLAE_STREAM(avx2_f16, uint16_t, MOLAE_AVX2, (stream<F16CWeights, 8>))
@@ -502,13 +498,7 @@ constexpr StreamKernel kAvx2 = {avx2_f32, avx2_bf16, avx2_f16};
 constexpr StreamKernel kAvx512 = {avx512_f32, avx512_bf16, avx512_f16};
 #endif
 
-const StreamKernel& stream_kernel() {
-#if defined(__x86_64__)
-  if (instructions() == Instructions::Avx512) return kAvx512;
-  if (has_f16c()) return kAvx2;
-#endif
-  return kPlain;
-}
+const StreamKernel& stream_kernel() { return MOLAE_BEST_OF(kPlain, kAvx2, kAvx512); }
 
 }  // namespace
 

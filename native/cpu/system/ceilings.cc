@@ -11,8 +11,8 @@
 #include "cpu/linalg/blas.h"
 #include "cpu/linalg/blas_kernels.h"
 #include "cpu/system/compute_pool.h"
+#include "cpu/system/instruction_sets.h"
 #include "cpu/system/memory.h"
-#include "cpu/system/processor.h"
 
 namespace molae::cpu {
 namespace {
@@ -42,8 +42,7 @@ constexpr int kChains = 12;
 constexpr int64_t kFmaSteps = 100'000;
 constexpr size_t kReadTaskBytes = size_t{2} << 20;
 
-// One function for each width of vector registers: the width is part of the source, so clones of one function would not
-// do. The numbers come from outside, or the compiler would compute a chain itself.
+// The numbers come from outside, or the compiler would compute a chain itself.
 #define MOLAE_FMA_BURST(name, lanes, attributes)                                                           \
   attributes void name(float start, float factor) {                                                        \
     typedef float Vector __attribute__((vector_size((lanes)*4)));                                          \
@@ -74,29 +73,23 @@ constexpr size_t kReadTaskBytes = size_t{2} << 20;
     return sums[0][0] + sums[0][1];                                           \
   }
 
-#define MOLAE_PLAIN
-MOLAE_FMA_BURST(fma_plain, 4, MOLAE_PLAIN)
-MOLAE_READ_BURST(read_plain, 16, MOLAE_PLAIN)
-#if defined(__x86_64__)
-MOLAE_FMA_BURST(fma_avx2, 8, __attribute__((target("avx2,fma"))))
-MOLAE_READ_BURST(read_avx2, 32, __attribute__((target("avx2"))))
-MOLAE_FMA_BURST(fma_avx512, 16, __attribute__((target("avx512f,prefer-vector-width=512"))))
-MOLAE_READ_BURST(read_avx512, 64, __attribute__((target("avx512f,prefer-vector-width=512"))))
-#endif
-
 struct Bursts {
   int lanes;
   void (*fma)(float, float);
   uint64_t (*read)(const std::byte*, size_t);
 };
 
-Bursts choose_bursts() {
+MOLAE_FMA_BURST(fma_plain, 4, MOLAE_PLAIN)
+MOLAE_READ_BURST(read_plain, 16, MOLAE_PLAIN)
+constexpr Bursts kPlain = {4, fma_plain, read_plain};
 #if defined(__x86_64__)
-  if (instructions() == Instructions::Avx512) return {16, fma_avx512, read_avx512};
-  if (instructions() == Instructions::Avx2) return {8, fma_avx2, read_avx2};
+MOLAE_FMA_BURST(fma_avx2, 8, MOLAE_AVX2)
+MOLAE_READ_BURST(read_avx2, 32, MOLAE_AVX2)
+MOLAE_FMA_BURST(fma_avx512, 16, MOLAE_AVX512)
+MOLAE_READ_BURST(read_avx512, 64, MOLAE_AVX512)
+constexpr Bursts kAvx2 = {8, fma_avx2, read_avx2};
+constexpr Bursts kAvx512 = {16, fma_avx512, read_avx512};
 #endif
-  return {4, fma_plain, read_plain};
-}
 
 // Many more bursts than threads, handed out one by one: a thread that loses its core for a while holds nobody up.
 double fma_gflops(int threads, const Bursts& bursts) {
@@ -193,7 +186,7 @@ double read_gbps(int threads, const Bursts& bursts) {
 
 Ceilings measure_ceilings(int threads) {
   choose_blas_kernels();
-  const Bursts bursts = choose_bursts();
+  const Bursts& bursts = MOLAE_BEST_OF(kPlain, kAvx2, kAvx512);
   return {fma_gflops(threads, bursts), sgemm_gflops(threads), read_gbps(threads, bursts)};
 }
 

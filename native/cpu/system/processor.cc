@@ -64,7 +64,7 @@ namespace {
 Instructions processor_instructions() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")) {
     return Instructions::Avx512;
@@ -125,18 +125,6 @@ const Caches& caches() {
   static const Caches found = {kUsualFirstBytes, 0, 0};
 #endif
   return found;
-}
-
-bool has_f16c() {
-#if defined(__x86_64__)
-  static const bool found = [] {
-    __builtin_cpu_init();
-    return instructions() >= Instructions::Avx2 && __builtin_cpu_supports("f16c");
-  }();
-  return found;
-#else
-  return false;
-#endif
 }
 
 }  // namespace cpu

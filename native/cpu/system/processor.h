@@ -19,7 +19,7 @@ namespace molae::cpu {
 // Families of vector instructions that our kernels are written for, each a part of the next.
 enum class Instructions {
   Plain,
-  Avx2,    // with FMA
+  Avx2,    // with FMA and F16C
   Avx512,  // F, VL, BW and DQ
 };
 
@@ -39,7 +39,5 @@ struct Caches {
   int64_t second_bytes;
 };
 const Caches& caches();
-
-bool has_f16c();  // with AVX2 and FMA: vectors of halves become floats in one instruction
 
 }  // namespace molae::cpu
