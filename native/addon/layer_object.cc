@@ -39,6 +39,7 @@ ExpertLayer to_layer(const Fields& description) {
   if (!description.is_undefined("sharedExpert")) {
     layer.shared_expert = to_shared_expert(description.fields("sharedExpert"));
   }
+  layer.take_sizes();
   return layer;
 }
 

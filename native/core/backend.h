@@ -108,7 +108,7 @@ class Backend {
 
   // Mixture of experts.
   virtual void route(const Tensor& logits, const RouterSpec& spec, const Routing& routing) = 0;
-  virtual std::unique_ptr<LayerForward> prepare(ExpertLayer layer) = 0;
+  virtual std::unique_ptr<LayerForward> prepare(ExpertLayer layer) = 0;  // after check_layer (core/expert_layer.h)
 
   // What whole models need beside that; null where the backend cannot run them.
   virtual Decoder* decoder() { return nullptr; }

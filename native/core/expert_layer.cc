@@ -101,13 +101,16 @@ std::vector<int32_t> ExpertLayer::group_of_expert() const {
   return group_of;
 }
 
-void check_layer(ExpertLayer& layer, const Backend* owner) {
+void ExpertLayer::take_sizes() {
+  if (gate.per_expert.empty()) fail(ErrorCode::InvalidArgument, "A layer needs at least one expert");
+  intermediate_size = side(gate.per_expert[0], "gate", true);
+  hidden_size = gate.latent() ? side(gate.shared[0], "gate.b", false) : side(gate.per_expert[0], "gate", false);
+}
+
+void check_layer(const ExpertLayer& layer, const Backend* owner) {
   if (layer.gate.per_expert.empty()) fail(ErrorCode::InvalidArgument, "A layer needs at least one expert");
   const LayerCheck check(layer, owner);
   if (layer.any_latent()) check.groups();
-  layer.intermediate_size = side(layer.gate.per_expert[0], "gate", true);
-  layer.hidden_size =
-      layer.gate.latent() ? side(layer.gate.shared[0], "gate.b", false) : side(layer.gate.per_expert[0], "gate", false);
   const int64_t n = layer.hidden_size;
   const int64_t m = layer.intermediate_size;
   if (n < 1 || m < 1) fail(ErrorCode::ShapeMismatch, "Experts of size ", m, " x ", n, " are empty");

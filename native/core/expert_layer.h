@@ -31,12 +31,15 @@ struct SharedExpert {
 // The experts of one MoE layer: any operator may be dense or latent, ranks may differ between groups.
 // When gate.shared and up.shared are the same tensors, z_gate = z_up and is computed once.
 struct ExpertLayer {
-  int64_t hidden_size = 0;        // n
+  int64_t hidden_size = 0;        // n, as take_sizes() finds it
   int64_t intermediate_size = 0;  // m
   Activation activation = Activation::Silu;
   std::vector<std::vector<int32_t>> groups;  // a partition of the experts; unused when no operator is latent
   ExpertOperator gate, up, down;
   std::optional<SharedExpert> shared_expert;
+
+  // The sizes, from the first expert. Throws InvalidArgument where there is none, ShapeMismatch for what is no matrix.
+  void take_sizes();
 
   int64_t num_experts() const { return static_cast<int64_t>(gate.per_expert.size()); }
   bool any_latent() const { return gate.latent() || up.latent() || down.latent(); }
@@ -44,8 +47,8 @@ struct ExpertLayer {
   std::vector<int32_t> group_of_expert() const;
 };
 
-// Fills in the sizes from the tensors and checks every shape, dtype, owner and group; throws a typed error that
-// names the operator, the expert or group, and both shapes.
-void check_layer(ExpertLayer& layer, const Backend* owner);
+// Every shape, dtype, owner and group, for Backend::prepare. Throws a typed error that names the operator, the expert
+// or group, and both shapes.
+void check_layer(const ExpertLayer& layer, const Backend* owner);
 
 }  // namespace molae

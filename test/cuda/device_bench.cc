@@ -159,6 +159,8 @@ class Bench {
 
   ExpertLayer make_layer(const Cell& cell, bool latent) {
     ExpertLayer layer;
+    layer.hidden_size = cell.n;
+    layer.intermediate_size = cell.m;
     const int64_t groups = cell.experts / cell.group_size;
     const auto matrices = [&](int64_t count, int64_t rows, int64_t cols) {
       const Tensor all = random(DType::BF16, {count, rows, cols}, 1 / std::sqrt(static_cast<double>(cols)));
