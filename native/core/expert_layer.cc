@@ -110,7 +110,7 @@ void ExpertLayer::take_sizes() {
 void check_layer(const ExpertLayer& layer, const Backend* owner) {
   if (layer.gate.per_expert.empty()) fail(ErrorCode::InvalidArgument, "A layer needs at least one expert");
   const LayerCheck check(layer, owner);
-  if (layer.any_latent()) check.groups();
+  if (layer.any_latent() || !layer.groups.empty()) check.groups();
   const int64_t n = layer.hidden_size;
   const int64_t m = layer.intermediate_size;
   if (n < 1 || m < 1) fail(ErrorCode::ShapeMismatch, "Experts of size ", m, " x ", n, " are empty");

@@ -34,7 +34,7 @@ struct ExpertLayer {
   int64_t hidden_size = 0;        // n, as take_sizes() finds it
   int64_t intermediate_size = 0;  // m
   Activation activation = Activation::Silu;
-  std::vector<std::vector<int32_t>> groups;  // a partition of the experts; unused when no operator is latent
+  std::vector<std::vector<int32_t>> groups;  // a partition of the experts; may be empty when no operator is latent
   ExpertOperator gate, up, down;
   std::optional<SharedExpert> shared_expert;
 

@@ -231,5 +231,25 @@ MOLAE_TEST("experts: a cancelled forward stops", Device) {
                [&] { forward->run(x, upload(context, routing), y, cancelled); });
 }
 
+// The experts of groups are looked up, whether or not an operator has need of them.
+MOLAE_TEST("experts: groups that are no partition are refused, of dense experts, too", Device) {
+  LayerOptions options{8, 6, 4, {DType::F32}};
+  for (const bool latent : {false, true}) {
+    options.latent[0] = options.latent[1] = options.latent[2] = latent;
+    const RandomLayer random = random_layer(context, options, {{0, 2}, {1, 3}});
+    check_layer(random.layer, &context.backend);
+    for (const std::vector<std::vector<int32_t>>& groups : {std::vector<std::vector<int32_t>>{{0, 2}, {1, 4}},
+                                                            {{0, 2}, {1, -1}},
+                                                            {{0, 2}, {1, 2}},
+                                                            {{0, 2}, {1}},
+                                                            {{0, 1, 2, 3}, {}}}) {
+      ExpertLayer layer = random.layer;
+      layer.groups = groups;
+      expect_error(ErrorCode::InvalidArgument, latent ? "of latent experts" : "of dense experts",
+                   [&] { check_layer(layer, &context.backend); });
+    }
+  }
+}
+
 }  // namespace
 }  // namespace molae::test
