@@ -12,35 +12,30 @@ namespace {
 constexpr int64_t kSteps = 16;
 constexpr int64_t kLineBytes = 64;
 
-template <int Lanes>
-struct VectorOf {
-  typedef float type __attribute__((vector_size(Lanes * 4)));
-};
-
-// Cols columns of a panel of Vectors * Lanes rows: all sums stay in registers, an input is loaded once for all columns
+// Cols columns of a panel of V vectors of rows: all sums stay in registers, an input is loaded once for all columns
 // and a weight once for all lanes.
-template <int Lanes, int Vectors, int Cols>
+template <int Lanes, int V, int Cols>
 MOLAE_INLINE void multiply(const PanelProduct& p, int64_t col) {
-  using Floats = typename VectorOf<Lanes>::type;
-  constexpr int kWidth = Lanes * Vectors;
-  Floats sums[Cols][Vectors];
+  using Floats = typename Vectors<Lanes>::Floats;
+  constexpr int kWidth = Lanes * V;
+  Floats sums[Cols][V];
 #pragma GCC unroll 32
   for (int j = 0; j < Cols; ++j) {
 #pragma GCC unroll 4
-    for (int v = 0; v < Vectors; ++v) sums[j][v] = Floats{};
+    for (int v = 0; v < V; ++v) sums[j][v] = Floats{};
   }
   const float* weights[Cols];
   for (int j = 0; j < Cols; ++j) weights[j] = p.weights + (col + j) * p.weight_stride;
   const float* inputs = p.inputs;
   const auto step = [&](int64_t k) __attribute__((always_inline)) {
-    Floats in[Vectors];
+    Floats in[V];
 #pragma GCC unroll 4
-    for (int v = 0; v < Vectors; ++v) load(in[v], inputs + k * kWidth + v * Lanes);
+    for (int v = 0; v < V; ++v) load(in[v], inputs + k * kWidth + v * Lanes);
 #pragma GCC unroll 32
     for (int j = 0; j < Cols; ++j) {
       const float weight = weights[j][k];
 #pragma GCC unroll 4
-      for (int v = 0; v < Vectors; ++v) sums[j][v] += in[v] * weight;
+      for (int v = 0; v < V; ++v) sums[j][v] += in[v] * weight;
     }
   };
   int64_t k = 0;
@@ -61,7 +56,7 @@ MOLAE_INLINE void multiply(const PanelProduct& p, int64_t col) {
 #pragma GCC unroll 32
   for (int j = 0; j < Cols; ++j) {
 #pragma GCC unroll 4
-    for (int v = 0; v < Vectors; ++v) {
+    for (int v = 0; v < V; ++v) {
       float* to = out + j * kWidth + v * Lanes;
       if (!p.first) {
         Floats before;
@@ -74,10 +69,10 @@ MOLAE_INLINE void multiply(const PanelProduct& p, int64_t col) {
 }
 
 // All columns: as many as fit into the registers at a time, what is left in smaller groups.
-template <int Lanes, int Vectors, int Cols>
+template <int Lanes, int V, int Cols>
 MOLAE_INLINE void multiply_from(const PanelProduct& p, int64_t col) {
-  for (; col + Cols <= p.cols; col += Cols) multiply<Lanes, Vectors, Cols>(p, col);
-  if constexpr (Cols > 1) multiply_from<Lanes, Vectors, Cols / 2>(p, col);
+  for (; col + Cols <= p.cols; col += Cols) multiply<Lanes, V, Cols>(p, col);
+  if constexpr (Cols > 1) multiply_from<Lanes, V, Cols / 2>(p, col);
 }
 
 // `cols` of the three widths: sums take up to 12 of AVX2's 16 registers and 24 of AVX-512's 32. Of more

@@ -12,14 +12,6 @@
 namespace molae::cpu {
 
 template <int Lanes>
-struct Vectors {
-  typedef float Floats __attribute__((vector_size(Lanes * 4)));
-  typedef uint32_t Words __attribute__((vector_size(Lanes * 4)));
-  typedef int32_t Masks __attribute__((vector_size(Lanes * 4)));
-  typedef uint16_t Halves __attribute__((vector_size(Lanes * 2), aligned(2), may_alias));
-};
-
-template <int Lanes>
 struct F32Weights {
   using Item = float;
   static constexpr bool kSplit = false;

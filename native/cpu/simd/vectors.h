@@ -7,9 +7,18 @@ namespace molae::cpu {
 
 #define MOLAE_INLINE __attribute__((always_inline)) inline
 
-typedef float Floats8 __attribute__((vector_size(32)));
-typedef uint32_t Words8 __attribute__((vector_size(32)));
-typedef int32_t Masks8 __attribute__((vector_size(32)));
+template <int Lanes>
+struct Vectors {
+  typedef float Floats __attribute__((vector_size(Lanes * 4)));
+  typedef uint32_t Words __attribute__((vector_size(Lanes * 4)));
+  typedef int32_t Masks __attribute__((vector_size(Lanes * 4)));
+  typedef uint16_t Halves __attribute__((vector_size(Lanes * 2), aligned(2), may_alias));
+};
+
+typedef Vectors<4>::Floats Floats4;
+typedef Vectors<8>::Floats Floats8;
+typedef Vectors<8>::Words Words8;
+typedef Vectors<8>::Masks Masks8;
 
 constexpr int kLanes = 8;
 
@@ -38,7 +47,6 @@ MOLAE_INLINE float sum_of_lanes(const Floats8& sums) {
 // Four elements each.
 MOLAE_INLINE void load_halves(Floats8& to, const float* first, const float* second) {
 #if defined(__clang__)
-  typedef float Floats4 __attribute__((vector_size(16)));
   Floats4 halves[2];
   load(halves[0], first);
   load(halves[1], second);
@@ -54,7 +62,6 @@ MOLAE_INLINE void load_halves(Floats8& to, const float* first, const float* seco
 }
 
 MOLAE_INLINE void store_halves(float* first, float* second, const Floats8& from) {
-  typedef float Floats4 __attribute__((vector_size(16)));
   Floats4 halves[2];
   __builtin_memcpy(halves, &from, sizeof from);
   store(first, halves[0]);
