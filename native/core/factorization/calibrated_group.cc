@@ -1,9 +1,6 @@
 #include "core/factorization/calibrated_group.h"
 
 #include <algorithm>
-#include <cmath>
-#include <limits>
-#include <unordered_map>
 #include <utility>
 
 #include "core/checks.h"
@@ -17,8 +14,6 @@ namespace {
 
 // Added to the diagonal of a moment, relative to its mean: inputs span less than the whole space where text is short.
 constexpr double kRidge = 1e-4;
-// Tokens of an expert that project() measures what is lost on.
-constexpr int64_t kMeasuredTokens = 256;
 // Tokens of an expert that observe() takes together: enough for matrix products, and few enough for what is computed
 // of them to stay in a cache and in the same memory. Whole chunks of 512, which moments are summed in.
 constexpr int64_t kPieceTokens = 1024;
@@ -53,68 +48,24 @@ const char* name_of(ExpertMatrix matrix) {
 
 CalibratedGroup::CalibratedGroup(Backend& backend, Options options, Tensor x, const Routing& routing,
                                  std::vector<int32_t> experts)
-    : backend_(backend), steps_(steps_of(backend)), options_(options), x_(std::move(x)) {
+    : backend_(backend),
+      steps_(steps_of(backend)),
+      options_(options),
+      activations_(backend, steps_, std::move(x), options.activation) {
   const int64_t n = options_.hidden_size;
-  expect_tensor(x_, "x", DType::F32, {kAny, n}, &backend_);
-  check_routing(routing, x_.rows(), &backend_);
-  const int64_t tokens = find_tokens(routing, experts);
+  expect_tensor(activations_.layer_inputs(), "x", DType::F32, {kAny, n}, &backend_);
+  check_routing(routing, activations_.layer_inputs().rows(), &backend_);
+  GroupTokens tokens = group_tokens(backend_, routing, experts);
+  total_tokens_ = tokens.total;
+  for (ExpertTokens& expert : tokens.experts) members_.emplace_back().tokens = std::move(expert);
   const int64_t m = options_.intermediate_size, stacked = static_cast<int64_t>(experts.size()) * m;
   moment_ = zeros(backend_, DType::F64, {n, n});
   gate_stack_ = std::make_unique<WeightedStack>(backend_, options_.shared_gate_up ? 2 * stacked : stacked, n);
   if (!options_.shared_gate_up) up_stack_ = std::make_unique<WeightedStack>(backend_, stacked, n);
-  output_ = std::make_unique<RoutedOutput>(backend_, tokens, n, m, experts.size());
+  output_ = std::make_unique<RoutedOutput>(backend_, tokens.distinct, n, m, experts.size());
 }
 
-// The tokens of every member; how many they are together, each counted once.
-int64_t CalibratedGroup::find_tokens(const Routing& routing, const std::vector<int32_t>& experts) {
-  std::vector<int32_t> ids(routing.ids.elements());
-  std::vector<float> weights(routing.weights.elements());
-  backend_.download(routing.ids, ids.data());
-  backend_.download(routing.weights, weights.data());
-  const size_t top_k = static_cast<size_t>(routing.ids.cols());
-  struct Found {
-    std::vector<int32_t> rows, group_rows;
-    std::vector<float> weights;
-  };
-  std::vector<Found> found(experts.size());
-  std::unordered_map<int32_t, Found*> of_expert;
-  for (size_t i = 0; i < experts.size(); ++i) {
-    expect_integer(experts[i], "experts", 0, std::numeric_limits<int32_t>::max());
-    if (!of_expert.emplace(experts[i], &found[i]).second) {
-      fail(ErrorCode::InvalidArgument, "Expected every expert once for experts but received ", experts[i], " twice");
-    }
-  }
-  int32_t last = -1, count = 0;
-  for (size_t slot = 0; slot < ids.size(); ++slot) {
-    const auto expert = of_expert.find(ids[slot]);
-    if (expert == of_expert.end()) continue;
-    const int32_t row = static_cast<int32_t>(slot / top_k);
-    if (row != last) ++count;
-    last = row;
-    expert->second->rows.push_back(row);
-    expert->second->group_rows.push_back(count - 1);
-    expert->second->weights.push_back(weights[slot]);
-  }
-  for (const auto& [rows, group_rows, scales] : found) {
-    std::vector<int32_t> sampled_rows;
-    std::vector<float> sampled_scales;
-    const size_t step = std::max<size_t>(1, rows.size() / kMeasuredTokens);
-    for (size_t i = 0; i < rows.size(); i += step) {
-      sampled_rows.push_back(rows[i]);
-      sampled_scales.push_back(scales[i]);
-    }
-    Member member;
-    member.count = static_cast<int64_t>(rows.size());
-    member.tokens = {uploaded(backend_, DType::I32, rows), uploaded(backend_, DType::F32, scales)};
-    member.group_rows = uploaded(backend_, DType::I32, group_rows);
-    member.sample = {uploaded(backend_, DType::I32, sampled_rows), uploaded(backend_, DType::F32, sampled_scales)};
-    total_tokens_ += member.count;
-    members_.push_back(std::move(member));
-  }
-  return count;
-}
-
-int64_t CalibratedGroup::tokens(int64_t index) const { return members_.at(static_cast<size_t>(index)).count; }
+int64_t CalibratedGroup::tokens(int64_t index) const { return members_.at(static_cast<size_t>(index)).count(); }
 
 void CalibratedGroup::check_index(int64_t index) const {
   expect_integer(index, "index", 0, static_cast<int64_t>(members_.size()) - 1);
@@ -151,37 +102,30 @@ void CalibratedGroup::check_finite(const Expert& expert) {
   }
 }
 
-// x [t, n] of some tokens, times their weights where asked for.
-Tensor CalibratedGroup::gathered(const Tokens& tokens, bool weighted) const {
-  Tensor x = empty(backend_, DType::F32, {tokens.rows.rows(), x_.cols()});
-  steps_.gather_rows(x_, tokens.rows, weighted ? tokens.weights : Tensor(), x);
-  return x;
-}
-
 void CalibratedGroup::observe(int64_t index, const Expert& expert) {
   check(index, expert);
   if (factored_) fail(ErrorCode::InvalidArgument, "observe() after a basis was solved for");
   check_finite(expert);
   Member& member = members_[index];
-  if (member.count == 0) return observe_unused(member, expert);
+  if (member.count() == 0) return observe_unused(member, expert);
 
   const int64_t n = options_.hidden_size, m = options_.intermediate_size;
-  const bool keeps_moment = fits_own_inputs(member) && member.count > n;
+  const bool keeps_moment = fits_own_inputs(member) && member.count() > n;
   const Tensor moment = keeps_moment ? zeros(backend_, DType::F64, {n, n}) : moment_;
   const double before = steps_.trace(moment);
   const Tensor gate_slopes = zeros(backend_, DType::F64, {m});
   const Tensor up_slopes = zeros(backend_, DType::F64, {m});
-  const Expert wide{converted(backend_, expert.gate, DType::F32), converted(backend_, expert.up, DType::F32), {}};
+  const Tensor gate = converted(backend_, expert.gate, DType::F32), up = converted(backend_, expert.up, DType::F32);
   output_->begin_expert(expert.down);
-  for (int64_t begin = 0; begin < member.count; begin += kPieceTokens) {
-    const int64_t end = std::min(member.count, begin + kPieceTokens);
-    const Tokens tokens{member.tokens.rows.row_range(begin, end), member.tokens.weights.row_range(begin, end)};
-    const Tensor x = gathered(tokens, false);
+  for (int64_t begin = 0; begin < member.count(); begin += kPieceTokens) {
+    const int64_t end = std::min(member.count(), begin + kPieceTokens);
+    const RoutedTokens tokens = member.tokens.all.range(begin, end);
+    const Tensor x = activations_.inputs(tokens);
     steps_.accumulate_moment(x, tokens.weights, moment);
-    const PreActivations pre = original_pre_activations(x, wide);
+    const PreActivations pre = activations_.times(x, gate, up);
     const Tensor hidden = empty(backend_, DType::F32, pre.gate.shape());
     steps_.expert_hidden(pre.gate, pre.up, tokens.weights, options_.activation, hidden, gate_slopes, up_slopes);
-    output_->add(member.group_rows.row_range(begin, end), hidden);
+    output_->add(member.tokens.group_rows.row_range(begin, end), hidden);
   }
   member.mass = steps_.trace(moment) - before;
   mass_ += member.mass;
@@ -193,8 +137,8 @@ void CalibratedGroup::observe(int64_t index, const Expert& expert) {
 
   Tensor norms = empty(backend_, DType::F64, {m});
   steps_.column_norms(expert.down, norms);
-  std::vector<float> weights(member.count);
-  backend_.download(member.tokens.weights, weights.data());
+  std::vector<float> weights(member.count());
+  backend_.download(member.tokens.all.weights, weights.data());
   double squared_weights = 0;
   for (const float w : weights) squared_weights += static_cast<double>(w) * w;
   const std::vector<double> column_norms = downloaded(backend_, norms);
@@ -205,7 +149,7 @@ void CalibratedGroup::observe(int64_t index, const Expert& expert) {
 
 // Factors of an expert that is alone, or that has seen nothing, are fitted to the inputs of its group.
 bool CalibratedGroup::fits_own_inputs(const Member& member) const {
-  return options_.refit && members_.size() > 1 && member.count > 0;
+  return options_.refit && members_.size() > 1 && member.count() > 0;
 }
 
 void CalibratedGroup::add_rows(Member& member, const Expert& expert, double mass) {
@@ -291,7 +235,7 @@ std::vector<double> CalibratedGroup::solve(ExpertMatrix matrix, const Tensor& b)
   if (is_down) {
     store_output_basis(vectors, b);
   } else {
-    Basis basis = store_input_basis(vectors, b);
+    InputBasis basis = store_input_basis(vectors, b);
     if (options_.shared_gate_up) up_ = basis;
     (matrix == ExpertMatrix::Gate ? gate_ : up_) = std::move(basis);
   }
@@ -305,7 +249,7 @@ void CalibratedGroup::orthonormalize(const Tensor& rows) {
   steps_.solve_triangle(overlaps, rows);
 }
 
-CalibratedGroup::Basis CalibratedGroup::store_input_basis(const Tensor& rows, const Tensor& b) {
+InputBasis CalibratedGroup::store_input_basis(const Tensor& rows, const Tensor& b) {
   backend_.copy(rows, b);
 
   const Tensor stored = converted(backend_, b, DType::F64);
@@ -324,8 +268,8 @@ void CalibratedGroup::store_output_basis(const Tensor& vectors, const Tensor& b)
   down_projection_ = converted(backend_, projection, DType::F32);
 }
 
-const CalibratedGroup::Basis& CalibratedGroup::basis_of(ExpertMatrix matrix) const {
-  const Basis& basis = matrix == ExpertMatrix::Gate ? gate_ : up_;
+const InputBasis& CalibratedGroup::basis_of(ExpertMatrix matrix) const {
+  const InputBasis& basis = matrix == ExpertMatrix::Gate ? gate_ : up_;
   if (!basis.rows) fail(ErrorCode::InvalidArgument, "The basis of ", name_of(matrix), " was not solved for yet");
   return basis;
 }
@@ -335,7 +279,8 @@ void CalibratedGroup::begin_alternation(ExpertMatrix matrix) {
     fail(ErrorCode::InvalidArgument, "Alternation is for gate and up with a basis of their own");
   }
   auto& alternation = matrix == ExpertMatrix::Gate ? gate_alternation_ : up_alternation_;
-  alternation = std::make_unique<Alternation>(backend_, x_, moment_, mass_, basis_of(matrix).rows);
+  alternation =
+      std::make_unique<Alternation>(backend_, activations_.layer_inputs(), moment_, mass_, basis_of(matrix).rows);
 }
 
 Alternation& CalibratedGroup::alternation_of(ExpertMatrix matrix) const {
@@ -352,17 +297,17 @@ void CalibratedGroup::add_to_alternation(ExpertMatrix matrix, int64_t index, con
   const int64_t n = options_.hidden_size, m = options_.intermediate_size;
   expect_matrix(backend_, w, {m, n}, name_of(matrix));
   const Member& member = members_[index];
-  const Basis& basis = basis_of(matrix);
+  const InputBasis& basis = basis_of(matrix);
   Tensor a = empty(backend_, DType::F32, {m, basis.rows.rows()});
-  fit_input(member, basis, w, a);
-  alternation.add({member.tokens.rows, member.tokens.weights, member.mass, shrinkage_of(member)},
+  fit_input_factor(backend_, activations_, moment_of(member), basis, w, a);
+  alternation.add({member.tokens.all.rows, member.tokens.all.weights, member.mass, shrinkage_of(member)},
                   matrix == ExpertMatrix::Gate ? member.gate_weights : member.up_weights,
                   converted(backend_, w, DType::F32), a);
 }
 
 void CalibratedGroup::end_alternation(ExpertMatrix matrix, const Tensor& b) {
   Alternation& alternation = alternation_of(matrix);
-  Basis& basis = matrix == ExpertMatrix::Gate ? gate_ : up_;
+  InputBasis& basis = matrix == ExpertMatrix::Gate ? gate_ : up_;
   expect_owner(b, "b", &backend_);
   expect_shape(b, "b", basis.rows.shape());
   if (alternation.experts() != static_cast<int64_t>(members_.size())) {
@@ -378,108 +323,54 @@ void CalibratedGroup::end_alternation(ExpertMatrix matrix, const Tensor& b) {
 // l: the share of the group's moment in C~_i.
 double CalibratedGroup::shrinkage_of(const Member& member) const {
   if (!fits_own_inputs(member) || member.mass <= 0) return 1;
-  return options_.shrinkage / (options_.shrinkage + static_cast<double>(member.count));
+  return options_.shrinkage / (options_.shrinkage + static_cast<double>(member.count()));
 }
 
-// C~_i Bᵀ [n, r]
-Tensor CalibratedGroup::cross_moment(const Member& member, const Basis& basis) {
-  const double shrinkage = shrinkage_of(member);
-  if (shrinkage == 1) return basis.shared_cross;
-  Tensor cross = empty(backend_, DType::F32, basis.shared_cross.shape());
-  backend_.copy(basis.shared_cross, cross);
-  const double own = (1 - shrinkage) / member.mass;
-  if (member.moment) {
-    multiply(backend_, member.moment, false, basis.rows, true, cross, own, shrinkage);
-  } else {
-    const Tensor x = gathered(member.tokens, true);
-    multiply(backend_, x, true, product(backend_, x, false, basis.rows, true), false, cross, own, shrinkage);
-  }
-  return cross;
+InputMoment CalibratedGroup::moment_of(const Member& member) const {
+  return {shrinkage_of(member), member.mass, member.moment, member.tokens.all};
 }
 
-// A = W C~ Bᵀ (B C~ Bᵀ)⁻¹
-void CalibratedGroup::fit_input(const Member& member, const Basis& basis, const Tensor& w, const Tensor& a) {
-  const Tensor cross = cross_moment(member, basis);
-  const Tensor normal = converted(backend_, product(backend_, basis.rows, false, cross, false), DType::F64);
-  steps_.add_to_diagonal(normal, 1e-7 * steps_.trace(normal) / static_cast<double>(normal.rows()));
-  const Tensor wide = converted(backend_, w, DType::F32);
-  const Tensor solution = converted(backend_, product(backend_, cross, true, wide, true), DType::F64);
-  backend_.solve_spd(normal, solution);
-  backend_.copy(transposed(backend_, solution), a);
-}
-
-// hidden elements [t, m] of pre-activations, times the tokens' weights
-Tensor CalibratedGroup::hidden(const Tensor& gate, const Tensor& up, const Tensor& weights) {
-  Tensor result = empty(backend_, DType::F32, gate.shape());
-  const Tensor unused = zeros(backend_, DType::F64, {gate.cols()});
-  steps_.expert_hidden(gate, up, weights, options_.activation, result, unused, unused);
-  return result;
-}
-
-// A = Bᵀ W, or fitted to the hidden elements h' of the converted gate and up: A = Bᵀ W H (H' + ridge)⁻¹ with
-// H = sum of h h'ᵀ + ridge, H' = sum of h' h'ᵀ, both shrunk towards h' = h.
+// A = Bᵀ W, or fitted to the hidden elements of the converted gate and up.
 void CalibratedGroup::fit_output(const Member& member, const Expert& expert, const Factors& factors) {
   const Tensor projected =
       product(backend_, down_projection_, false, converted(backend_, expert.down, DType::F32), false);
-  if (!options_.refit_down || member.count == 0) {
+  if (!options_.refit_down || member.count() == 0) {
     backend_.copy(projected, factors.down);
     return;
   }
-  const auto [original, converted_hidden] = hidden_pair(member.tokens, expert, factors);
-  const Tensor normal =
-      converted(backend_, product(backend_, converted_hidden, true, converted_hidden, false), DType::F64);
-  const Tensor cross = converted(backend_, product(backend_, original, true, converted_hidden, false), DType::F64);
-  const double ridge = options_.shrinkage * steps_.trace(normal) /
-                       (static_cast<double>(normal.rows()) * static_cast<double>(member.count));
-  const double least = 1e-7 * steps_.trace(normal) / static_cast<double>(normal.rows());
-  steps_.add_to_diagonal(normal, std::max(ridge, least));
-  steps_.add_to_diagonal(cross, std::max(ridge, least));
-  const Tensor solution = product(backend_, cross, true, converted(backend_, projected, DType::F64), true);  // [m, r]
-  backend_.solve_spd(normal, solution);
-  backend_.copy(transposed(backend_, solution), factors.down);
+  const Tensor& weights = member.tokens.all.weights;
+  const auto [original, latent] = pre_activations(member.tokens.all, expert, factors);
+  const HiddenPair hidden{activations_.hidden(original, weights), activations_.hidden(latent, weights)};
+  fit_output_factor(backend_, projected, hidden, options_.shrinkage, factors.down);
 }
 
-CalibratedGroup::PreActivations CalibratedGroup::original_pre_activations(const Tensor& x, const Expert& expert) {
-  return {product(backend_, x, false, converted(backend_, expert.gate, DType::F32), true),
-          product(backend_, x, false, converted(backend_, expert.up, DType::F32), true)};
-}
-
-// Those of the factors where there are some.
-CalibratedGroup::PreActivations CalibratedGroup::latent_pre_activations(const Tensor& x, const PreActivations& original,
-                                                                        const Factors& factors) {
-  const auto through = [&](const Basis& basis, const Tensor& a, const Tensor& plain) {
-    if (!a) return plain;
-    return product(backend_, product(backend_, x, false, basis.rows, true), false, converted(backend_, a, DType::F32),
-                   true);
-  };
-  return {through(gate_, factors.gate, original.gate), through(up_, factors.up, original.up)};
-}
-
-std::pair<Tensor, Tensor> CalibratedGroup::hidden_pair(const Tokens& tokens, const Expert& expert,
-                                                       const Factors& factors) {
-  const Tensor x = gathered(tokens, false);
-  const PreActivations original = original_pre_activations(x, expert);
-  const PreActivations latent = latent_pre_activations(x, original, factors);
-  return {hidden(original.gate, original.up, tokens.weights), hidden(latent.gate, latent.up, tokens.weights)};
+// Those of the expert, and those of its factors where there are some.
+std::pair<PreActivations, PreActivations> CalibratedGroup::pre_activations(const RoutedTokens& tokens,
+                                                                           const Expert& expert,
+                                                                           const Factors& factors) const {
+  const Tensor x = activations_.inputs(tokens);
+  PreActivations original = activations_.times(x, expert.gate, expert.up);
+  PreActivations latent{factors.gate ? activations_.through(x, gate_.rows, factors.gate) : original.gate,
+                        factors.up ? activations_.through(x, up_.rows, factors.up) : original.up};
+  return {std::move(original), std::move(latent)};
 }
 
 CalibratedGroup::Loss CalibratedGroup::project(int64_t index, const Expert& expert, const Factors& factors) {
   check(index, expert);
   check(factors);
   const Member& member = members_[index];
-  if (factors.gate) fit_input(member, gate_, expert.gate, factors.gate);
-  if (factors.up) fit_input(member, up_, expert.up, factors.up);
+  const InputMoment moment = moment_of(member);
+  if (factors.gate) fit_input_factor(backend_, activations_, moment, gate_, expert.gate, factors.gate);
+  if (factors.up) fit_input_factor(backend_, activations_, moment, up_, expert.up, factors.up);
   if (factors.down) fit_output(member, expert, factors);
   return measure(member, expert, factors);
 }
 
 CalibratedGroup::Loss CalibratedGroup::measure(const Member& member, const Expert& expert, const Factors& factors) {
-  const Tokens& tokens = member.sample;
-  const Tensor x = gathered(tokens, false);
-  const PreActivations original = original_pre_activations(x, expert);
-  const PreActivations latent = latent_pre_activations(x, original, factors);
+  const RoutedTokens& tokens = member.tokens.sample;
+  const auto [original, latent] = pre_activations(tokens, expert, factors);
   const Tensor down = converted(backend_, expert.down, DType::F32);
-  const Tensor h = hidden(original.gate, original.up, tokens.weights);
+  const Tensor h = activations_.hidden(original, tokens.weights);
   const Tensor y = product(backend_, h, false, down, true);
   const auto output = [&](const Tensor& hidden) {
     if (!factors.down) return product(backend_, hidden, false, down, true);
@@ -494,7 +385,7 @@ CalibratedGroup::Loss CalibratedGroup::measure(const Member& member, const Exper
                steps_.weighted_distance(original.up, latent.up, tokens.weights, member.up_weights),
                steps_.weighted_distance(y, output(h), Tensor(), Tensor())};
   loss.lost_output =
-      steps_.weighted_distance(y, output(hidden(latent.gate, latent.up, tokens.weights)), Tensor(), Tensor());
+      steps_.weighted_distance(y, output(activations_.hidden(latent, tokens.weights)), Tensor(), Tensor());
   return loss;
 }
 

@@ -8,6 +8,9 @@
 
 #include "core/backend.h"
 #include "core/factorization/alternation.h"
+#include "core/factorization/expert_activations.h"
+#include "core/factorization/factor_fit.h"
+#include "core/factorization/group_tokens.h"
 #include "core/factorization/routed_output.h"
 #include "core/factorization/weighted_stack.h"
 
@@ -91,30 +94,15 @@ class CalibratedGroup {
   Loss project(int64_t index, const Expert& expert, const Factors& factors);
 
  private:
-  // One basis as stored, and what fitting needs of it.
-  struct Basis {
-    Tensor rows;          // f32 [r, n]
-    Tensor shared_cross;  // f32 [n, r]: C Bᵀ / tr C
-  };
-  // Some tokens of an expert.
-  struct Tokens {
-    Tensor rows;     // i32 [t], of x
-    Tensor weights;  // f32 [t]
-  };
   struct Member {
-    int64_t count = 0;
-    Tokens tokens, sample;
-    Tensor group_rows;                // i32 [count]: the tokens among those of the group
+    ExpertTokens tokens;
     double mass = 0;                  // tr C_i
     Tensor moment;                    // f32 [n, n]: C_i, where that is less work than going through the tokens again
     Tensor gate_weights, up_weights;  // D_i, f64 [m]
+
+    int64_t count() const { return tokens.all.count(); }
   };
 
-  struct PreActivations {
-    Tensor gate, up;  // f32 [t, m]
-  };
-
-  int64_t find_tokens(const Routing& routing, const std::vector<int32_t>& experts);
   void check_index(int64_t index) const;
   void check(int64_t index, const Expert& expert) const;
   void check(const Factors& factors) const;
@@ -126,25 +114,21 @@ class CalibratedGroup {
   void factor_moment();
   std::vector<double> decompose(ExpertMatrix matrix, const Tensor& basis);
   void orthonormalize(const Tensor& rows);
-  Basis store_input_basis(const Tensor& rows, const Tensor& b);
+  InputBasis store_input_basis(const Tensor& rows, const Tensor& b);
   void store_output_basis(const Tensor& vectors, const Tensor& b);
-  Tensor gathered(const Tokens& tokens, bool weighted) const;
   double shrinkage_of(const Member& member) const;
-  Tensor cross_moment(const Member& member, const Basis& basis);
-  void fit_input(const Member& member, const Basis& basis, const Tensor& w, const Tensor& a);
+  InputMoment moment_of(const Member& member) const;
   void fit_output(const Member& member, const Expert& expert, const Factors& factors);
   Loss measure(const Member& member, const Expert& expert, const Factors& factors);
-  PreActivations original_pre_activations(const Tensor& x, const Expert& expert);
-  PreActivations latent_pre_activations(const Tensor& x, const PreActivations& original, const Factors& factors);
-  Tensor hidden(const Tensor& gate, const Tensor& up, const Tensor& weights);
-  std::pair<Tensor, Tensor> hidden_pair(const Tokens& tokens, const Expert& expert, const Factors& factors);
-  const Basis& basis_of(ExpertMatrix matrix) const;
+  std::pair<PreActivations, PreActivations> pre_activations(const RoutedTokens& tokens, const Expert& expert,
+                                                            const Factors& factors) const;
+  const InputBasis& basis_of(ExpertMatrix matrix) const;
   Alternation& alternation_of(ExpertMatrix matrix) const;
 
   Backend& backend_;
   CalibrationSteps& steps_;
   Options options_;
-  Tensor x_;
+  ExpertActivations activations_;
   std::vector<Member> members_;
   int64_t total_tokens_ = 0;
   double mass_ = 0;        // tr C
@@ -153,7 +137,7 @@ class CalibratedGroup {
   // The first is for both gate and up where they share a basis. Gone once solved for.
   std::unique_ptr<WeightedStack> gate_stack_, up_stack_;
   std::unique_ptr<RoutedOutput> output_;
-  Basis gate_, up_;
+  InputBasis gate_, up_;
   std::unique_ptr<Alternation> gate_alternation_, up_alternation_;
   Tensor down_basis_;       // f32 [n, r], as stored
   Tensor down_projection_;  // f32 [r, n]: (BᵀB)⁻¹ Bᵀ
