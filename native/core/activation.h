@@ -22,7 +22,7 @@ inline Real activate(Activation activation, Real x) {
     case Activation::GeluTanh:  // x (1 + tanh u) / 2 = x / (1 + exp(-2u))
       return x / (Real(1) + std::exp(Real(-1.59576912160573071176) * (x + Real(0.044715) * x * x * x)));
     case Activation::Relu2:
-      return x > Real(0) ? x * x : Real(0);
+      return x < Real(0) ? Real(0) : x * x;  // NaN stays NaN
   }
   return x;
 }
@@ -45,7 +45,7 @@ inline Real activation_slope(Activation activation, Real x) {
       return sigmoid * (Real(1) + x * (Real(1) - sigmoid) * slope_of_2u);
     }
     case Activation::Relu2:
-      return x > Real(0) ? Real(2) * x : Real(0);
+      return x < Real(0) ? Real(0) : Real(2) * x;
   }
   return Real(1);
 }

@@ -341,10 +341,12 @@ MOLAE_TEST("cpu kernels: activations over the whole range of f32", Logic) {
       expect(std::abs(gate[i] - wanted) <= bound, "activation of ", values[i], ": ", gate[i], ", wanted ", wanted);
     }
   }
-  float nan = kPoison;
-  const float one = 1;
-  gate_times_up(Activation::Silu, &nan, &one, &nan, 1);
-  expect(std::isnan(nan), "NaN went in, ", nan, " came out");
+  for (const Activation activation : {Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu2}) {
+    float nan = kPoison;
+    const float one = 1;
+    gate_times_up(activation, &nan, &one, &nan, 1);
+    expect(std::isnan(nan), "NaN went in, ", nan, " came out of activation ", static_cast<int>(activation));
+  }
 }
 
 // Weights a power of two apart are copied, others are read where they are.
