@@ -174,7 +174,7 @@ Napi::Value DeviceObject::from_data(const Napi::CallbackInfo& info) {
       device.backend().upload(bytes.data, tensor);
     } else {
       auto staging = std::make_shared<std::vector<uint8_t>>(bytes.data, bytes.data + bytes.size);
-      device.queue().push([&device, tensor, staging] { device.backend().upload(staging->data(), tensor); });
+      device.run_unawaited([&device, tensor, staging] { device.backend().upload(staging->data(), tensor); });
     }
     return TensorObject::make(info.Env(), device, tensor);
   });

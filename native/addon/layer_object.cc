@@ -69,7 +69,7 @@ Napi::Object LayerObject::make(Napi::Env env, Device& device, const Fields& desc
   ExpertLayer layer = to_layer(description);
   check_layer(layer, &device.backend());
   prepared->hidden_size = layer.hidden_size;
-  device.queue().run_inline([&] { prepared->forward = device.backend().prepare(std::move(layer)); });
+  device.run_inline([&] { prepared->forward = device.backend().prepare(std::move(layer)); });
   Napi::Object object = Module::of(env).layer_constructor.New({});
   LayerObject* self = Unwrap(object);
   self->device_ = &device;
@@ -106,7 +106,7 @@ void LayerObject::forward_sync(const Napi::CallbackInfo& info) {
     const Call call = to_call(Args(info));
     check_forward(prepared->hidden_size, call.x, call.routing, call.y, &device_->backend());
     const Cancellation never;
-    device_->queue().run_inline([&] { prepared->forward->run(call.x, call.routing, call.y, never); });
+    device_->run_inline([&] { prepared->forward->run(call.x, call.routing, call.y, never); });
   });
 }
 

@@ -69,7 +69,7 @@ Napi::Promise Module::queue(Napi::Env env, Device& device, Work queued, Finish f
   try {
     pending_.emplace(ticket, Pending{deferred, work, std::move(finish)});
     completions_->expect(pending_.size());
-    device.queue().push(job(work, ticket));
+    device.queue().push(job(device, work, ticket));
   } catch (...) {  // no memory: the call throws, and nobody has the promise
     pending_.erase(ticket);
     deferred.Resolve(env.Undefined());
@@ -79,12 +79,13 @@ Napi::Promise Module::queue(Napi::Env env, Device& device, Work queued, Finish f
   return deferred.Promise();
 }
 
-std::function<void()> Module::job(std::shared_ptr<Work> work, uint64_t ticket) const {
-  return [completions = completions_, work = std::move(work), ticket] {
+std::function<void()> Module::job(Device& device, std::shared_ptr<Work> work, uint64_t ticket) const {
+  return [&device, completions = completions_, work = std::move(work), ticket] {
     const bool begun = completions->begin();
     if (begun) {
       try {
         if (work->cancellation) work->cancellation->check();
+        device.rethrow_failure();
         work->run();
       } catch (...) {
         work->error = std::current_exception();

@@ -89,7 +89,7 @@ class Module {
 
   // The promise gets what `finish` returns, or the error of either.
   Napi::Promise queue(Napi::Env env, Device& device, Work work, Finish finish);
-  std::function<void()> job(std::shared_ptr<Work> work, uint64_t ticket) const;
+  std::function<void()> job(Device& device, std::shared_ptr<Work> work, uint64_t ticket) const;
   static void on_wake(napi_env env, napi_value callback, void* context, void* data);
   static void on_cleanup(void* module);
   void settle(Napi::Env env);

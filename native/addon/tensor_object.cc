@@ -108,7 +108,7 @@ void TensorObject::read_sync(const Napi::CallbackInfo& info) {
     const Tensor tensor = alive();
     const Bytes bytes = to_bytes(info[0], "target");
     check_size(tensor, bytes, "target");
-    device_->queue().run_inline([&] { device_->backend().download(tensor, bytes.data); });
+    device_->run_inline([&] { device_->backend().download(tensor, bytes.data); });
   });
 }
 

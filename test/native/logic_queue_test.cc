@@ -4,6 +4,7 @@
 
 #include "core/device/device.h"
 #include "core/error.h"
+#include "cpu/cpu_backend.h"
 #include "cpu/system/compute_pool.h"
 #include "native/tensors.h"
 
@@ -50,6 +51,17 @@ MOLAE_TEST("queue: what an inline job throws comes back, and the queue works on"
   bool ran = false;
   queue.run_inline([&] { ran = true; });
   expect(ran, "the next job did not run");
+}
+
+MOLAE_TEST("queue: what a job throws that nobody waits for, the next operation of its device does, once", Logic) {
+  Device device(make_cpu_backend(1));
+  device.run_unawaited([] { fail(ErrorCode::OutOfMemory, "no room"); });
+  bool ran = false;
+  const auto operation = [&] { device.run_inline([&] { ran = true; }); };
+  expect_error(ErrorCode::OutOfMemory, "the next operation", operation);
+  expect(!ran, "the operation ran all the same");
+  operation();
+  expect(ran, "the one after it did not run");
 }
 
 MOLAE_TEST("queue: close waits for the running job and starts no other", Logic) {

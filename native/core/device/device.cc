@@ -4,6 +4,7 @@
 #include <map>
 #include <new>
 #include <tuple>
+#include <utility>
 
 #include "core/device/backend_library.h"
 #include "core/error.h"
@@ -11,6 +12,27 @@
 #include "cpu/system/processor.h"
 
 namespace molae {
+
+void Device::run_inline(const std::function<void()>& job) {
+  queue_.run_inline([&] {
+    rethrow_failure();
+    job();
+  });
+}
+
+void Device::run_unawaited(std::function<void()> job) {
+  queue_.push([this, job = std::move(job)] {
+    try {
+      job();
+    } catch (...) {
+      failure_ = std::current_exception();
+    }
+  });
+}
+
+void Device::rethrow_failure() {
+  if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
+}
 
 void Device::retain() {
   std::lock_guard lock(mutex_);
@@ -21,7 +43,7 @@ void Device::release() {
   std::lock_guard lock(mutex_);
   if (--users_ > 0) return;
   try {
-    queue_.push([this] { backend_->trim(); });
+    run_unawaited([this] { backend_->trim(); });
   } catch (const std::bad_alloc&) {
     // The workspaces stay for the next user: whoever lets go of a device has no use for an error.
   }

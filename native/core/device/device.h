@@ -1,5 +1,7 @@
 #pragma once
 
+#include <exception>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -18,6 +20,13 @@ class Device {
   Backend& backend() { return *backend_; }
   DeviceQueue& queue() { return queue_; }
 
+  // Runs on the calling thread, after everything that was queued before. Throws what `job` throws.
+  void run_inline(const std::function<void()>& job);
+  // Runs later on the queue, and nobody waits for it: what it throws, the next operation does.
+  void run_unawaited(std::function<void()> job);
+  // On the queue, before an operation.
+  void rethrow_failure();
+
   void retain();
   void release();
 
@@ -25,7 +34,8 @@ class Device {
   std::unique_ptr<Backend> backend_;
   std::mutex mutex_;
   int users_ = 0;
-  DeviceQueue queue_;  // last: its worker stops before the backend goes
+  std::exception_ptr failure_;  // of a job that nobody waited for; the queue's own
+  DeviceQueue queue_;           // last: its worker stops before the backend goes
 };
 
 // threads: how many the CPU may use, 0 for all that this process may run on; it does not matter elsewhere.
