@@ -1,6 +1,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
+#include <set>
 #include <utility>
 
 #include "core/error.h"
@@ -115,17 +117,29 @@ MOLAE_TEST("hopper: weights that the copy engine cannot read have no map", Logic
   expect(!has_weight_map(DType::BF16, data, 0, 8) && !has_weight_map(DType::BF16, data, 3, 0), "an empty matrix");
 }
 
+void expect_tiles(const LayerTiles& tiles, GemmTile experts, GemmTile groups, GemmTile tokens,
+                  const std::string& what) {
+  const auto expect_tile = [&](GemmTile actual, GemmTile wanted, const char* kind) {
+    expect(actual == wanted, what, ", ", kind, ": ", tile_name(actual), ", wanted ", tile_name(wanted));
+  };
+  expect_tile(tiles.experts, experts, "experts");
+  expect_tile(tiles.groups, groups, "groups");
+  expect_tile(tiles.tokens, tokens, "tokens");
+}
+
 MOLAE_TEST("hopper: the tiles that are asked for", Logic) {
   const auto parse = [](const char* text, bool hopper = true) { return parse_tile_request(text, hopper, "a GPU"); };
   expect(parse("").family == kDefaultHalfTiles && !parse("").exact, "the default");
   expect(parse("", false).family == TileFamily::Mma, "the default of another GPU");
   expect(parse("mma").family == TileFamily::Mma && parse("hopper").family == TileFamily::Hopper, "a family");
+  const RoutedShape shape{500, 2, 7, 3};
   for (const GemmTile tile : kGemmTiles) {
     if (tile == GemmTile::Simt) continue;
     expect(parse(tile_name(tile)).exact == tile, tile_name(tile));
-    expect(choose_tile(DType::BF16, 500, 2, 7, parse(tile_name(tile))) == tile, tile_name(tile));
+    expect_tiles(choose_tiles(DType::BF16, shape, parse(tile_name(tile))), tile, tile, tile, tile_name(tile));
     if (tile == GemmTile::Stream) continue;  // for every dtype
-    expect(choose_tile(DType::F32, 500, 2, 7, parse(tile_name(tile))) == GemmTile::Simt, "f32");
+    const LayerTiles f32 = choose_tiles(DType::F32, shape, parse(tile_name(tile)));
+    expect_tiles(f32, GemmTile::Simt, GemmTile::Simt, GemmTile::Simt, "f32");
   }
   for (const char* text : {"simt", "Hopper", "hopper256", "1"}) {
     expect_error(ErrorCode::InvalidArgument, text, [&] { parse(text); });
@@ -133,12 +147,54 @@ MOLAE_TEST("hopper: the tiles that are asked for", Logic) {
   for (const char* text : {"hopper", "hopper8", "hopper128"}) {
     expect_error(ErrorCode::InvalidArgument, text, [&] { parse(text, false); });
   }
+}
+
+MOLAE_TEST("hopper: a layer's products have tiles by the rows that they have", Logic) {
+  const TileRequest mma{TileFamily::Mma, {}}, hopper{TileFamily::Hopper, {}};
+  const auto tiles = [](const TileRequest& request, int64_t tokens, int64_t top_k, int64_t experts, int64_t groups) {
+    return choose_tiles(DType::BF16, {tokens, top_k, experts, groups}, request);
+  };
+  // Rows of an expert, a group and the shared expert: 4, 44 and 64; 34, 356 and 512.
+  expect_tiles(tiles(hopper, 64, 4, 60, 4), GemmTile::Hopper8, GemmTile::Hopper64, GemmTile::Hopper64, "64 tokens");
+  expect_tiles(tiles(mma, 64, 4, 60, 4), GemmTile::Small, GemmTile::Medium, GemmTile::Medium, "64 tokens, mma");
+  expect_tiles(tiles(hopper, 512, 4, 60, 4), GemmTile::Hopper64, GemmTile::Hopper128, GemmTile::Hopper128, "512");
+  expect_tiles(tiles(mma, 512, 4, 60, 4), GemmTile::Medium, GemmTile::Large, GemmTile::Large, "512, mma");
+  // One group has all tokens, and as one problem exactly those.
+  expect_tiles(tiles(hopper, 8, 4, 60, 1), GemmTile::Hopper8, GemmTile::Hopper8, GemmTile::Hopper8, "8 tokens");
+  expect_tiles(tiles(hopper, 9, 4, 60, 1), GemmTile::Hopper8, GemmTile::Hopper16, GemmTile::Hopper16, "9 tokens");
+  // A group of one expert has that one's rows.
+  for (const int64_t tokens : {5, 40, 100, 300, 900, 5000}) {
+    const LayerTiles each = tiles(hopper, tokens, 2, 8, 8);
+    expect(each.groups == each.experts, tokens, " tokens, a group for each expert");
+  }
   int32_t rows = 0;
   for (const int64_t average : {1, 5, 6, 10, 12, 20, 30, 60, 80, 1000}) {
-    const GemmTile tile = choose_tile(DType::F16, average * 8, 1, 8, {TileFamily::Hopper, {}});
+    const GemmTile tile = tiles(hopper, average * 8, 1, 8, 2).experts;
     expect(tile_family(tile) == TileFamily::Hopper && tile_rows(tile) >= rows, average, " rows");
     rows = tile_rows(tile);
   }
+}
+
+// By counting: the sort of many uniform routings.
+MOLAE_TEST("hopper: the rows of a group are foreseen as they are on average", Logic) {
+  for (int round = 0; round < 20; ++round) {
+    const int64_t size = context.integer(1, 6), groups = context.integer(1, 8), experts = size * groups;
+    const int64_t top_k = context.integer(1, std::min<int64_t>(experts, 6)), tokens = 4000;
+    std::vector<int32_t> order(experts);
+    std::iota(order.begin(), order.end(), 0);
+    int64_t rows = 0;
+    for (int64_t t = 0; t < tokens; ++t) {
+      std::shuffle(order.begin(), order.end(), context.random);
+      std::set<int64_t> met;
+      for (int64_t k = 0; k < top_k; ++k) met.insert(order[k] / size);
+      rows += static_cast<int64_t>(met.size());
+    }
+    const double counted = static_cast<double>(rows) / groups;
+    const double foreseen = average_group_rows({tokens, top_k, experts, groups});
+    expect(std::abs(counted - foreseen) < 0.05 * tokens, "counted ", counted, ", foreseen ", foreseen);
+  }
+  expect_equal(average_group_rows({7, 0, 4, 2}), int64_t{0}, "tokens without experts");
+  expect_equal(average_group_rows({7, 4, 4, 2}), int64_t{7}, "tokens with all experts");
 }
 
 // --- Products

@@ -161,6 +161,37 @@ MOLAE_TEST("logic: forward with Hopper tiles by size, and without where the copy
                [&] { check(context, options, random_routing(context, 5, 2, 1), DType::BF16, only); });
 }
 
+void regroup(RandomRouting& routing, int64_t groups) {
+  routing.groups.assign(groups, {});
+  for (int64_t i = 0; i < routing.experts; ++i) {
+    routing.groups[i % groups].push_back(static_cast<int32_t>(i));
+    routing.group_of[i] = static_cast<int32_t>(i % groups);
+  }
+}
+
+// As many tokens as make the tiles of experts, of groups and of the shared expert different ones, from one group to a
+// group for each expert.
+MOLAE_TEST("logic: forward with tiles of their own for experts, groups and the shared expert", Logic) {
+  int different = 0;
+  for (const cuda::TileRequest& tiles : {kMmaTiles, kHopperTiles}) {
+    for (const int64_t groups : {1, 2, 4, 8, 16}) {
+      RandomRouting routing = random_routing(context, context.integer(30, 110), 16, context.integer(1, 4));
+      regroup(routing, groups);
+      LayerOptions options = random_options(context, 16);
+      options.dtypes = {context.chance(0.5) ? DType::BF16 : DType::F16};
+      options.hidden_size = 8 * context.integer(1, 25);
+      options.intermediate_size = 8 * context.integer(1, 18);
+      options.shared_size = 8 * context.integer(1, 10);
+      options.rank_unit = 8;
+      check(context, options, routing, options.dtypes[0], tiles);
+      const cuda::LayerTiles chosen =
+          cuda::choose_tiles(options.dtypes[0], {routing.tokens, routing.top_k, 16, groups}, tiles);
+      different += chosen.experts != chosen.groups && chosen.experts != chosen.tokens;
+    }
+  }
+  expect(different > 0, "one tile for all");
+}
+
 // --- Graphs
 
 // A layer with graphs and without, called with the same arguments, which are new ones every time and gone afterwards.

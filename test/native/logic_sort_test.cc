@@ -11,10 +11,16 @@ namespace {
 
 using cuda::RoutingPlan;
 using cuda::RowTile;
+using cuda::TileMap;
+
+// Rows of a tile of experts, of groups and of tokens.
+struct TileRows {
+  int32_t experts, groups, tokens;
+};
 
 // A plan with arrays of exactly the sizes that the layer gives it.
 struct Sorted {
-  Sorted(const RandomRouting& routing, int32_t tile_rows) {
+  Sorted(const RandomRouting& routing, const TileRows& tile_rows) {
     const int64_t pairs = routing.tokens * routing.top_k;
     const auto groups = static_cast<int64_t>(routing.groups.size());
     const int64_t chunks = cuda::ceil_div(routing.tokens, cuda::kSortTokens);
@@ -25,7 +31,6 @@ struct Sorted {
     plan.top_k = static_cast<int32_t>(routing.top_k);
     plan.experts = static_cast<int32_t>(routing.experts);
     plan.groups = static_cast<int32_t>(groups);
-    plan.tile_rows = tile_rows;
     plan.chunk_experts = ints(chunks * routing.experts);
     plan.chunk_groups = ints(chunks * groups);
     plan.expert_begin = ints(routing.experts + 1);
@@ -36,18 +41,18 @@ struct Sorted {
     plan.slot_group = ints(pairs);
     plan.slot_latent = ints(pairs);
     plan.latent_token = ints(latent_bound);
-    plan.expert_tile_capacity = static_cast<int32_t>(cuda::tile_bound(pairs, routing.experts, tile_rows));
-    plan.group_tile_capacity = static_cast<int32_t>(cuda::tile_bound(latent_bound, groups, tile_rows));
-    plan.token_tile_capacity = static_cast<int32_t>(cuda::ceil_div(routing.tokens, tile_rows));
-    plan.expert_tiles = tiles(plan.expert_tile_capacity);
-    plan.group_tiles = tiles(plan.group_tile_capacity);
-    plan.token_tiles = tiles(plan.token_tile_capacity);
+    plan.expert_tiles = tiles(pairs, routing.experts, tile_rows.experts);
+    plan.group_tiles = tiles(latent_bound, groups, tile_rows.groups);
+    plan.token_tiles = tiles(routing.tokens, 1, tile_rows.tokens);
     plan.error = &error;
     sort_on_host(plan);
   }
 
   int32_t* ints(int64_t count) { return memory.emplace_back(count * sizeof(int32_t)).as<int32_t>(); }
-  RowTile* tiles(int64_t count) { return memory.emplace_back(count * sizeof(RowTile)).as<RowTile>(); }
+  TileMap tiles(int64_t rows, int64_t problems, int32_t height) {
+    const int64_t capacity = cuda::tile_bound(rows, problems, height);
+    return {memory.emplace_back(capacity * sizeof(RowTile)).as<RowTile>(), static_cast<int32_t>(capacity), height};
+  }
 
   RoutingPlan plan{};
   int64_t latent_bound = 0;
@@ -56,11 +61,11 @@ struct Sorted {
 };
 
 // Every row of every problem is in one tile, and no tile is larger than it may be.
-void check_tiles(const RowTile* tiles, int32_t capacity, const int32_t* begin, int32_t problems, int32_t tile_rows) {
+void check_tiles(const TileMap& map, const int32_t* begin, int32_t problems) {
   std::map<int32_t, int32_t> covered;  // problem -> row up to which it is covered
   bool ended = false;
-  for (int32_t i = 0; i < capacity; ++i) {
-    const RowTile& tile = tiles[i];
+  for (int32_t i = 0; i < map.capacity; ++i) {
+    const RowTile& tile = map.tiles[i];
     if (tile.problem < 0) {
       ended = true;
       continue;
@@ -69,7 +74,7 @@ void check_tiles(const RowTile* tiles, int32_t capacity, const int32_t* begin, i
     expect(tile.problem < problems, "tile of problem ", tile.problem);
     const auto [found, fresh] = covered.try_emplace(tile.problem, begin[tile.problem]);
     expect_equal(tile.begin, found->second, "first row of a tile");
-    expect(tile.end > tile.begin && tile.end - tile.begin <= tile_rows, "a tile of ", tile.end - tile.begin, " rows");
+    expect(tile.end > tile.begin && tile.end - tile.begin <= map.rows, "a tile of ", tile.end - tile.begin, " rows");
     found->second = tile.end;
   }
   for (int32_t p = 0; p < problems; ++p) {
@@ -100,18 +105,19 @@ void compare(const Sorted& sorted, const RandomRouting& routing) {
     expect_equal(plan.row_latent[row], wanted.row_latent[row] + wanted.group_begin[group], "row_latent ", row);
     expect_equal(plan.slot_latent[slot], plan.row_latent[row], "slot_latent ", slot);
   }
-  check_tiles(plan.expert_tiles, plan.expert_tile_capacity, plan.expert_begin, plan.experts, plan.tile_rows);
-  check_tiles(plan.group_tiles, plan.group_tile_capacity, plan.group_begin, plan.groups, plan.tile_rows);
+  check_tiles(plan.expert_tiles, plan.expert_begin, plan.experts);
+  check_tiles(plan.group_tiles, plan.group_begin, plan.groups);
   const int32_t tokens[] = {0, plan.tokens};
-  check_tiles(plan.token_tiles, plan.token_tile_capacity, tokens, 1, plan.tile_rows);
+  check_tiles(plan.token_tiles, tokens, 1);
   expect_equal(sorted.error, cuda::kNoError, "error record");
 }
 
 MOLAE_TEST("logic: sort of random routings", Logic) {
   for (int round = 0; round < 1500; ++round) {
     const RandomRouting routing = random_routing(context);
-    const int32_t tile_rows[] = {16, 64, 128};
-    compare(Sorted(routing, tile_rows[context.integer(0, 2)]), routing);
+    const int32_t rows[] = {4, 8, 16, 32, 64, 128};
+    const auto some = [&] { return rows[context.integer(0, 5)]; };
+    compare(Sorted(routing, {some(), some(), some()}), routing);
   }
 }
 
@@ -119,7 +125,7 @@ MOLAE_TEST("logic: sort of large routings", Logic) {
   for (const auto& [tokens, experts, top_k] :
        {std::tuple{3000, 256, 8}, std::tuple{1000, 2048, 12}, std::tuple{4096, 1, 1}, std::tuple{2000, 600, 2}}) {
     const RandomRouting routing = random_routing(context, tokens, experts, top_k);
-    compare(Sorted(routing, 128), routing);
+    compare(Sorted(routing, {64, 128, 128}), routing);
   }
 }
 
@@ -132,7 +138,7 @@ MOLAE_TEST("logic: sort reports the first bad id", Logic) {
     const int32_t bad = context.chance(0.5) ? -7 : static_cast<int32_t>(routing.experts);
     routing.ids[second * 3] = -1;
     routing.ids[first * 3 + 2] = twice ? routing.ids[first * 3 + 1] : bad;
-    const Sorted sorted(routing, 16);
+    const Sorted sorted(routing, {16, 64, 128});
     const cuda::DecodedError error = cuda::decode_error(sorted.error);
     expect_equal(error.token, first, "token of the error");
     if (first != second) {

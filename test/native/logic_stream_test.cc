@@ -276,19 +276,26 @@ MOLAE_TEST("stream: split sums are joined in their order, to the bit", Logic) {
 
 MOLAE_TEST("stream: which layers take the streaming kernel, and in how many parts", Logic) {
   const TileRequest mma{TileFamily::Mma, {}}, hopper{TileFamily::Hopper, {}};
+  const auto named = [](const char* name) { return parse_tile_request(name, false, "a GPU"); };
+  const auto streams = [](DType dtype, int64_t tokens, int64_t top_k, const TileRequest& request) {
+    const LayerTiles tiles = choose_tiles(dtype, {tokens, top_k, 64, 4}, request);
+    const bool streamed = tiles.experts == GemmTile::Stream;
+    for (const GemmTile tile : {tiles.groups, tiles.tokens}) {
+      expect_equal(tile == GemmTile::Stream, streamed, "all of a layer's products, of ", tokens, " tokens");
+    }
+    return streamed;
+  };
   for (const DType dtype : kFloats) {
     for (const int64_t tokens : {1, 2, 3, 4}) {
       for (const int64_t top_k : {1, 8}) {
-        expect(choose_tile(dtype, tokens, top_k, 64, mma) == GemmTile::Stream, tokens, " tokens");
-        expect(choose_tile(dtype, tokens, top_k, 64, hopper) == GemmTile::Stream, tokens, " tokens");
+        expect(streams(dtype, tokens, top_k, mma), tokens, " tokens");
+        expect(streams(dtype, tokens, top_k, hopper), tokens, " tokens");
       }
     }
-    expect(choose_tile(dtype, 5, 8, 64, mma) != GemmTile::Stream, "5 tokens");
-    expect(choose_tile(dtype, 5000, 8, 64, parse_tile_request("stream", false, "a GPU")) == GemmTile::Stream,
-           "by name");
+    expect(!streams(dtype, 5, 8, mma), "5 tokens");
+    expect(streams(dtype, 5000, 8, named("stream")), "by name");
   }
-  expect(choose_tile(DType::BF16, 1, 8, 64, parse_tile_request("small", false, "a GPU")) == GemmTile::Small,
-         "another one by name");
+  expect(!streams(DType::BF16, 1, 8, named("small")), "another one by name");
   expect_equal(choose_splits(0, 4096, 132), 1, "no blocks");
   expect_equal(choose_splits(2000, 4096, 132), 1, "blocks enough");
   expect_equal(choose_splits(44, 2048, 132), 4, "one group of 704 columns, by the least size of a part");

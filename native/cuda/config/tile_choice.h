@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <optional>
 
@@ -92,14 +93,18 @@ inline GemmTile choose_mma_tile(int64_t average) {
   return average <= 96 ? GemmTile::Medium : GemmTile::Large;
 }
 
-// Problems differ in rows, and one with a row too many reads its weights once more: a tile has half as many again as
-// the average. From 64 rows on a second tile reads them from L2, and the wide tile needs half the shared memory traffic
-// for the same work.
-inline GemmTile choose_hopper_tile(int64_t average) {
-  if (average <= 5) return GemmTile::Hopper8;
-  if (average <= 10) return GemmTile::Hopper16;
-  if (average <= 21) return GemmTile::Hopper32;
-  return average <= 64 ? GemmTile::Hopper64 : GemmTile::Hopper128;
+// By the rows that a tile is to have room for. A problem with a row too many reads its weights once more; but from 64
+// rows on a second tile reads them from L2, and the wide tile needs half the shared memory traffic for the same work.
+inline GemmTile choose_hopper_tile(int64_t rows) {
+  if (rows <= 8) return GemmTile::Hopper8;
+  if (rows <= 16) return GemmTile::Hopper16;
+  if (rows <= 32) return GemmTile::Hopper32;
+  return rows <= 96 ? GemmTile::Hopper64 : GemmTile::Hopper128;
+}
+
+// What problems have on average, and half as many again where they differ in rows.
+constexpr int64_t room_for(int64_t average, int64_t problems) {
+  return problems == 1 ? average : average + (average + 1) / 2;
 }
 
 // Up to so many tokens an expert has one tile of the streaming kernel, as it gets a token once at most, whatever top_k
@@ -113,13 +118,46 @@ inline bool choose_stream(int64_t tokens, const TileRequest& request) {
   return tokens <= kStreamTokens;
 }
 
-inline GemmTile choose_tile(DType compute, int64_t tokens, int64_t top_k, int64_t experts, const TileRequest& request) {
-  if (choose_stream(tokens, request)) return GemmTile::Stream;
+// All that is known on the host of how many rows a layer's products have.
+struct RoutedShape {
+  int64_t tokens, top_k, experts, groups;
+};
+
+// The tiles of a layer's products, by what their problems are.
+struct LayerTiles {
+  GemmTile experts;  // h, and what experts make of it: a row for each (token, expert)
+  GemmTile groups;   // z, and y from the latent space: a row for each distinct (token, group)
+  GemmTile tokens;   // the shared expert: all tokens
+};
+
+// Rows of a group on average, where groups are of one size and a token's experts are any: it has a row in those that
+// one of them is in. Routings that prefer some experts have fewer rows, but how many, the host does not know.
+inline int64_t average_group_rows(const RoutedShape& shape) {
+  const auto experts = static_cast<double>(shape.experts);
+  const double others = experts - experts / static_cast<double>(shape.groups);
+  double none = 1;  // the probability that none of a token's experts is in a group
+  for (int64_t i = 0; i < std::min(shape.top_k, shape.experts); ++i) {
+    none *= std::max(0.0, others - static_cast<double>(i)) / (experts - static_cast<double>(i));
+  }
+  return std::llround(static_cast<double>(shape.tokens) * (1 - none));
+}
+
+inline GemmTile choose_tile(DType compute, int64_t average, int64_t problems, const TileRequest& request) {
   if (!is_half(compute)) return GemmTile::Simt;
   if (request.exact) return *request.exact;
-  const int64_t pairs = tokens * top_k;
-  const int64_t average = experts > 0 ? pairs / experts : pairs;
-  return request.family == TileFamily::Hopper ? choose_hopper_tile(average) : choose_mma_tile(average);
+  return request.family == TileFamily::Hopper ? choose_hopper_tile(room_for(average, problems))
+                                              : choose_mma_tile(average);
+}
+
+// A group has the tokens of many experts, and the shared expert all of them: in one tile for all, made for an expert's
+// rows, their weights would be read many times. By rows alone: tall tiles may leave a part of the card without work
+// where columns are few, which nobody has measured.
+inline LayerTiles choose_tiles(DType compute, const RoutedShape& shape, const TileRequest& request) {
+  if (choose_stream(shape.tokens, request)) return {GemmTile::Stream, GemmTile::Stream, GemmTile::Stream};
+  const int64_t pairs = shape.tokens * shape.top_k;
+  return {choose_tile(compute, pairs / shape.experts, shape.experts, request),
+          choose_tile(compute, average_group_rows(shape), shape.groups, request),
+          choose_tile(compute, shape.tokens, 1, request)};
 }
 
 // Into how many parts a streamed product is cut along its inner dimension, where its tiles and columns alone make

@@ -191,7 +191,13 @@ class LayerChain final : public LayerForward {
     return arrays.template array<T>(runtime_, count);
   }
 
-  RoutingPlan make_plan(Arrays& arrays, const LayerChunk& chunk, GemmTile tile) {
+  TileMap tile_map(Arrays& arrays, GemmTile tile, int64_t rows, int64_t problems) {
+    const int32_t height = tile_rows(tile);
+    const int64_t capacity = tile_bound(rows, problems, height);
+    return {array<RowTile>(arrays, capacity), static_cast<int32_t>(capacity), height};
+  }
+
+  RoutingPlan make_plan(Arrays& arrays, const LayerChunk& chunk, const LayerTiles& tiles) {
     const auto [tokens, top_k, dtype] = chunk.shape;
     const int64_t pairs = tokens * top_k;
     const int64_t latent_rows = latent_row_bound(tokens, top_k, groups_);
@@ -203,7 +209,6 @@ class LayerChain final : public LayerForward {
     plan.top_k = static_cast<int32_t>(top_k);
     plan.experts = static_cast<int32_t>(experts());
     plan.groups = groups_;
-    plan.tile_rows = tile_rows(tile);
     plan.chunk_experts = array<int32_t>(arrays, chunks * experts());
     plan.chunk_groups = array<int32_t>(arrays, chunks * groups_);
     plan.expert_begin = array<int32_t>(arrays, experts() + 1);
@@ -214,12 +219,9 @@ class LayerChain final : public LayerForward {
     plan.slot_group = array<int32_t>(arrays, pairs);
     plan.slot_latent = array<int32_t>(arrays, pairs);
     plan.latent_token = array<int32_t>(arrays, latent_rows);
-    plan.expert_tile_capacity = static_cast<int32_t>(tile_bound(pairs, experts(), plan.tile_rows));
-    plan.group_tile_capacity = static_cast<int32_t>(tile_bound(latent_rows, groups_, plan.tile_rows));
-    plan.token_tile_capacity = static_cast<int32_t>(ceil_div(tokens, plan.tile_rows));
-    plan.expert_tiles = array<RowTile>(arrays, plan.expert_tile_capacity);
-    plan.group_tiles = array<RowTile>(arrays, plan.group_tile_capacity);
-    plan.token_tiles = array<RowTile>(arrays, plan.token_tile_capacity);
+    plan.expert_tiles = tile_map(arrays, tiles.experts, pairs, experts());
+    plan.group_tiles = tile_map(arrays, tiles.groups, latent_rows, groups_);
+    plan.token_tiles = tile_map(arrays, tiles.tokens, tokens, 1);
     plan.error = runtime_.error_record();
     return plan;
   }
@@ -235,13 +237,15 @@ class LayerChain final : public LayerForward {
 
   void queue_chunk(Arrays& arrays, const LayerChunk& chunk) {
     const auto [tokens, top_k, dtype] = chunk.shape;
-    const GemmTile tile = choose_tile(DTypeOf<In>::value, tokens, top_k, experts(), tiles_for(chunk));
-    const RoutingPlan plan = make_plan(arrays, chunk, tile);
+    const LayerTiles tiles = choose_tiles(DTypeOf<In>::value, {tokens, top_k, experts(), groups_}, tile_request(chunk));
+    const RoutingPlan plan = make_plan(arrays, chunk, tiles);
     runtime_.sort_rows(plan);
 
-    const ProductRows expert_rows{plan.expert_tiles, plan.expert_tile_capacity, tokens * top_k};
-    const ProductRows group_rows{plan.group_tiles, plan.group_tile_capacity, latent_row_bound(tokens, top_k, groups_)};
-    Products<In, Runtime> products(runtime_, arrays, tile, layer_.activation);
+    const ProductRows expert_rows = product_rows(tiles.experts, plan.expert_tiles, tokens * top_k);
+    const ProductRows group_rows =
+        product_rows(tiles.groups, plan.group_tiles, latent_row_bound(tokens, top_k, groups_));
+    const ProductRows token_rows = product_rows(tiles.tokens, plan.token_tiles, tokens);
+    Products<In, Runtime> products(runtime_, arrays, layer_.activation);
     const In* input = this->input(arrays, chunk);
     const auto [gate, up] = expert_inputs(products, group_rows, input, plan);
     const Rounded<In> hidden = products.gated(expert_rows, gate, up);
@@ -257,8 +261,12 @@ class LayerChain final : public LayerForward {
     combine.hidden_size = static_cast<int32_t>(layer_.hidden_size);
     combine.dtype = dtype;
     combine.y = chunk.y;
-    if (layer_.shared_expert) shared_expert(arrays, products, *layer_.shared_expert, input, plan, combine);
+    if (layer_.shared_expert) shared_expert(arrays, products, token_rows, *layer_.shared_expert, input, combine);
     runtime_.combine_output(combine);
+  }
+
+  static ProductRows product_rows(GemmTile tile, const TileMap& map, int64_t count) {
+    return {tile, map.tiles, map.capacity, count};
   }
 
   const In* input(Arrays& arrays, const LayerChunk& chunk) {
@@ -299,22 +307,21 @@ class LayerChain final : public LayerForward {
     return products.summed(group_rows, down_.shared.times(latent, stride, nullptr));
   }
 
-  void shared_expert(Arrays& arrays, Products<In, Runtime>& products, const SharedExpert& shared, const In* x,
-                     const RoutingPlan& plan, OutputCombine<In>& combine) {
-    const ProductRows rows{plan.token_tiles, plan.token_tile_capacity, plan.tokens};
+  void shared_expert(Arrays& arrays, Products<In, Runtime>& products, const ProductRows& rows,
+                     const SharedExpert& shared, const In* x, OutputCombine<In>& combine) {
     const Rounded<In> hidden = products.gated(rows, shared_gate_.times(x, layer_.hidden_size, nullptr),
                                               shared_up_.times(x, layer_.hidden_size, nullptr));
     combine.shared_out = products.summed(rows, shared_down_.times(hidden.data, hidden.stride, nullptr));
     if (!shared.gate_logit) return;
-    Wide* scale = array<Wide>(arrays, plan.tokens);
+    Wide* scale = array<Wide>(arrays, rows.count);
     runtime_.shared_expert_scale(SharedScale<In>{x, static_cast<int32_t>(layer_.hidden_size),
                                                  shared.gate_logit->dtype(), shared.gate_logit->data(), scale},
-                                 plan.tokens);
+                                 rows.count);
     combine.shared_scale = scale;
   }
 
   // Hopper's tiles where they were asked for and can read this layer and x; else the other ones.
-  TileRequest tiles_for(const LayerChunk& chunk) {
+  TileRequest tile_request(const LayerChunk& chunk) {
     const TileRequest asked = runtime_.tiles();
     if (!is_half(DTypeOf<In>::value) || !wants_hopper(asked) || choose_stream(chunk.shape.tokens, asked)) return asked;
     if (mapped_ && (chunk.shape.dtype != DTypeOf<In>::value || aligned16(chunk.x))) return asked;

@@ -9,7 +9,7 @@
 #include "cuda/logic/streamed_gemm.h"
 #include "cuda/logic/workspace.h"
 
-// The grouped products of a layer's forward pass, by what becomes of their sums, in the tiles that the pass has chosen.
+// The grouped products of a layer's forward pass, by what becomes of their sums.
 namespace molae::cuda {
 
 // Rows are this far apart, so that 16-byte vectors are aligned.
@@ -24,9 +24,10 @@ struct Operand {
 
 // What products are over: the rows of experts, of groups or of the shared expert.
 struct ProductRows {
-  const RowTile* tiles;
-  int64_t row_tiles;  // at most
-  int64_t count;      // of rows, at most
+  GemmTile tile;
+  const RowTile* tiles;  // no larger than `tile`
+  int64_t row_tiles;     // at most
+  int64_t count;         // of rows, at most
 };
 
 // Sums as the next product reads them.
@@ -41,15 +42,15 @@ class Products {
  public:
   using Wide = Sum<In>;
 
-  Products(Runtime& runtime, Workspace<Runtime>& arrays, GemmTile tile, Activation activation)
-      : runtime_(runtime), arrays_(arrays), tile_(tile), activation_(activation) {}
+  Products(Runtime& runtime, Workspace<Runtime>& arrays, Activation activation)
+      : runtime_(runtime), arrays_(arrays), activation_(activation) {}
 
   // W x[row], for one operand or two that share their rows.
   std::vector<Rounded<In>> rounded(const ProductRows& rows, const std::vector<Operand<In>>& operands) {
     std::vector<Rounded<In>> outs;
     if (operands.empty()) return outs;
     for (const Operand<In>& operand : operands) outs.push_back(matrix(rows, operand));
-    if (tile_ == GemmTile::Stream) {
+    if (rows.tile == GemmTile::Stream) {
       stream_rounded(rows, operands, outs);
     } else {
       for (size_t i = 0; i < operands.size(); ++i) {
@@ -64,7 +65,7 @@ class Products {
     const Rounded<In> out = matrix(rows, gate);
     GroupedGemm<In> args = narrow(rows, gate, out);
     args.second = up.factor;
-    if (tile_ == GemmTile::Stream) {
+    if (rows.tile == GemmTile::Stream) {
       stream_gated(rows, gate, up, args);
     } else {
       multiply(true, args, rows, gate);
@@ -74,7 +75,7 @@ class Products {
 
   // W x[row], not rounded.
   SplitSums<In> summed(const ProductRows& rows, const Operand<In>& operand) {
-    if (tile_ == GemmTile::Stream) return stream_summed(rows, {operand}, splits_of(rows, {operand}))[0];
+    if (rows.tile == GemmTile::Stream) return stream_summed(rows, {operand}, splits_of(rows, {operand}))[0];
     const SplitSums<In> out = sums(rows, operand, 1);
     multiply(false, wide(rows, operand, out), rows, operand);
     return out;
@@ -100,7 +101,7 @@ class Products {
   }
 
   void multiply(bool dual, const GroupedGemm<In>& args, const ProductRows& rows, const Operand<In>& operand) {
-    runtime_.grouped_gemm(tile_, dual, args, rows.row_tiles, operand.max_columns);
+    runtime_.grouped_gemm(rows.tile, dual, args, rows.row_tiles, operand.max_columns);
   }
 
   // --- The streaming kernel
@@ -190,7 +191,6 @@ class Products {
 
   Runtime& runtime_;
   Workspace<Runtime>& arrays_;
-  GemmTile tile_;
   Activation activation_;
 };
 

@@ -25,13 +25,19 @@ struct RowTile {
   int32_t begin, end;
 };
 
+// All rows of problems of one kind in tiles, problem after problem. Tiles that are not needed follow.
+struct TileMap {
+  RowTile* tiles;  // [capacity]
+  int32_t capacity;
+  int32_t rows;  // of a tile at most
+};
+
 // Row: a (token, expert) pair, sorted by (expert, token). Latent row: a distinct (token, group) pair, sorted by (group,
 // token). Slot: token * top_k + k. Cf. SortedRouting in core/routing.h.
 struct RoutingPlan {
   const int32_t* ids;       // [tokens, top_k]
   const int32_t* group_of;  // [experts]
   int32_t tokens, top_k, experts, groups;
-  int32_t tile_rows;  // rows of a tile at most
 
   // Between the steps of the sort: how many pairs of each expert (group) are in a chunk of tokens, then how many are in
   // the chunks before it.
@@ -47,10 +53,9 @@ struct RoutingPlan {
   int32_t* slot_latent;   // [tokens * top_k] latent row of a slot
   int32_t* latent_token;  // [latent rows at most]
 
-  RowTile* expert_tiles;  // [expert_tile_capacity]
-  RowTile* group_tiles;   // [group_tile_capacity]
-  RowTile* token_tiles;   // [token_tile_capacity] all tokens as one problem, for the shared expert
-  int32_t expert_tile_capacity, group_tile_capacity, token_tile_capacity;
+  TileMap expert_tiles;
+  TileMap group_tiles;
+  TileMap token_tiles;  // all tokens as one problem, for the shared expert
 
   unsigned long long* error;
 };
@@ -60,10 +65,11 @@ inline constexpr int32_t kInvalidSlot = -2;  // in slot_group: no such expert
 
 MOLAE_HD int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Tiles that `rows` rows of at most `problems` problems can need: a problem with c > 0 rows needs at most
-// 1 + (c - 1) / tile_rows of them.
+// Tiles that `rows` rows of at most `problems` problems can need: a problem with c > 0 rows needs 1 + (c - 1) /
+// tile_rows of them.
 MOLAE_HD int64_t tile_bound(int64_t rows, int64_t problems, int64_t tile_rows) {
-  return (rows < problems ? rows : problems) + rows / tile_rows;
+  const int64_t first = rows < problems ? rows : problems;  // tiles that are a problem's first
+  return first + (rows - first) / tile_rows;
 }
 
 MOLAE_HD int64_t latent_row_bound(int64_t tokens, int64_t top_k, int64_t groups) {

@@ -118,8 +118,8 @@ MOLAE_HD const Counts* scan_problems(const Block& block, int32_t problems, PlanS
 
 // begin [problems + 1] and the tile map, from the inclusive sums. Tiles that are not needed say so.
 template <class Block>
-MOLAE_HD void write_problems(const Block& block, const Counts* sums, int32_t problems, int32_t tile_rows,
-                             int32_t* begin, RowTile* tiles, int32_t tile_capacity) {
+MOLAE_HD void write_problems(const Block& block, const Counts* sums, int32_t problems, int32_t* begin,
+                             const TileMap& map) {
   block.each_thread([&](int thread) {
     if (thread == 0) begin[0] = 0;
     for (int32_t p = thread; p < problems; p += block.threads()) {
@@ -127,23 +127,23 @@ MOLAE_HD void write_problems(const Block& block, const Counts* sums, int32_t pro
       const int32_t end = sums[p].rows;
       begin[p + 1] = end;
       int32_t tile = before.tiles;
-      for (int32_t row = before.rows; row < end; row += tile_rows) {
-        tiles[tile++] = {p, row, row + tile_rows < end ? row + tile_rows : end};
+      for (int32_t row = before.rows; row < end; row += map.rows) {
+        map.tiles[tile++] = {p, row, row + map.rows < end ? row + map.rows : end};
       }
     }
-    for (int32_t tile = sums[problems - 1].tiles + thread; tile < tile_capacity; tile += block.threads()) {
-      tiles[tile] = {-1, 0, 0};
+    for (int32_t tile = sums[problems - 1].tiles + thread; tile < map.capacity; tile += block.threads()) {
+      map.tiles[tile] = {-1, 0, 0};
     }
   });
 }
 
 template <class Block>
-MOLAE_HD void write_token_tiles(const Block& block, const RoutingPlan& plan) {
+MOLAE_HD void write_token_tiles(const Block& block, int32_t tokens, const TileMap& map) {
   block.each_thread([&](int thread) {
-    for (int32_t tile = thread; tile < plan.token_tile_capacity; tile += block.threads()) {
-      const int32_t begin = tile * plan.tile_rows;
-      const int32_t end = begin + plan.tile_rows < plan.tokens ? begin + plan.tile_rows : plan.tokens;
-      plan.token_tiles[tile] = begin < end ? RowTile{0, begin, end} : RowTile{-1, 0, 0};
+    for (int32_t tile = thread; tile < map.capacity; tile += block.threads()) {
+      const int32_t begin = tile * map.rows;
+      const int32_t end = begin + map.rows < tokens ? begin + map.rows : tokens;
+      map.tiles[tile] = begin < end ? RowTile{0, begin, end} : RowTile{-1, 0, 0};
     }
   });
 }
@@ -151,13 +151,11 @@ MOLAE_HD void write_token_tiles(const Block& block, const RoutingPlan& plan) {
 template <class Block>
 MOLAE_HD void plan_rows(const Block& block, const RoutingPlan& plan, PlanShared& shared) {
   const auto chunks = static_cast<int32_t>(ceil_div(plan.tokens, kSortTokens));
-  scan_chunks(block, plan.chunk_experts, chunks, plan.experts, plan.tile_rows, shared);
-  write_problems(block, scan_problems(block, plan.experts, shared), plan.experts, plan.tile_rows, plan.expert_begin,
-                 plan.expert_tiles, plan.expert_tile_capacity);
-  scan_chunks(block, plan.chunk_groups, chunks, plan.groups, plan.tile_rows, shared);
-  write_problems(block, scan_problems(block, plan.groups, shared), plan.groups, plan.tile_rows, plan.group_begin,
-                 plan.group_tiles, plan.group_tile_capacity);
-  write_token_tiles(block, plan);
+  scan_chunks(block, plan.chunk_experts, chunks, plan.experts, plan.expert_tiles.rows, shared);
+  write_problems(block, scan_problems(block, plan.experts, shared), plan.experts, plan.expert_begin, plan.expert_tiles);
+  scan_chunks(block, plan.chunk_groups, chunks, plan.groups, plan.group_tiles.rows, shared);
+  write_problems(block, scan_problems(block, plan.groups, shared), plan.groups, plan.group_begin, plan.group_tiles);
+  write_token_tiles(block, plan.tokens, plan.token_tiles);
 }
 
 // A later slot has the latent row of the slot of its token that came first in its group.
