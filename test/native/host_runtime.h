@@ -138,6 +138,14 @@ void join_on_host(const cuda::JoinSplits<In>& args) {
       });
 }
 
+template <class In>
+void combine_on_host(const cuda::OutputCombine<In>& args) {
+  const int64_t blocks = args.plan.tokens * cuda::output_blocks_per_token(args.hidden_size);
+  for (int64_t i = 0; i < blocks; ++i) {
+    cuda::combine_output(cuda::HostBlock(static_cast<int>(i), cuda::kOutputThreads), args);
+  }
+}
+
 // The graphs of a HostRuntime, and what became of them.
 struct HostGraphs {
   int captured = 0, launched = 0;
@@ -262,13 +270,8 @@ class HostRuntime {
   }
   template <class In>
   void combine_output(const cuda::OutputCombine<In>& args) {
-    const int64_t blocks = args.plan.tokens * cuda::ceil_div(args.hidden_size, cuda::kCombineThreads);
-    if (blocks == 0) return;
-    submit_waiting([=] {
-      for (int64_t i = 0; i < blocks; ++i) {
-        cuda::combine_output(cuda::HostBlock(static_cast<int>(i), cuda::kCombineThreads), args);
-      }
-    });
+    if (args.plan.tokens == 0 || args.hidden_size == 0) return;
+    submit_waiting([=] { combine_on_host(args); });
   }
   template <class In>
   void shared_expert_scale(const cuda::SharedScale<In>& args, int64_t tokens) {

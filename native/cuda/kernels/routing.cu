@@ -39,8 +39,11 @@ __global__ __launch_bounds__(kCombineThreads) void combine_latent_kernel(
   combine_latent_row(DeviceBlock(), args);
 }
 
+// What a multiprocessor is to have at least. Told of no number, ptxas goes for more and spills registers.
+constexpr int kOutputBlocksAtOnce = 16;
+
 template <class In>
-__global__ __launch_bounds__(kCombineThreads) void combine_output_kernel(
+__global__ __launch_bounds__(kOutputThreads, kOutputBlocksAtOnce) void combine_output_kernel(
     const __grid_constant__ OutputCombine<In> args) {
   after_previous();
   combine_output(DeviceBlock(), args);
@@ -89,9 +92,9 @@ cudaError_t combine_latent(Chain& chain, const LatentCombine<In>& args, int64_t 
 
 template <class In>
 cudaError_t combine_output(Chain& chain, const OutputCombine<In>& args) {
-  const int64_t blocks = args.plan.tokens * ceil_div(args.hidden_size, kCombineThreads);
+  const int64_t blocks = args.plan.tokens * output_blocks_per_token(args.hidden_size);
   if (blocks == 0) return cudaSuccess;
-  return launch_chained(chain, combine_output_kernel<In>, dim3(static_cast<unsigned>(blocks)), kCombineThreads, args);
+  return launch_chained(chain, combine_output_kernel<In>, dim3(static_cast<unsigned>(blocks)), kOutputThreads, args);
 }
 
 template <class In>

@@ -8,8 +8,6 @@
 // the slots: no atomics, the same result every time.
 namespace molae::cuda {
 
-inline constexpr int kCombineThreads = 256;
-
 // d[l] = sum of w[slot] e[row of slot] over the slots of latent row l: accumulation in the latent space.
 template <class In>
 struct LatentCombine {
@@ -20,6 +18,8 @@ struct LatentCombine {
   In* latent;                // [latent rows, latent_stride]
   int64_t latent_stride;
 };
+
+inline constexpr int kCombineThreads = 256;
 
 // Block index: a latent row, up to the bound. Rows that do not exist have nothing to do.
 template <class Block, class In>
@@ -51,7 +51,7 @@ struct OutputCombine {
   RoutingPlan plan;
   const float* weights;  // [tokens, top_k]
   bool latent;
-  SplitSums<In> parts;          // of all rows, or latent rows
+  SplitSums<In> parts;          // of all rows, or latent rows; this one's and the next one's rows are 16-byte aligned
   SplitSums<In> shared_out;     // of all tokens; no data: there is no shared expert
   const Sum<In>* shared_scale;  // [tokens], or null for 1
   int32_t hidden_size;
@@ -59,31 +59,54 @@ struct OutputCombine {
   void* y;      // [tokens, hidden_size]
 };
 
+// A thread has some neighbouring columns of a token: loads of 16 bytes of f32 sums, and of a warp's columns the whole
+// lines. Blocks are small, so that a token has as many as with a column a thread: one token's are all there are.
+inline constexpr int kOutputThreads = 64;
+inline constexpr int kOutputColumns = 4;
+
+MOLAE_HD int64_t output_blocks_per_token(int64_t hidden_size) {
+  return ceil_div(hidden_size, kOutputThreads * kOutputColumns);
+}
+
+// kCount columns from `col` on, a multiple of kCount.
+template <int kCount, class In>
+MOLAE_HD Pack<Sum<In>, kCount> output_columns(const OutputCombine<In>& args, int32_t token, int32_t col) {
+  const RoutingPlan& plan = args.plan;
+  Pack<Sum<In>, kCount> sums{};
+  const auto add = [&](Sum<In> weight, const SplitSums<In>& rows, int32_t row) {
+    const auto part = rows.template pack_at<kCount>(row, col);
+    MOLAE_UNROLL
+    for (int i = 0; i < kCount; ++i) sums.items[i] += weight * part.items[i];
+  };
+  const int32_t first = token * plan.top_k;
+  for (int32_t slot = first; slot < first + plan.top_k; ++slot) {
+    if (plan.row_of_slot[slot] < 0) continue;
+    if (!args.latent) {
+      add(static_cast<Sum<In>>(args.weights[slot]), args.parts, plan.row_of_slot[slot]);
+    } else if (plan.slot_group[slot] >= 0) {
+      add(1, args.parts, plan.slot_latent[slot]);
+    }
+  }
+  if (args.shared_out.data) add(args.shared_scale ? args.shared_scale[token] : 1, args.shared_out, token);
+  return sums;
+}
+
 // Blocks of one token follow each other: index = token * blocks per token + part of the columns.
 template <class Block, class In>
 MOLAE_HD void combine_output(const Block& block, const OutputCombine<In>& args) {
-  const RoutingPlan& plan = args.plan;
-  const auto parts = static_cast<int32_t>(ceil_div(args.hidden_size, kCombineThreads));
+  const auto parts = static_cast<int32_t>(output_blocks_per_token(args.hidden_size));
   const int32_t token = block.index() / parts;
-  const int32_t first = token * plan.top_k;
-  block.each_thread([&](int thread) {
-    const int32_t col = (block.index() % parts) * kCombineThreads + thread;
-    if (col >= args.hidden_size) return;
-    Sum<In> sum = 0;
-    for (int32_t slot = first; slot < first + plan.top_k; ++slot) {
-      if (plan.row_of_slot[slot] < 0) continue;
-      if (args.latent) {
-        if (plan.slot_group[slot] < 0) continue;
-        sum += args.parts.at(plan.slot_latent[slot], col);
-      } else {
-        sum += static_cast<Sum<In>>(args.weights[slot]) * args.parts.at(plan.row_of_slot[slot], col);
-      }
+  const int64_t row = static_cast<int64_t>(token) * args.hidden_size;
+  block.each_thread_unsynced([&](int thread) {
+    const int32_t col = ((block.index() % parts) * kOutputThreads + thread) * kOutputColumns;
+    if (col + kOutputColumns <= args.hidden_size) {
+      store_pack_as(args.dtype, args.y, row + col, output_columns<kOutputColumns>(args, token, col));
+      return;
     }
-    if (args.shared_out.data) {
-      const Sum<In> scale = args.shared_scale ? args.shared_scale[token] : Sum<In>(1);
-      sum += scale * args.shared_out.at(token, col);
+    MOLAE_ROLLED
+    for (int32_t last = col; last < args.hidden_size; ++last) {
+      store_pack_as(args.dtype, args.y, row + last, output_columns<1>(args, token, last));
     }
-    store_as(args.dtype, args.y, static_cast<int64_t>(token) * args.hidden_size + col, sum);
   });
 }
 

@@ -132,6 +132,12 @@ MOLAE_HD F16 narrowed<F16, float>(float from) {
 #endif
 }
 
+// Neighbours that are read and written together: up to 16 bytes at a time.
+template <class Item, int kCount>
+struct alignas(sizeof(Item) * kCount < 16 ? sizeof(Item) * kCount : 16) Pack {
+  Item items[kCount];
+};
+
 template <class T>
 struct alignas(2 * sizeof(T)) Pair {
   T items[2];
@@ -193,6 +199,35 @@ MOLAE_HD void store_as(DType dtype, void* data, int64_t index, From value) {
     default:
       static_cast<BF16*>(data)[index] = convert<BF16>(value);
       return;
+  }
+}
+
+// Together where `to` is aligned for that, else one by one.
+template <class To, class From, int kCount>
+MOLAE_HD void store_pack(To* to, const Pack<From, kCount>& values) {
+  Pack<To, kCount> pack;
+  MOLAE_UNROLL
+  for (int i = 0; i < kCount; ++i) pack.items[i] = convert<To>(values.items[i]);
+  if (reinterpret_cast<uintptr_t>(to) % alignof(Pack<To, kCount>) == 0) {
+    *reinterpret_cast<Pack<To, kCount>*>(to) = pack;
+    return;
+  }
+  MOLAE_UNROLL
+  for (int i = 0; i < kCount; ++i) to[i] = pack.items[i];
+}
+
+// Elements from `index` on.
+template <class From, int kCount>
+MOLAE_HD void store_pack_as(DType dtype, void* data, int64_t index, const Pack<From, kCount>& values) {
+  switch (dtype) {
+    case DType::F64:
+      return store_pack(static_cast<double*>(data) + index, values);
+    case DType::F32:
+      return store_pack(static_cast<float*>(data) + index, values);
+    case DType::F16:
+      return store_pack(static_cast<F16*>(data) + index, values);
+    default:
+      return store_pack(static_cast<BF16*>(data) + index, values);
   }
 }
 

@@ -22,6 +22,21 @@ struct SplitSums {
     }
     return sum;
   }
+
+  // The same of kCount columns, where `col` is a multiple of kCount, and the stride and the plane are.
+  template <int kCount>
+  MOLAE_HD Pack<Sum<In>, kCount> pack_at(int64_t row, int64_t col) const {
+    using Columns = Pack<Sum<In>, kCount>;
+    const Sum<In>* part = data + row * stride + col;
+    Columns sums = *reinterpret_cast<const Columns*>(part);
+    for (int32_t split = 1; split < splits; ++split) {
+      part += plane;
+      const Columns more = *reinterpret_cast<const Columns*>(part);
+      MOLAE_UNROLL
+      for (int i = 0; i < kCount; ++i) sums.items[i] += more.items[i];
+    }
+    return sums;
+  }
 };
 
 }  // namespace molae::cuda

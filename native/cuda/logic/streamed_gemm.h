@@ -66,11 +66,6 @@ MOLAE_HD InnerRange split_range(int32_t inner, int32_t split, int32_t splits) {
   return {cut(split), cut(split + 1)};
 }
 
-template <class Item, int kCount>
-struct alignas(sizeof(Item) * kCount < 16 ? sizeof(Item) * kCount : 16) Pack {
-  Item items[kCount];
-};
-
 // What a warp multiplies: the rows of a tile and some columns of one factor.
 template <class In>
 struct StreamSource {
