@@ -207,4 +207,26 @@ class HopperGroup {
   mutable std::deque<std::vector<std::function<void()>>> products_{1};  // the last group is not committed
 };
 
+// The kernel of a tile, in `blocks` persistent blocks: see hopper_on_host.h. Producer, Consumer: their warpgroups.
+template <class Shape, class Producer = HopperGroup, class Consumer = HopperGroup>
+int64_t run_on_model(const cuda::hopper::HopperGemm<typename Shape::In>& args, int64_t blocks, uint64_t seed,
+                     const std::function<void()>& after_previous) {
+  using namespace cuda::hopper;
+  int64_t boxes_ahead = 0;
+  for (int64_t b = 0; b < blocks; ++b) {
+    HopperBlock block(sizeof(TileShared<Shape>), seed + b);
+    block.previous = after_previous;
+    auto& shared = *reinterpret_cast<TileShared<Shape>*>(block.shared());
+    initialize<Shape>(HopperGroup(block, 0), shared);
+    std::vector<std::function<void()>> groups;
+    groups.push_back([&] { produce<Shape>(Producer(block, 0), args, shared, b, blocks); });
+    for (int consumer = 0; consumer < kConsumers; ++consumer) {
+      groups.push_back([&, consumer] { consume<Shape>(Consumer(block, consumer), args, shared, b, blocks); });
+    }
+    block.turns().run(groups);
+    boxes_ahead += block.boxes_ahead;
+  }
+  return boxes_ahead;
+}
+
 }  // namespace molae::test

@@ -3,31 +3,6 @@
 #include "native/hopper_model.h"
 
 namespace molae::test {
-namespace {
-
-template <class Shape>
-int64_t run_on_model(const cuda::hopper::HopperGemm<typename Shape::In>& args, int64_t blocks, uint64_t seed,
-                     const std::function<void()>& after_previous) {
-  using namespace cuda::hopper;
-  int64_t boxes_ahead = 0;
-  for (int64_t b = 0; b < blocks; ++b) {
-    HopperBlock block(sizeof(TileShared<Shape>), seed + b);
-    block.previous = after_previous;
-    auto& shared = *reinterpret_cast<TileShared<Shape>*>(block.shared());
-    initialize<Shape>(HopperGroup(block, 0), shared);
-    std::vector<std::function<void()>> groups;
-    groups.push_back([&] { produce<Shape>(HopperGroup(block, 0), args, shared, b, blocks); });
-    for (int consumer = 0; consumer < kConsumers; ++consumer) {
-      groups.push_back([&, consumer] { consume<Shape>(HopperGroup(block, consumer), args, shared, b, blocks); });
-    }
-    block.turns().run(groups);
-    boxes_ahead += block.boxes_ahead;
-  }
-  return boxes_ahead;
-}
-
-}  // namespace
-
 template <class In>
 int64_t hopper_gemm_on_host(cuda::GemmTile tile, const cuda::hopper::HopperGemm<In>& args, int64_t blocks,
                             uint64_t seed, const std::function<void()>& after_previous) {
