@@ -1,6 +1,7 @@
 import { type BlockDType, checkBlockDType } from './dtype.ts';
-import { expected } from './errors.ts';
+import { expected, MolaeError } from './errors.ts';
 import { DenseExperts, Experts, isLatent, LatentExperts, type LatentOperator } from './experts.ts';
+import { namingExpert } from './factorization/non-finite-expert.ts';
 import { OPERATORS, type Operator } from './operators.ts';
 import type { Tensor } from './tensor.ts';
 
@@ -9,8 +10,8 @@ import type { Tensor } from './tensor.ts';
  * that its block holds (round to nearest, as llama.cpp's q8_0 and q4_0), run without being expanded in memory. The shared
  * expert stays as it is, and stays the original's. The original layer can be disposed.
  *
- * @throws MolaeError `NON_FINITE`, `INVALID_ARGUMENT` for weights beyond what an f16 scale can give blocks,
- *   `DTYPE_MISMATCH` on a device without kernels for blocks.
+ * @throws MolaeError naming the matrix or factor: `NON_FINITE` with the position, `INVALID_ARGUMENT` for weights beyond
+ *   what an f16 scale can give blocks, `DTYPE_MISMATCH` on a device without kernels for blocks.
  */
 export async function quantizeExperts<Layer extends DenseExperts | LatentExperts>(
   experts: Layer,
@@ -24,10 +25,10 @@ export async function quantizeExperts(
   checkBlockDType(dtype, 'dtype');
   // A basis that gate and up share stays one.
   const made = new Map<Tensor, Tensor>();
-  const quantized = async (tensors: readonly Tensor[]) => {
+  const quantized = async (tensors: readonly Tensor[], toBlocks: ToBlocks) => {
     const blocks: Tensor[] = [];
-    for (const tensor of tensors) {
-      const known = made.get(tensor) ?? (await tensor.to(dtype));
+    for (const [index, tensor] of tensors.entries()) {
+      const known = made.get(tensor) ?? (await toBlocks(tensor, index));
       made.set(tensor, known);
       blocks.push(known);
     }
@@ -38,8 +39,11 @@ export async function quantizeExperts(
     for (const operator of OPERATORS) {
       const own = experts[operator];
       operators[operator] = isLatent(own)
-        ? { a: await quantized(own.a), b: await quantized(own.b) }
-        : await quantized(own);
+        ? {
+            a: await quantized(own.a, factorToBlocks(dtype, `${operator}.a`)),
+            b: await quantized(own.b, factorToBlocks(dtype, `${operator}.b`)),
+          }
+        : await quantized(own, matrixToBlocks(dtype, operator));
     }
     const { activation, sharedExpert } = experts;
     const common = { activation, sharedExpert, owned: [...made.values()] };
@@ -50,4 +54,23 @@ export async function quantizeExperts(
     for (const tensor of made.values()) tensor.dispose();
     throw error;
   }
+}
+
+/** Converts one of a list of tensors, and names it where that fails. */
+type ToBlocks = (tensor: Tensor, index: number) => Promise<Tensor>;
+
+function factorToBlocks(dtype: BlockDType, name: string): ToBlocks {
+  return async (tensor, index) => {
+    try {
+      return await tensor.to(dtype);
+    } catch (error) {
+      if (!(error instanceof MolaeError)) throw error;
+      throw new MolaeError(error.code, `${name}[${index}]: ${error.message}`, { cause: error });
+    }
+  };
+}
+
+function matrixToBlocks(dtype: BlockDType, operator: Operator): ToBlocks {
+  const convert = factorToBlocks(dtype, operator);
+  return (tensor, expert) => namingExpert(expert, operator, () => convert(tensor, expert));
 }

@@ -201,6 +201,23 @@ describe('experts in blocks', () => {
     expect((await y.toFloat32()).every(Number.isFinite)).toBe(true);
   });
 
+  test('what blocks cannot hold is told by factor and group', async () => {
+    using dense = makeExperts(new Random(14));
+    using exact = await factorizeExperts(dense, { groupSize: 3, latentSize: 32 });
+    const { groups, up, down } = exact;
+    const { a, b } = exact.gate as LatentOperator;
+    const broken = async (value: number, code: string, message: RegExp) => {
+      using tensor = device.tensor('f32', new Float32Array(32 * n).fill(value), [32, n]);
+      using layer = new LatentExperts({ groups, gate: { a, b: [b[0] as Tensor, tensor] }, up, down });
+      await expect(quantizeExperts(layer, 'q8')).rejects.toMatchObject({
+        code,
+        message: expect.stringMatching(message),
+      });
+    };
+    await broken(Number.NaN, 'NON_FINITE', /^gate\.b\[1\]: NaN or infinity at \[0, 0\]/);
+    await broken(1e30, 'INVALID_ARGUMENT', /^gate\.b\[1\]: Weights need a scale of .*, beyond f16/);
+  });
+
   test('bad input and failures on the way leave nothing behind', async () => {
     using own = await openDevice('cpu', { threads: 3 });
     using dense = makeExperts(new Random(13), own);
@@ -211,7 +228,10 @@ describe('experts in blocks', () => {
     down[5] = broken;
     using layer = new DenseExperts({ gate: dense.gate, up: dense.up, down });
     const { tensors } = own.memoryUsage();
-    await expect(quantizeExperts(layer, 'q4')).rejects.toMatchObject({ code: 'NON_FINITE' });
+    await expect(quantizeExperts(layer, 'q4')).rejects.toMatchObject({
+      code: 'NON_FINITE',
+      message: 'The down matrix of expert 5 has NaN or infinity at [0, 0]',
+    });
     expect(own.memoryUsage().tensors).toBe(tensors);
     expect(Tensor.is(layer.gate[0])).toBe(true);
     await expect(

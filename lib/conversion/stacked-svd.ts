@@ -1,10 +1,9 @@
 import type { Checkpoint } from '../checkpoint/checkpoint.ts';
-import { locateExpert } from '../checkpoint/family.ts';
+import { namingTensor } from '../checkpoint/non-finite-tensor.ts';
 import { tensorDType } from '../checkpoint/tensors.ts';
 import type { Device } from '../device.ts';
 import { MolaeError } from '../errors.ts';
 import { consecutiveGroups, type Partition, resolveGroups } from '../factorization/groups.ts';
-import { NonFiniteExpertError } from '../factorization/non-finite-expert.ts';
 import { type CheckedSpec, checkSpec, type FactorizationSpec } from '../factorization/spec.ts';
 import { factorizeGroup, loadOrder } from '../factorization/stacked-group.ts';
 import type { Operator } from '../operators.ts';
@@ -64,7 +63,9 @@ export class StackedSvd implements LayerMethod {
   }
 
   async run(wanted: readonly number[], write: LayerWriter, step: StepListener): Promise<void> {
-    for (const layer of wanted) await write(layer, this.#factorizeLayer(layer, step));
+    for (const layer of wanted) {
+      await namingTensor(this.#checkpoint, layer, () => write(layer, this.#factorizeLayer(layer, step)));
+    }
   }
 
   async *#factorizeLayer(layer: number, step: StepListener): AsyncGenerator<GroupFactors> {
@@ -80,7 +81,7 @@ export class StackedSvd implements LayerMethod {
     const source = {
       device: this.#device,
       group,
-      groupSize: members.length,
+      members,
       hiddenSize,
       intermediateSize,
       dtype: (of: Operator) =>
@@ -104,20 +105,9 @@ export class StackedSvd implements LayerMethod {
           }
         }
       }
-    } catch (error) {
-      if (!(error instanceof NonFiniteExpertError)) throw error;
-      throw this.#nonFinite(layer, members, error);
     } finally {
       await reader.close();
     }
-  }
-
-  #nonFinite(layer: number, members: readonly number[], error: NonFiniteExpertError): MolaeError {
-    const { family, spec } = this.#checkpoint;
-    const { name } = locateExpert(family, spec, layer, members[error.index] as number, error.operator);
-    return new MolaeError('NON_FINITE', `Tensor ${name} has NaN or infinity at ${error.position}`, {
-      cause: error,
-    });
   }
 }
 

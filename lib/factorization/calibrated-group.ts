@@ -7,6 +7,7 @@ import type { Routing } from '../routing.ts';
 import type { Tensor } from '../tensor.ts';
 import { CalibratedLoss, reportOf } from './calibrated-report.ts';
 import type { FactorStorage, FactorsByOperator } from './factors.ts';
+import { namingExpert } from './non-finite-expert.ts';
 
 /** What reaches a MoE layer on calibration text; see `calibrate`. */
 export interface LayerInputs {
@@ -295,21 +296,16 @@ function openGroup(
 
 async function observe(
   native: NativeCalibratedGroup,
-  { experts, group, members }: CalibratedGroupInputs,
+  { experts, members }: CalibratedGroupInputs,
   signal: AbortSignal | undefined,
   progress: () => void,
 ): Promise<void> {
   for (const [index, expert] of members.entries()) {
     throwIfAborted(signal);
     const [gate, up, down] = matrices(experts, expert);
-    try {
-      await awaitNative(() => native.observe(index, gate.native, up.native, down.native));
-    } catch (error) {
-      if (!(error instanceof MolaeError) || error.code !== 'NON_FINITE') throw error;
-      throw new MolaeError('NON_FINITE', `Expert ${expert} of group ${group}: ${error.message}`, {
-        cause: error,
-      });
-    }
+    await namingExpert(expert, undefined, () =>
+      awaitNative(() => native.observe(index, gate.native, up.native, down.native)),
+    );
     progress();
   }
 }

@@ -38,7 +38,7 @@ export interface CalibratedOptions extends CalibratedGroups, FactorStorage {
  * `factorizeExperts`.
  *
  * @throws MolaeError `INVALID_ARGUMENT` for a k that does not divide N or an r out of range, `SHAPE_MISMATCH` for inputs
- * of another layer, `NON_FINITE` naming group, operator, expert and position, `DEVICE_UNAVAILABLE` on devices that cannot
+ * of another layer, `NON_FINITE` naming operator, expert and position, `DEVICE_UNAVAILABLE` on devices that cannot
  * do this (yet all but the CPU), `ABORTED`.
  */
 export async function factorizeCalibrated(

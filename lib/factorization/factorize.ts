@@ -32,7 +32,7 @@ export async function factorizeExperts(
       const source: GroupSource = {
         device: experts.device,
         group,
-        groupSize: members.length,
+        members,
         hiddenSize: experts.hiddenSize,
         intermediateSize: experts.intermediateSize,
         dtype: (operator) => options.dtype ?? (experts[operator][0]?.dtype as WeightDType),

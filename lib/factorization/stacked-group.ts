@@ -1,11 +1,11 @@
 import type { Device } from '../device.ts';
 import type { WeightDType } from '../dtype.ts';
-import { MolaeError, throwIfAborted } from '../errors.ts';
+import { throwIfAborted } from '../errors.ts';
 import { awaitNative, callNative, type NativeBasis } from '../native.ts';
 import type { Operator } from '../operators.ts';
 import type { Tensor } from '../tensor.ts';
 import type { FactorsByOperator } from './factors.ts';
-import { NonFiniteExpertError } from './non-finite-expert.ts';
+import { namingExpert } from './non-finite-expert.ts';
 import type { FactorizationReport } from './report.ts';
 import type { CheckedSpec } from './spec.ts';
 
@@ -13,7 +13,8 @@ import type { CheckedSpec } from './spec.ts';
 export interface GroupSource {
   readonly device: Device;
   readonly group: number;
-  readonly groupSize: number;
+  /** The numbers of its experts. */
+  readonly members: readonly number[];
   readonly hiddenSize: number;
   readonly intermediateSize: number;
   /** Of the factors. */
@@ -59,18 +60,21 @@ async function factorizeTogether(
   basis: NativeBasis,
   made: Tensor[],
 ): Promise<FactorsByOperator> {
-  const { device, groupSize, hiddenSize: n, intermediateSize: m } = source;
+  const { device, members, hiddenSize: n, intermediateSize: m } = source;
   const latentSize = spec.latentSizes[together[0] as Operator];
   const dtype = source.dtype(together[0] as Operator);
-  await eachExpert(source, together, (operator, index, w) => addExpert(basis, operator, index, w));
+  await eachExpert(source, together, (operator, index, w) =>
+    namingExpert(members[index] as number, operator, () => awaitNative(() => basis.add(w.native))),
+  );
   const isDown = together[0] === 'down';
   const b = device.empty(dtype, isDown ? [n, latentSize] : [latentSize, n]);
   made.push(b);
   const solved = await awaitNative(() => basis.solve(b.native));
 
+  const k = members.length;
   const a = new Map<Operator, Tensor>();
   for (const operator of together) {
-    const tensor = device.empty(dtype, isDown ? [groupSize, latentSize, m] : [groupSize, m, latentSize]);
+    const tensor = device.empty(dtype, isDown ? [k, latentSize, m] : [k, m, latentSize]);
     made.push(tensor);
     a.set(operator, tensor);
   }
@@ -114,7 +118,7 @@ async function eachExpert(
   visit: (operator: Operator, index: number, w: Tensor) => Promise<void>,
 ): Promise<void> {
   for (const operator of together) {
-    for (let index = 0; index < source.groupSize; index++) {
+    for (let index = 0; index < source.members.length; index++) {
       throwIfAborted(source.signal);
       const w = await source.load(operator, index);
       try {
@@ -124,15 +128,6 @@ async function eachExpert(
       }
       source.step();
     }
-  }
-}
-
-async function addExpert(basis: NativeBasis, operator: Operator, index: number, w: Tensor): Promise<void> {
-  try {
-    await awaitNative(() => basis.add(w.native));
-  } catch (error) {
-    if (!(error instanceof MolaeError) || error.code !== 'NON_FINITE') throw error;
-    throw new NonFiniteExpertError(operator, index, error);
   }
 }
 

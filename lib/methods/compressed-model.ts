@@ -1,3 +1,4 @@
+import { namingTensor } from '../checkpoint/non-finite-tensor.ts';
 import { MolaeError } from '../errors.ts';
 import { calibrate } from '../model/calibration.ts';
 import type { Model } from '../model/model.ts';
@@ -26,7 +27,8 @@ export async function compressModel(
       model,
       ids,
       async (layer) => {
-        layers.set(layer.layer, await compressor.compress(layer));
+        const compress = () => compressor.compress(layer);
+        layers.set(layer.layer, await namingTensor(model.checkpoint, layer.layer, compress));
         return undefined;
       },
       options,

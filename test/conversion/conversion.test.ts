@@ -1,5 +1,5 @@
 import { spawn } from 'node:child_process';
-import { cp, mkdir, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
+import { mkdir, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeEach, describe, expect, test } from 'vitest';
@@ -9,6 +9,7 @@ import { openDevice } from '../../lib/device.ts';
 import type { DenseExperts, LatentExperts, LatentOperator } from '../../lib/experts.ts';
 import { factorizeExperts } from '../../lib/factorization/factorize.ts';
 import { OPERATORS } from '../../lib/operators.ts';
+import { copyDamaged } from '../support/damaged.ts';
 import { TINY } from '../support/fixtures.ts';
 import { contents, digest } from '../support/folders.ts';
 import { freshPaths, outputFolder } from '../support/temporary.ts';
@@ -269,26 +270,13 @@ describe('an output that is in the way', () => {
 });
 
 describe('bad input', () => {
-  /** A copy of the source with bytes of a tensor overwritten. */
-  async function damaged(tensor: string, element: number, bits: number): Promise<string> {
-    const copy = `${output}-source`;
-    await cp(source, copy, { recursive: true });
-    await using checkpoint = await openCheckpoint(copy);
-    const { shard } = checkpoint.shards.tensor(tensor);
-    const file = await readFile(join(copy, shard));
-    const headerBytes = Number(file.readBigUInt64LE(0));
-    const header = JSON.parse(file.subarray(8, 8 + headerBytes).toString());
-    file.writeUInt16LE(bits, 8 + headerBytes + header[tensor].data_offsets[0] + 2 * element);
-    await writeFile(join(copy, shard), file);
-    return copy;
-  }
-
   test.each([
     ['NaN', 0x7fc0],
     ['infinity', 0xff80],
   ])('%s in a weight names tensor and position, and leaves nothing behind', async (_, bits) => {
     const name = 'model.layers.1.mlp.experts.6.up_proj.weight';
-    const copy = await damaged(name, 3 * 256 + 7, bits);
+    const copy = `${output}-source`;
+    await copyDamaged(source, copy, name, 3 * 256 + 7, bits);
     const call = convert({}, copy);
     await expect(call).rejects.toMatchObject({ code: 'NON_FINITE' });
     await expect(call).rejects.toThrow(`Tensor ${name} has NaN or infinity at [3, 7]`);

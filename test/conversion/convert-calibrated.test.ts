@@ -1,4 +1,4 @@
-import { readFile } from 'node:fs/promises';
+import { readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { openCheckpoint } from '../../lib/checkpoint/checkpoint.ts';
@@ -13,6 +13,7 @@ import { perplexity } from '../../lib/model/perplexity.ts';
 import { Tokenizer } from '../../lib/model/tokenizer.ts';
 import { sampleWindows, splitWindows } from '../../lib/model/windows.ts';
 import { stopAndGoOn } from '../methods/support.ts';
+import { copyDamaged } from '../support/damaged.ts';
 import { openOwnDevice } from '../support/device.ts';
 import { fixture, TINY } from '../support/fixtures.ts';
 import { contents } from '../support/folders.ts';
@@ -43,6 +44,22 @@ async function perplexityOf(path: string): Promise<number> {
 }
 
 describe('calibrated conversion', () => {
+  test.each<[string, Partial<CalibratedConversionOptions>]>([
+    ['where latent sizes are chosen', {}],
+    ['where factors are fitted', { latentSize: 64, targetRatio: undefined }],
+  ])('NaN in a weight names tensor and position, %s, and leaves nothing behind', async (_, options) => {
+    const name = 'model.layers.1.mlp.experts.6.up_proj.weight';
+    const copy = `${output}-source`;
+    await copyDamaged(source, copy, name, 3 * 256 + 7, 0x7fc0);
+    await expect(
+      convertCalibrated(copy, output, { calibration, groupSize: 4, targetRatio: 0.5, device, ...options }),
+    ).rejects.toMatchObject({
+      code: 'NON_FINITE',
+      message: `Tensor ${name} has NaN or infinity at [3, 7]`,
+    });
+    await expect(stat(output)).rejects.toMatchObject({ code: 'ENOENT' });
+  });
+
   test('costs at most 0.4 times the perplexity that the paper’s method costs, on text that it did not see', async () => {
     const report = await convert();
     const calibrated = output;

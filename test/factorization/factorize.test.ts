@@ -402,9 +402,7 @@ describe('bad input', () => {
       using dense = layerOf(weights);
       const call = factorizeExperts(dense, { groupSize: 2, latentSize: 4 });
       await expect(call).rejects.toMatchObject({ code: 'NON_FINITE' });
-      await expect(call).rejects.toThrow(
-        /up matrix of expert 1 of the group has NaN or infinity at \[2, 5\]/,
-      );
+      await expect(call).rejects.toThrow(/The up matrix of expert 3 has NaN or infinity at \[2, 5\]/);
     },
   );
 

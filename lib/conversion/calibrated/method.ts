@@ -1,3 +1,4 @@
+import { namingTensor } from '../../checkpoint/non-finite-tensor.ts';
 import { DTYPE_BYTES } from '../../checkpoint/safetensors/dtype.ts';
 import type { LatentExperts } from '../../experts.ts';
 import {
@@ -107,8 +108,10 @@ export class CalibratedMethod implements LayerMethod {
           const made = new GatheredFactors();
           try {
             const groups = this.#factorize(layer, step, sequential ? made : undefined);
-            if (left.delete(layer.layer)) await write(layer.layer, groups);
-            else for await (const _ of groups); // written by an earlier run: only what follows needs it
+            await namingTensor(this.#model.checkpoint, layer.layer, async () => {
+              if (left.delete(layer.layer)) await write(layer.layer, groups);
+              else for await (const _ of groups); // written by an earlier run: only what follows needs it
+            });
             if (!sequential) return undefined;
             for (const earlier of substitutes.splice(0)) earlier.dispose();
             const experts = made.experts(denseExperts(layer), this.shapes.groups(layer.layer));

@@ -1,3 +1,4 @@
+import { namingTensor } from '../../checkpoint/non-finite-tensor.ts';
 import { calibrate } from '../../model/calibration.ts';
 import type { CalibrationLayer } from '../../model/calibration-layer.ts';
 import type { KeptInputs } from '../../model/kept-inputs.ts';
@@ -38,7 +39,7 @@ export async function survey(
     surveyedPart(model, request).surveyed,
     async (layer) => {
       await kept?.keep(layer);
-      await look(layer);
+      await namingTensor(model.checkpoint, layer.layer, () => look(layer));
       done++;
       onLayer?.({ done, total: model.checkpoint.spec.layers.length });
       return undefined;
