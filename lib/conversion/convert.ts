@@ -1,6 +1,5 @@
 import type { Device } from '../device.ts';
-import { checkCallback, checkObject, expected, throwIfAborted } from '../errors.ts';
-import type { OutputOptions } from './options.ts';
+import { checkConversion, type OutputOptions } from './options.ts';
 import type { ConversionReport } from './report.ts';
 import { runConversion } from './run.ts';
 import { withSource } from './source.ts';
@@ -26,10 +25,7 @@ export async function convertCheckpoint(
   output: string,
   options: ConvertOptions,
 ): Promise<ConversionReport> {
-  if (typeof output !== 'string' || output === '') throw expected('the path of a folder', 'output', output);
-  checkObject(options, 'options');
-  checkCallback(options.onProgress, 'onProgress');
-  throwIfAborted(options.signal);
+  checkConversion(output, options);
   return withSource(input, options.device, (checkpoint, device) =>
     runConversion(checkpoint, output, options, new StackedSvd(checkpoint, device, options)),
   );

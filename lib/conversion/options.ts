@@ -1,6 +1,6 @@
 import type { Checkpoint } from '../checkpoint/checkpoint.ts';
 import { type BlockDType, checkBlockDType } from '../dtype.ts';
-import { expected, MolaeError } from '../errors.ts';
+import { checkCallback, checkObject, expected, MolaeError, throwIfAborted } from '../errors.ts';
 import type { Operator } from '../operators.ts';
 
 /** What every conversion can be told, whatever makes the factors. */
@@ -30,6 +30,14 @@ export interface ConvertProgress {
   readonly layer: number;
   readonly operator: Operator;
   readonly group: number;
+}
+
+/** Refuses what no conversion can be asked for, before anything is opened. */
+export function checkConversion(output: unknown, options: OutputOptions): void {
+  if (typeof output !== 'string' || output === '') throw expected('the path of a folder', 'output', output);
+  checkObject(options, 'options');
+  checkCallback(options.onProgress, 'onProgress');
+  throwIfAborted(options.signal);
 }
 
 /** What the output stores: the factors, or A·B under the original names. */

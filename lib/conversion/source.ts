@@ -2,25 +2,19 @@ import { type Checkpoint, openCheckpoint } from '../checkpoint/checkpoint.ts';
 import { checkDevice, type Device, openDevice } from '../device.ts';
 import { MolaeError } from '../errors.ts';
 
-/** @throws MolaeError `UNSUPPORTED_CHECKPOINT` for what was converted already. */
-export function requireDense({ format, path }: Checkpoint): void {
-  if (format === 'dense') return;
-  throw new MolaeError(
-    'UNSUPPORTED_CHECKPOINT',
-    `${path} was converted already: take the checkpoint it came from`,
-  );
-}
-
-/** Opens a checkpoint that can still be converted. Throws as `openCheckpoint` and {@link requireDense}. */
+/**
+ * Opens a checkpoint that can still be converted.
+ *
+ * @throws MolaeError as `openCheckpoint`; `UNSUPPORTED_CHECKPOINT` for what was converted already.
+ */
 export async function openDense(path: string): Promise<Checkpoint> {
   const checkpoint = await openCheckpoint(path);
-  try {
-    requireDense(checkpoint);
-    return checkpoint;
-  } catch (error) {
-    await checkpoint.close();
-    throw error;
-  }
+  if (checkpoint.format === 'dense') return checkpoint;
+  await checkpoint.close();
+  throw new MolaeError(
+    'UNSUPPORTED_CHECKPOINT',
+    `${checkpoint.path} was converted already: take the checkpoint it came from`,
+  );
 }
 
 /** Works with the source of a conversion and a device: the one that is given, or else `auto`, which is let go of afterwards. */

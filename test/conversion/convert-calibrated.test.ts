@@ -177,6 +177,25 @@ describe('calibrated conversion', () => {
       convertCalibrated(other, join(root, 'other'), { calibration, targetRatio: 0.3, device }),
     ).rejects.toMatchObject({ code: 'UNSUPPORTED_CHECKPOINT' });
   });
+
+  test.each<[string, Partial<CalibratedConversionOptions>, RegExp]>([
+    ['a signal that is none', { signal: 5 as never }, /an AbortSignal for signal/],
+    ['a device by its name', { device: 'cpu' as never }, /a device of openDevice\(\) for device/],
+    ['an onProgress that is none', { onProgress: 5 as never }, /a function for onProgress/],
+    ['an onSurvey that is none', { onSurvey: 'x' as never }, /a function for onSurvey/],
+    ['an onCandidate that is none', { onCandidate: {} as never }, /a function for onCandidate/],
+  ])('%s is refused before anything is opened', async (_, options, message) => {
+    const call = convertCalibrated('/nowhere', output, {
+      calibration,
+      targetRatio: 0.5,
+      device,
+      ...options,
+    });
+    await expect(call).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' });
+    await expect(call).rejects.toThrow(message);
+    const none = convertCalibrated('/nowhere', output, undefined as never);
+    await expect(none).rejects.toThrow(/an object for options/);
+  });
 });
 
 describe('layer inputs kept from the survey', () => {

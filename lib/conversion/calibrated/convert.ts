@@ -1,15 +1,13 @@
-import { openCheckpoint } from '../../checkpoint/checkpoint.ts';
-import { openDevice } from '../../device.ts';
-import { expected, throwIfAborted } from '../../errors.ts';
 import type { SearchReport } from '../../methods/calibrated/search.ts';
 import { surveyedPart } from '../../methods/calibrated/survey.ts';
 import type { TextParts } from '../../model/calibration.ts';
 import { KeptInputs, keptInputBytes } from '../../model/kept-inputs.ts';
 import { Model } from '../../model/model.ts';
+import { checkConversion } from '../options.ts';
 import { OutputFolder } from '../output-folder.ts';
 import type { ConversionReport } from '../report.ts';
 import { runConversion } from '../run.ts';
-import { requireDense } from '../source.ts';
+import { withSource } from '../source.ts';
 import type { GroupUseReport } from './group-use.ts';
 import { CalibratedMethod, type CalibrationCoverage } from './method.ts';
 import { type CalibratedConversionOptions, checkOptions, KEPT_BYTES } from './options.ts';
@@ -39,13 +37,9 @@ export async function convertCalibrated(
   output: string,
   options: CalibratedConversionOptions,
 ): Promise<CalibratedConversionReport> {
-  if (typeof output !== 'string' || output === '') throw expected('the path of a folder', 'output', output);
+  checkConversion(output, options);
   checkOptions(options);
-  throwIfAborted(options.signal);
-  await using checkpoint = await openCheckpoint(input);
-  requireDense(checkpoint);
-  const device = options.device ?? (await openDevice('auto'));
-  try {
+  return withSource(input, options.device, async (checkpoint, device) => {
     const { search = false, signal } = options;
     await using model = await Model.open(input, { device, stream: !search, signal });
     const kept = keptInputs(model, options);
@@ -59,9 +53,7 @@ export async function convertCalibrated(
       ...(groupUse && { groupUse }),
       ...(choice.search && { search: choice.search }),
     };
-  } finally {
-    if (!options.device) device.dispose();
-  }
+  });
 }
 
 /** Nothing where there is no use for them, or they would be too many. */

@@ -1,5 +1,5 @@
 import type { Device } from '../../device.ts';
-import { expected, expectedCount } from '../../errors.ts';
+import { checkCallback, expected, expectedCount } from '../../errors.ts';
 import { type CalibratedSteps, calibratedPasses } from '../../factorization/calibrated-group.ts';
 import type { SearchOptions } from '../../methods/calibrated/search.ts';
 import type { Grouping } from '../../methods/grouping/grouping.ts';
@@ -53,6 +53,8 @@ export interface CalibratedConversionOptions extends OutputOptions, CalibratedSt
 export function checkOptions(options: CalibratedConversionOptions): void {
   checkCalibration(options.calibration);
   checkKeptBytes(options);
+  checkCallback(options.onSurvey, 'onSurvey');
+  checkCallback(options.onCandidate, 'onCandidate');
   calibratedPasses(options);
 }
 
