@@ -1,11 +1,12 @@
 import type { Device } from './device.ts';
+import type { DType } from './dtype.ts';
 import { checkObject, expected, MolaeError } from './errors.ts';
 import type { Partition } from './factorization/groups.ts';
 import type { FactorizationReport } from './factorization/report.ts';
 import { awaitAbortable, callNative, type NativeLayer, type NativeOperator } from './native.ts';
 import type { Operator } from './operators.ts';
 import type { Routing } from './routing.ts';
-import { checkTensor, Tensor, withResults } from './tensor.ts';
+import { checkTensor, type ResultTensor, Tensor, withResults } from './tensor.ts';
 
 /** Of one layer. Real ones have hundreds. */
 const MOST_EXPERTS = 65_536;
@@ -36,9 +37,9 @@ export interface SharedExpert {
   readonly gateLogit?: Tensor | undefined;
 }
 
-export interface ForwardOptions {
+export interface ForwardOptions<Out extends Tensor | undefined = Tensor | undefined> {
   /** Where y goes; by default a new tensor like x. With it, a call in steady state allocates no device memory. */
-  readonly out?: Tensor | undefined;
+  readonly out?: Out;
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -151,14 +152,18 @@ export abstract class Experts {
    * y [tokens, n] of x [tokens, n]: the weighted sum of the routed experts of each token, plus the shared expert's
    * output. x may be of any floating dtype; y has x's.
    */
-  async forward(x: Tensor, routing: Routing, options: ForwardOptions = {}): Promise<Tensor> {
+  async forward<D extends DType, Out extends Tensor | undefined = undefined>(
+    x: Tensor<D>,
+    routing: Routing,
+    options: ForwardOptions<Out> = {},
+  ): Promise<ResultTensor<D, Out>> {
     const { ids, weights, out: given, signal } = checkedCall(x, routing, options);
     return withResults(this.device, async (make) => {
       const out = given ?? make(x.dtype, x.shape);
       await awaitAbortable(signal, (cancellation) =>
         this.#alive().forward(x.native, ids.native, weights.native, out.native, cancellation),
       );
-      return out;
+      return out as ResultTensor<D, Out>;
     });
   }
 
@@ -166,7 +171,11 @@ export abstract class Experts {
    * Like `forward`, on the calling thread, which it blocks; work queued before runs first. For decoding, where a trip
    * through the queue costs more than the arithmetic.
    */
-  forwardSync(x: Tensor, routing: Routing, options: { readonly out?: Tensor | undefined } = {}): Tensor {
+  forwardSync<D extends DType, Out extends Tensor | undefined = undefined>(
+    x: Tensor<D>,
+    routing: Routing,
+    options: Pick<ForwardOptions<Out>, 'out'> = {},
+  ): ResultTensor<D, Out> {
     const { ids, weights, out: given } = checkedCall(x, routing, options);
     const out = given ?? this.device.empty(x.dtype, x.shape);
     try {
@@ -175,7 +184,7 @@ export abstract class Experts {
       if (!given) out.dispose();
       throw error;
     }
-    return out;
+    return out as ResultTensor<D, Out>;
   }
 
   /**

@@ -58,6 +58,7 @@ export {
   eigh,
   type GemmOptions,
   type GroupedGemmProblem,
+  type GroupedGemmResults,
   gemm,
   groupedGemm,
   type Svd,
@@ -107,4 +108,4 @@ export { type ConversionPlan, planConversion } from './plan/plan-conversion.ts';
 export type { PlanOptions } from './plan/request.ts';
 export { quantizeExperts } from './quantize.ts';
 export { type GroupLimit, type RouteOptions, type RouterSpec, type Routing, route } from './routing.ts';
-export { type Shape, Tensor } from './tensor.ts';
+export { type ResultTensor, type Shape, Tensor } from './tensor.ts';

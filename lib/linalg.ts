@@ -1,39 +1,47 @@
 import { type DType, isBlockDType } from './dtype.ts';
 import { checkObject, expected, MolaeError, shapeText } from './errors.ts';
 import { awaitNative, type NativeGemm } from './native.ts';
-import { checkTensor, type Tensor, withResults } from './tensor.ts';
+import { checkTensor, type ResultTensor, type Tensor, withResults } from './tensor.ts';
 
 /** Of one call. */
 const MOST_PRODUCTS = 2 ** 20;
 
 /** C = alpha · op(A) · op(B) + beta · C */
-export interface GemmOptions {
+export interface GemmOptions<Out extends Tensor | undefined = Tensor | undefined> {
   readonly transposeA?: boolean | undefined;
   readonly transposeB?: boolean | undefined;
   readonly alpha?: number | undefined;
   /** Only with `out`; 0 (the default) does not read it. */
   readonly beta?: number | undefined;
   /** Where C goes; by default a new tensor of A's dtype. May be f32 for f16 and bf16 operands. */
-  readonly out?: Tensor | undefined;
+  readonly out?: Out;
 }
 
 /**
  * The matrix product op(A) [m, k] · op(B) [k, n] → [m, n]. f32 and f64 are computed as they are; f16 and bf16 operands
  * are multiplied and summed in f32 and rounded once.
  */
-export async function gemm(a: Tensor, b: Tensor, options: GemmOptions = {}): Promise<Tensor> {
+export async function gemm<D extends DType, Out extends Tensor | undefined = undefined>(
+  a: Tensor<D>,
+  b: Tensor,
+  options: GemmOptions<Out> = {},
+): Promise<ResultTensor<D, Out>> {
   checkMatrix(a, 'a');
   checkMatrix(b, 'b');
   const given = checkedOptions(options);
   return withResults(a.device, async (make) => {
     const out = given.out ?? make(a.dtype, [opRows(a, given.transposeA), opCols(b, given.transposeB)]);
     await awaitNative(() => a.device.native.gemm([problem(a, b, out, given)]));
-    return out;
+    return out as ResultTensor<D, Out>;
   });
 }
 
 /** Products of matching slices: A [batch, …] · B [batch, …] → [batch, m, n]. */
-export async function batchedGemm(a: Tensor, b: Tensor, options: GemmOptions = {}): Promise<Tensor> {
+export async function batchedGemm<D extends DType, Out extends Tensor | undefined = undefined>(
+  a: Tensor<D>,
+  b: Tensor,
+  options: GemmOptions<Out> = {},
+): Promise<ResultTensor<D, Out>> {
   checkRank(a, 3, 'a');
   checkRank(b, 3, 'b');
   const given = checkedOptions(options);
@@ -70,7 +78,7 @@ export async function batchedGemm(a: Tensor, b: Tensor, options: GemmOptions = {
     } finally {
       for (const view of slices) view.dispose();
     }
-    return out;
+    return out as ResultTensor<D, Out>;
   });
 }
 
@@ -80,8 +88,15 @@ export interface GroupedGemmProblem extends GemmOptions {
   readonly b: Tensor;
 }
 
+/** The results of products, in their order. */
+export type GroupedGemmResults<Problems extends readonly GroupedGemmProblem[]> = {
+  -readonly [I in keyof Problems]: ResultTensor<Problems[I]['a']['dtype'], Problems[I]['out']>;
+};
+
 /** Independent products of any shapes, as one operation: the threads are shared out over all of them. */
-export async function groupedGemm(problems: readonly GroupedGemmProblem[]): Promise<Tensor[]> {
+export async function groupedGemm<const Problems extends readonly GroupedGemmProblem[]>(
+  problems: Problems,
+): Promise<GroupedGemmResults<Problems>> {
   if (!Array.isArray(problems)) throw expected('an array', 'problems', problems);
   if (problems.length > MOST_PRODUCTS)
     throw expected(`at most ${MOST_PRODUCTS} products`, 'problems', problems);
@@ -93,7 +108,7 @@ export async function groupedGemm(problems: readonly GroupedGemmProblem[]): Prom
     return { a, b, ...checkedOptions(item) };
   });
   const [first] = given;
-  if (!first) return [];
+  if (!first) return [] as GroupedGemmResults<Problems>;
   const { device } = first.a;
   return withResults(device, async (make) => {
     const outs: Tensor[] = given.map(
@@ -103,17 +118,17 @@ export async function groupedGemm(problems: readonly GroupedGemmProblem[]): Prom
     await awaitNative(() =>
       device.native.gemm(given.map((item, i) => problem(item.a, item.b, outs[i] as Tensor, item))),
     );
-    return outs;
+    return outs as GroupedGemmResults<Problems>;
   });
 }
 
-export interface Svd {
+export interface Svd<D extends DType = DType> {
   /** Left singular vectors [p, k] as columns, k = min(p, q). */
-  readonly u: Tensor;
+  readonly u: Tensor<D>;
   /** Singular values [k], descending. */
-  readonly s: Tensor;
+  readonly s: Tensor<D>;
   /** Right singular vectors [k, q] as rows. */
-  readonly vt: Tensor;
+  readonly vt: Tensor<D>;
 }
 
 /**
@@ -121,24 +136,24 @@ export interface Svd {
  *
  * @throws MolaeError `NON_FINITE` with the position, `NO_CONVERGENCE`.
  */
-export async function svd(a: Tensor): Promise<Svd> {
+export async function svd<D extends DType>(a: Tensor<D>): Promise<Svd<D>> {
   checkMatrix(a, 'a');
   refuseBlocks(a, 'a');
   const [p, q] = a.shape as [number, number];
   const k = Math.min(p, q);
   return withResults(a.device, async (make) => {
-    const result: Svd = { u: make(a.dtype, [p, k]), s: make(a.dtype, [k]), vt: make(a.dtype, [k, q]) };
+    const result: Svd<D> = { u: make(a.dtype, [p, k]), s: make(a.dtype, [k]), vt: make(a.dtype, [k, q]) };
     const { u, s, vt } = result;
     await awaitNative(() => a.device.native.svd(a.native, u.native, s.native, vt.native));
     return result;
   });
 }
 
-export interface Eigh {
+export interface Eigh<D extends DType = DType> {
   /** All eigenvalues [n], descending. */
-  readonly values: Tensor;
+  readonly values: Tensor<D>;
   /** Unit eigenvectors [top, n] as rows, those of the `top` largest eigenvalues, in their order. */
-  readonly vectors: Tensor;
+  readonly vectors: Tensor<D>;
 }
 
 /**
@@ -147,7 +162,10 @@ export interface Eigh {
  *
  * @param options.top by default n: the whole decomposition.
  */
-export async function eigh(a: Tensor, options: { readonly top?: number | undefined } = {}): Promise<Eigh> {
+export async function eigh<D extends DType>(
+  a: Tensor<D>,
+  options: { readonly top?: number | undefined } = {},
+): Promise<Eigh<D>> {
   checkMatrix(a, 'a');
   refuseBlocks(a, 'a');
   checkObject(options, 'options');
@@ -158,7 +176,7 @@ export async function eigh(a: Tensor, options: { readonly top?: number | undefin
   const work = await a.to(a.dtype);
   try {
     return await withResults(a.device, async (make) => {
-      const result: Eigh = { values: make(a.dtype, [n]), vectors: make(a.dtype, [top, n]) };
+      const result: Eigh<D> = { values: make(a.dtype, [n]), vectors: make(a.dtype, [top, n]) };
       await awaitNative(() => a.device.native.eigh(work.native, result.values.native, result.vectors.native));
       return result;
     });

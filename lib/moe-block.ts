@@ -1,8 +1,9 @@
+import type { DType } from './dtype.ts';
 import { checkObject, expected } from './errors.ts';
 import { Experts, type ForwardOptions } from './experts.ts';
 import { gemm } from './linalg.ts';
 import { type RouterSpec, type Routing, route } from './routing.ts';
-import { checkTensor, type Tensor } from './tensor.ts';
+import { checkTensor, type ResultTensor, type Tensor } from './tensor.ts';
 
 export interface MoeBlockInit {
   /** The router's weight [N, n]. */
@@ -34,9 +35,9 @@ export class MoeBlock {
   }
 
   /** The router's logits [tokens, N] in f32 for x [tokens, n]. */
-  async routerLogits(x: Tensor): Promise<Tensor> {
+  async routerLogits(x: Tensor): Promise<Tensor<'f32'>> {
     checkTensor(x, 'x');
-    const wide = x.dtype === 'f32' ? x : await x.to('f32');
+    const wide = x.dtype === 'f32' ? (x as Tensor<'f32'>) : await x.to('f32');
     try {
       return await gemm(wide, this.router, { transposeB: true });
     } finally {
@@ -51,7 +52,10 @@ export class MoeBlock {
   }
 
   /** y [tokens, n] of x [tokens, n], in x's dtype. */
-  async forward(x: Tensor, options: ForwardOptions = {}): Promise<Tensor> {
+  async forward<D extends DType, Out extends Tensor | undefined = undefined>(
+    x: Tensor<D>,
+    options: ForwardOptions<Out> = {},
+  ): Promise<ResultTensor<D, Out>> {
     const routing = await this.route(x);
     try {
       return await this.experts.forward(x, routing, options);

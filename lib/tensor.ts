@@ -162,6 +162,14 @@ export class Tensor<D extends DType = DType> {
   }
 }
 
+/**
+ * What an operation gives: `out` where it was given, otherwise a new tensor of dtype D. An `out` that may be undefined gives
+ * either; without TypeScript's `exactOptionalPropertyTypes` it counts as given.
+ */
+export type ResultTensor<D extends DType, Out extends Tensor | undefined> = Out extends Tensor
+  ? Out
+  : Tensor<D>;
+
 /** @internal Throws unless `data` is a typed array that fits the dtype. */
 export function checkHolder(dtype: DType, data: unknown, name: string): asserts data is NodeJS.TypedArray {
   if (!holds(dtype, data)) throw expected(`${holderName(dtype)} (${dtype})`, name, data);

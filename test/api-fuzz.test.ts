@@ -5,7 +5,7 @@ import { describe, expect, test } from 'vitest';
 import type { Device } from '../lib/device.ts';
 import type { DType } from '../lib/dtype.ts';
 import { DenseExperts, LatentExperts } from '../lib/experts.ts';
-import { batchedGemm, gemm, svd } from '../lib/linalg.ts';
+import { batchedGemm, type GemmOptions, gemm, svd } from '../lib/linalg.ts';
 import { MoeBlock } from '../lib/moe-block.ts';
 import { type RouterSpec, type Routing, route } from '../lib/routing.ts';
 import type { Tensor } from '../lib/tensor.ts';
@@ -134,9 +134,9 @@ describe('findings', () => {
       using x = matrix(device, 2, 2);
       const spec: RouterSpec = { scoring: 'softmax', topK: 1, renormalize: true };
       const calls: (() => unknown)[] = [
-        () => gemm(x, x, any(null)),
+        () => gemm(x, x, any<GemmOptions>(null)),
         () => gemm(x, x, { transposeA: any(1) }),
-        () => gemm(x, x, { out: any({}) }),
+        () => gemm(x, x, { out: any<Tensor>({}) }),
         () => route(x, any(null)),
         () => route(x, spec, any(null)),
         () => route(x, { ...spec, groupLimit: any(null) }),

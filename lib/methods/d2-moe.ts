@@ -174,7 +174,7 @@ async function resultsOf(
   inputs: Tensor<'f32'>,
   experts: DenseExperts,
 ): Promise<Tensor<'f32'>> {
-  if (operator !== 'down') return (await gemm(inputs, delta, { transposeB: true })) as Tensor<'f32'>;
+  if (operator !== 'down') return gemm(inputs, delta, { transposeB: true });
   using gate = await expert.gate.to('f32');
   using up = await expert.up.to('f32');
   return expertOutputs({ gate, up, down: delta }, experts, inputs);

@@ -99,7 +99,7 @@ async function addOverlaps(
 
 /** Orthonormal columns that span those of X Bᵀ. */
 async function columnSpace(x: Tensor<'f32'>, basis: Tensor): Promise<Tensor> {
-  using z = await gemm(x, basis as Tensor<'f32'>, { transposeB: true });
+  using z = await gemm(x, basis, { transposeB: true });
   const { u, s, vt } = await svd(z);
   s.dispose();
   vt.dispose();
