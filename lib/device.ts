@@ -1,19 +1,36 @@
 import { checkDType, type DType, type TypedArrayOf } from './dtype.ts';
 import { checkObject, expected, MolaeError } from './errors.ts';
-import {
-  awaitNative,
-  callNative,
-  type NativeDevice,
-  type NativeDeviceInfo,
-  type NativeMemoryUsage,
-  native,
-} from './native.ts';
+import { awaitNative, callNative, type NativeDevice, native } from './native.ts';
 import { checkData, checkedShape, checkHolder, type Shape, Tensor } from './tensor.ts';
 
-export type DeviceInfo = NativeDeviceInfo;
-/** Bytes of live tensors, bytes of workspaces kept for reuse, and the largest sum of both so far. */
-export type MemoryUsage = NativeMemoryUsage;
+/** What a device is. */
+export interface DeviceInfo {
+  readonly kind: 'cpu' | 'cuda';
+  /** Which of its kind; 0 for the CPU. */
+  readonly index: number;
+  /** Of the processor or the GPU. */
+  readonly name: string;
+  /** The BLAS that does the matrix products, with its version. */
+  readonly library: string;
+  /** Instruction sets, or the compute capability. */
+  readonly features: readonly string[];
+  /** Those that it computes with; 0 for a GPU. */
+  readonly threads: number;
+  /** All of its memory. */
+  readonly memoryBytes: number;
+}
 
+/** The memory that a device uses, in bytes. */
+export interface MemoryUsage {
+  /** Of live tensors. */
+  readonly tensors: number;
+  /** Kept for reuse between calls. */
+  readonly workspaces: number;
+  /** The largest sum of both so far. */
+  readonly peak: number;
+}
+
+/** How `openDevice` opens a device. */
 export interface DeviceOptions {
   /** How many threads the CPU device may use; 0, the default: every processor that this process may run on. */
   readonly threads?: number | undefined;
@@ -86,6 +103,7 @@ export class Device {
     return awaitNative(() => this.native.timestamp());
   }
 
+  /** What is in use now, and was at most. */
   memoryUsage(): MemoryUsage {
     return callNative(() => this.native.memoryUsage());
   }

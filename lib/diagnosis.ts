@@ -17,6 +17,7 @@ export interface Diagnosis {
   readonly backends: readonly BackendDiagnosis[];
 }
 
+/** Whether a kind of device works here, and what was found of it. */
 export interface BackendDiagnosis {
   readonly name: string;
   readonly available: boolean;

@@ -6,6 +6,7 @@ import { expected, MolaeError, shapeText } from './errors.ts';
  */
 export type DType = FloatDType | BlockDType | 'i32';
 
+/** IEEE 754 with 32, 64 and 16 bits, and bfloat16: the upper 16 bits of an f32. */
 export type FloatDType = 'f32' | 'f64' | 'f16' | 'bf16';
 
 /** Weights in blocks. CPU only. */

@@ -37,19 +37,22 @@ export interface SharedExpert {
   readonly gateLogit?: Tensor | undefined;
 }
 
+/** Where the result of a forward pass goes, and what stops it. */
 export interface ForwardOptions<Out extends Tensor | undefined = Tensor | undefined> {
   /** Where y goes; by default a new tensor like x. With it, a call in steady state allocates no device memory. */
   readonly out?: Out;
   readonly signal?: AbortSignal | undefined;
 }
 
+/** How `Experts.pack` packs. */
 export interface PackOptions {
   /** Dispose the tensors that the layer owns once they are copied: gate, up and down can't be read any more. */
   readonly release?: boolean | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
-interface Common {
+/** What dense and latent experts are made of alike. */
+export interface ExpertsInit {
   readonly activation?: Activation | undefined;
   readonly sharedExpert?: SharedExpert | undefined;
   /** Tensors that go when the layer is disposed. */
@@ -57,17 +60,19 @@ interface Common {
 }
 
 /** An operator as a layer keeps it: dense ones as one matrix for each expert. */
-type StoredOperator = LatentOperator | readonly Tensor[];
+export type StoredOperator = LatentOperator | readonly Tensor[];
 
 type StoredOperators = Readonly<Record<Operator, StoredOperator>>;
 
-export interface DenseExpertsInit extends Common {
+/** What dense experts are made of. */
+export interface DenseExpertsInit extends ExpertsInit {
   readonly gate: DenseOperator;
   readonly up: DenseOperator;
   readonly down: DenseOperator;
 }
 
-export interface LatentExpertsInit extends Common {
+/** What latent experts are made of. Operators that are given as matrices stay dense. */
+export interface LatentExpertsInit extends ExpertsInit {
   /** How well the factors stand for the experts they came from. */
   readonly report?: readonly FactorizationReport[] | undefined;
   /** A partition of the experts. */
@@ -99,7 +104,12 @@ export abstract class Experts {
     return typeof value === 'object' && value !== null && #native in value;
   }
 
-  protected constructor(init: Common, groups: Partition, operators: (made: Tensor[]) => StoredOperators) {
+  /** @internal Use {@link DenseExperts} or {@link LatentExperts}. */
+  protected constructor(
+    init: ExpertsInit,
+    groups: Partition,
+    operators: (made: Tensor[]) => StoredOperators,
+  ) {
     const made: Tensor[] = [];
     const views: Tensor[] = [];
     try {

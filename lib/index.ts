@@ -1,17 +1,34 @@
 export { Checkpoint, openCheckpoint } from './checkpoint/checkpoint.ts';
-export type { Family, MoeSpec } from './checkpoint/family.ts';
+export type { ModelConfig } from './checkpoint/config.ts';
+export type {
+  Attention,
+  AttentionSizes,
+  DecoderSpec,
+  GroupedQueryAttention,
+  LatentAttention,
+  Rotary,
+  RotaryScaling,
+} from './checkpoint/decoder-spec.ts';
+export type { ExpertSlice, Family, MoeSpec, SharedExpertTensors } from './checkpoint/family.ts';
 export { type Inspection, inspectCheckpoint } from './checkpoint/inspect.ts';
-export type { MoeLayer } from './checkpoint/layers.ts';
+export type { JsonObject } from './checkpoint/json.ts';
+export type { LatentFactor, MolaeBlock } from './checkpoint/latent-format.ts';
+export type { LatentGroup, MoeLayer } from './checkpoint/layers.ts';
 export type { LoadOptions } from './checkpoint/load-experts.ts';
+export type { SafetensorsDtype, StoredFloat } from './checkpoint/safetensors/dtype.ts';
+export type { TensorEntry } from './checkpoint/safetensors/header.ts';
 export { SafetensorsFile } from './checkpoint/safetensors/reader.ts';
 export { SafetensorsWriter, type TensorDeclaration } from './checkpoint/safetensors/writer.ts';
+export type { ShardedTensor, Shards } from './checkpoint/shards.ts';
+export type { Piece, Weights } from './checkpoint/weights.ts';
 export { type CalibratedConversionReport, convertCalibrated } from './conversion/calibrated/convert.ts';
 export type { GroupUseReport } from './conversion/calibrated/group-use.ts';
 export type { CalibrationCoverage } from './conversion/calibrated/method.ts';
 export type { CalibratedConversionOptions } from './conversion/calibrated/options.ts';
 export { type ConvertOptions, convertCheckpoint } from './conversion/convert.ts';
-export type { ConvertProgress } from './conversion/options.ts';
+export type { ConvertProgress, OutputOptions } from './conversion/options.ts';
 export type { Change, ConversionReport, LayerReport } from './conversion/report.ts';
+export type { SizeOptions } from './conversion/stacked-svd.ts';
 export { distinctGroups } from './costs/distinct-groups.ts';
 export {
   type Comparison,
@@ -31,6 +48,7 @@ export {
   type DenseExpertsInit,
   type DenseOperator,
   Experts,
+  type ExpertsInit,
   type ForwardOptions,
   isLatent,
   LatentExperts,
@@ -38,6 +56,7 @@ export {
   type LatentOperator,
   type PackOptions,
   type SharedExpert,
+  type StoredOperator,
 } from './experts.ts';
 export {
   type CalibratedGroups,
@@ -49,6 +68,7 @@ export type { CalibratedSteps, LayerInputs, OperatorSpectrum } from './factoriza
 export { type FactorizeOptions, factorizeExperts } from './factorization/factorize.ts';
 export type { FactorStorage } from './factorization/factors.ts';
 export type { FactorizeProgress, GroupedWork } from './factorization/grouped-work.ts';
+export type { Partition } from './factorization/groups.ts';
 export { type AllocationOptions, allocateLatentSizes, type Spending } from './factorization/latent-sizes.ts';
 export type { FactorizationReport } from './factorization/report.ts';
 export type { FactorizationSpec, Solver } from './factorization/spec.ts';
@@ -85,7 +105,12 @@ export {
 } from './methods/method.ts';
 export { METHODS } from './methods/methods.ts';
 export type { KeyValueCache } from './model/cache.ts';
-export { type CalibrationOptions, calibrate, calibrationTokens } from './model/calibration.ts';
+export {
+  type CalibrationOptions,
+  calibrate,
+  calibrationTokens,
+  type LayerVisitor,
+} from './model/calibration.ts';
 export type { CalibrationLayer } from './model/calibration-layer.ts';
 export { compareModels, type ModelComparison } from './model/compare.ts';
 export { expertCoverage, type LayerCoverage } from './model/coverage.ts';

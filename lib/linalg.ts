@@ -122,6 +122,7 @@ export async function groupedGemm<const Problems extends readonly GroupedGemmPro
   });
 }
 
+/** A singular value decomposition A = U · diag(s) · Vᵀ of a matrix [p, q]. The caller disposes the tensors. */
 export interface Svd<D extends DType = DType> {
   /** Left singular vectors [p, k] as columns, k = min(p, q). */
   readonly u: Tensor<D>;
@@ -149,6 +150,7 @@ export async function svd<D extends DType>(a: Tensor<D>): Promise<Svd<D>> {
   });
 }
 
+/** Eigenvalues and eigenvectors of a symmetric matrix [n, n]. The caller disposes the tensors. */
 export interface Eigh<D extends DType = DType> {
   /** All eigenvalues [n], descending. */
   readonly values: Tensor<D>;

@@ -5,6 +5,7 @@ import { gemm } from './linalg.ts';
 import { type RouterSpec, type Routing, route } from './routing.ts';
 import { checkTensor, type ResultTensor, type Tensor } from './tensor.ts';
 
+/** What a MoE layer is made of. The tensors and experts are taken over: `MoeBlock.dispose` disposes them. */
 export interface MoeBlockInit {
   /** The router's weight [N, n]. */
   readonly router: Tensor<'f32'>;

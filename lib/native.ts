@@ -1,5 +1,6 @@
 import { createRequire } from 'node:module';
 import { join } from 'node:path';
+import type { DeviceInfo, MemoryUsage } from './device.ts';
 import { MolaeError, type MolaeErrorCode, throwIfAborted } from './errors.ts';
 import { PACKAGE_ROOT } from './package.ts';
 
@@ -43,22 +44,6 @@ export interface NativeCeilings {
 
 export interface NativeCancellation {
   cancel(): void;
-}
-
-export interface NativeDeviceInfo {
-  readonly kind: 'cpu' | 'cuda';
-  readonly index: number;
-  readonly name: string;
-  readonly library: string;
-  readonly features: readonly string[];
-  readonly threads: number;
-  readonly memoryBytes: number;
-}
-
-export interface NativeMemoryUsage {
-  readonly tensors: number;
-  readonly workspaces: number;
-  readonly peak: number;
 }
 
 export type NativeGemm = readonly [
@@ -177,8 +162,8 @@ export interface NativeHeadColumns {
 }
 
 export interface NativeDevice {
-  info(): NativeDeviceInfo;
-  memoryUsage(): NativeMemoryUsage;
+  info(): DeviceInfo;
+  memoryUsage(): MemoryUsage;
   empty(dtype: string, shape: readonly number[]): NativeTensor;
   fromData(dtype: string, shape: readonly number[], data: NodeJS.TypedArray): NativeTensor;
   copy(from: NativeTensor, to: NativeTensor): Promise<void>;

@@ -32,6 +32,7 @@ export interface GroupLimit {
   readonly score: 'max' | 'top2';
 }
 
+/** What routing depends on beside logits and spec. */
 export interface RouteOptions {
   /**
    * [experts] (f32), added to the scores wherever they are compared, not to those that become weights: DeepSeek-V3's

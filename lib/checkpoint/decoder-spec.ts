@@ -17,7 +17,7 @@ export interface DecoderSpec {
 }
 
 /** What every kind of attention tells: queries and keys of `headSize`, values of `valueSize`. */
-interface AttentionSizes {
+export interface AttentionSizes {
   readonly heads: number;
   /** Heads of keys and values: each serves `heads / kvHeads` heads of queries. */
   readonly kvHeads: number;
@@ -47,6 +47,7 @@ export interface LatentAttention extends AttentionSizes {
   readonly plainSize: number;
 }
 
+/** The attention of a model, by its kind. */
 export type Attention = GroupedQueryAttention | LatentAttention;
 
 /** Rotary position embeddings. */
@@ -60,7 +61,7 @@ export interface Rotary {
 }
 
 /** How rotary frequencies were stretched to longer contexts, by the names of Hugging Face's configs. */
-type RotaryScaling =
+export type RotaryScaling =
   | { readonly type: 'default' }
   | { readonly type: 'linear'; readonly factor: number }
   | {

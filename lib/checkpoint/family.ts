@@ -33,7 +33,7 @@ export interface SharedExpertTensors {
 }
 
 /** Where in a stored tensor an expert's matrix lies: consecutive elements from `elementOffset` on. */
-interface ExpertSlice {
+export interface ExpertSlice {
   /** The shape of the whole stored tensor. */
   readonly shape: readonly number[];
   readonly elementOffset: number;

@@ -14,6 +14,9 @@ export const LATENT_FORMAT_VERSION = 1;
 /** The stored factors. `a` is each expert's own, `b` is shared by its group; `gate_up_b` serves gate and up. */
 const LATENT_FACTORS = ['gate_a', 'gate_b', 'up_a', 'up_b', 'gate_up_b', 'down_a', 'down_b'] as const;
 
+/**
+ * The name of a stored factor: `a` is each expert's own, `b` its group's, `gate_up_b` the one that gate and up share.
+ */
 export type LatentFactor = (typeof LATENT_FACTORS)[number];
 
 /** The `molae` block of a converted checkpoint's config.json. */

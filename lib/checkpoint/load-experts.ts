@@ -16,6 +16,7 @@ import { operatorShape } from './family.ts';
 import { expertFactor, type LatentFactor, latentTensorName, sharedFactor } from './latent-format.ts';
 import { tensorFromBytes } from './tensors.ts';
 
+/** How the experts of a layer are loaded. */
 export interface LoadOptions {
   readonly device: Device;
   /**

@@ -8,7 +8,7 @@ import type { Shards } from './shards.ts';
 const EXPANDED = 'BF16';
 
 /** Bytes of a part of a tensor, and where in it they belong. */
-interface Piece {
+export interface Piece {
   readonly bytes: Uint8Array;
   readonly byteOffset: number;
 }
@@ -20,6 +20,7 @@ export class Weights {
   /** Those of the tensor read last: it is read in parts. */
   #scales: { readonly name: string; readonly values: Promise<Float32Array> } | undefined;
 
+  /** @internal A checkpoint has them. */
   constructor(shards: Shards, quantization: BlockQuantization | undefined) {
     this.#shards = shards;
     this.#quantization = quantization;

@@ -5,6 +5,7 @@ import { runConversion } from './run.ts';
 import { withSource } from './source.ts';
 import { type SizeOptions, StackedSvd } from './stacked-svd.ts';
 
+/** How `convertCheckpoint` converts, and into what. */
 export interface ConvertOptions extends SizeOptions, OutputOptions {
   /** By default `openDevice('auto')`. */
   readonly device?: Device | undefined;

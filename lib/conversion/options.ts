@@ -23,6 +23,7 @@ export interface OutputOptions {
   readonly onProgress?: ((progress: ConvertProgress) => void) | undefined;
 }
 
+/** How far a conversion is, and the matrix that it has just done. */
 export interface ConvertProgress {
   /** Pieces of work so far (expert matrices, in both passes); what a resumed run found finished counts too. */
   readonly done: number;

@@ -13,11 +13,16 @@ export interface Change {
   readonly after: number;
 }
 
+/** How well the factors of one operator of one group of one layer stand for the experts. */
 export interface LayerReport extends FactorizationReport {
   /** The decoder layer's index. */
   readonly layer: number;
 }
 
+/**
+ * What a conversion did. `{ before, after }` compares the source with the output; errors are those of each operator of
+ * each group, in `layers`.
+ */
 export interface ConversionReport {
   readonly input: string;
   readonly output: string;

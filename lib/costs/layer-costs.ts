@@ -20,6 +20,7 @@ export interface Factorization {
   readonly sharedGateUp?: boolean | undefined;
 }
 
+/** What costs depend on beside the sizes. */
 export interface CostOptions {
   /** Bytes of one weight, and of one element sent between devices. Default 2 (bf16, f16). */
   readonly bytesPerParameter?: number | undefined;

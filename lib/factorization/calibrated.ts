@@ -24,6 +24,7 @@ export interface CalibratedGroups extends CalibratedSteps, GroupedWork {
   readonly sharedGateUp?: boolean | undefined;
 }
 
+/** How `factorizeCalibrated` factorizes the experts of a layer. */
 export interface CalibratedOptions extends CalibratedGroups, FactorStorage {
   /** r, for all operators, for each, or for each operator of each group. Operators left out stay dense. */
   readonly latentSize: number | Readonly<Partial<Record<Operator, number | readonly number[]>>>;

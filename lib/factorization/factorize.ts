@@ -8,6 +8,7 @@ import { resolveGroups } from './groups.ts';
 import { checkSpec, type FactorizationSpec } from './spec.ts';
 import { factorizeGroup, type GroupSource } from './stacked-group.ts';
 
+/** How `factorizeExperts` factorizes the experts of a layer. */
 export interface FactorizeOptions extends FactorizationSpec, GroupedWork, FactorStorage {}
 
 /**

@@ -11,6 +11,7 @@ export interface GroupedWork {
   readonly onProgress?: ((progress: FactorizeProgress) => void) | undefined;
 }
 
+/** How far the factorization of a layer is. */
 export interface FactorizeProgress {
   /** Experts passed so far, over all passes, operators and groups. */
   readonly done: number;

@@ -12,6 +12,7 @@ export interface Spending {
   readonly cost: number;
 }
 
+/** What `allocateLatentSizes` may spend, in what steps. */
 export interface AllocationOptions {
   /** Parameters to spend. */
   readonly budget: number;

@@ -4,6 +4,7 @@ import { perplexity } from '../model/perplexity.ts';
 import { checkDenseModel, compressModel } from './compressed-model.ts';
 import type { Method } from './method.ts';
 
+/** Which methods `compareMethods` compares, at which targets and on which text. */
 export interface CompareRequest {
   readonly methods: readonly Method[];
   /** Shares of the routed experts' parameters to remove. */
@@ -22,6 +23,7 @@ export interface CompareRequest {
     | undefined;
 }
 
+/** What one method at one target costs: one row of a comparison. */
 export interface ComparisonRow {
   /** `dense` for the model as it is. */
   readonly method: string;

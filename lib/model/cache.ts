@@ -54,9 +54,11 @@ function cachedWidths(attention: Attention): number[] {
 export class KeyValueCache {
   /** The longest sequence it can hold. */
   readonly capacity: number;
+  /** @internal */
   readonly layers: readonly LayerCache[];
   readonly #turns = new Turns();
 
+  /** @internal Use `Model.newCache`. */
   constructor(device: Device, spec: DecoderSpec, capacity: number) {
     const widths = cachedWidths(spec.attention);
     this.capacity = capacity;

@@ -12,6 +12,7 @@ import type { Model } from './model.ts';
 import { KeptPart, RunningPart, type TextPart } from './text-part.ts';
 import { checkWindow, defaultWindow } from './windows.ts';
 
+/** How `calibrate` takes its text through the model. */
 export interface CalibrationOptions {
   /** Tokens that attend to each other; by default 256. */
   readonly window?: number | undefined;

@@ -7,6 +7,7 @@ import type { PerplexityOptions } from './perplexity.ts';
 import { predictions, rowsOfLogits } from './predictions.ts';
 import { checkWindow, cutWindows, defaultWindow } from './windows.ts';
 
+/** How near the predictions of one model are to those of another, on the same text. */
 export interface ModelComparison {
   /** Mean KL(reference ‖ other) of the next-token distributions, in nats. */
   readonly klDivergence: number;

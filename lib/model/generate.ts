@@ -3,6 +3,7 @@ import { expected, expectedCount } from '../errors.ts';
 import type { Model } from './model.ts';
 import { Sampler, type SamplingOptions } from './sampling.ts';
 
+/** How `generate` continues a prompt, and for how long. */
 export interface GenerateOptions extends SamplingOptions {
   /** By default 128; fewer where the context ends or the model says it is done. */
   readonly maxTokens?: number | undefined;

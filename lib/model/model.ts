@@ -17,6 +17,7 @@ import { rotaryFrequencies } from './rotary.ts';
 import { Scratch } from './scratch.ts';
 import { closedError, Turns } from './turns.ts';
 
+/** How `Model.open` loads a model. */
 export interface ModelOptions {
   /** By default `openDevice('auto')`, disposed with the model. */
   readonly device?: Device | undefined;

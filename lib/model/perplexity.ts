@@ -6,6 +6,7 @@ import type { Model } from './model.ts';
 import { predictions, rowsOfLogits } from './predictions.ts';
 import { checkWindow, cutWindows, defaultWindow } from './windows.ts';
 
+/** How a text is cut for `perplexity`. */
 export interface PerplexityOptions {
   /** Tokens of a window; by default 256. At most the model's context. */
   readonly window?: number | undefined;
@@ -14,6 +15,7 @@ export interface PerplexityOptions {
   readonly onProgress?: ((progress: { readonly done: number; readonly total: number }) => void) | undefined;
 }
 
+/** How well a model predicts a text, and how fast that was measured. */
 export interface Perplexity {
   /** exp(mean negative log-likelihood) */
   readonly perplexity: number;

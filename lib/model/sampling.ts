@@ -1,6 +1,7 @@
 import { expected, MolaeError } from '../errors.ts';
 import { mulberry32 } from '../random.ts';
 
+/** How the next token is chosen from the logits. */
 export interface SamplingOptions {
   /** 0 (the default): always the most likely token; towards infinity: any token. */
   readonly temperature?: number | undefined;

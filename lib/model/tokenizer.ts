@@ -9,6 +9,10 @@ import { MolaeError } from '../errors.ts';
 /** Tokenizers of large vocabularies have tens of megabytes. */
 const MAX_BYTES = 256 * 1024 ** 2;
 
+/**
+ * One turn of a conversation, as chat templates take them: roles are `system`, `user`, `assistant` and what else the
+ * template knows.
+ */
 export interface ChatMessage {
   readonly role: string;
   readonly content: string;

@@ -6,6 +6,7 @@ import { checkGroupSize } from '../factorization/groups.ts';
 import { checkLatentSize, checkOperators, largestLatentSize } from '../factorization/spec.ts';
 import type { Operator } from '../operators.ts';
 
+/** What `planConversion` is to plan: sizes that are left open are completed. */
 export interface PlanOptions extends CostOptions {
   /** k, a divisor of N. Without it the planner chooses, and says why in `reason`. */
   readonly groupSize?: number | undefined;

@@ -17,6 +17,7 @@ export const DTYPE_BYTES = {
   F8_E5M2: 1,
 } as const;
 
+/** A dtype by its name in the headers of safetensors files. */
 export type SafetensorsDtype = keyof typeof DTYPE_BYTES;
 
 /** The dtypes that molae computes with. */

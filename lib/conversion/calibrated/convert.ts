@@ -13,6 +13,9 @@ import { CalibratedMethod, type CalibrationCoverage } from './method.ts';
 import { type CalibratedConversionOptions, checkOptions, KEPT_BYTES } from './options.ts';
 import { chooseSizes, needsSurvey } from './size-choice.ts';
 
+/**
+ * What `convertCalibrated` did: the report of every conversion, and what the calibration text had to do with it.
+ */
 export interface CalibratedConversionReport extends ConversionReport {
   readonly calibration: CalibrationCoverage;
   /** How the text uses the groups; missing where a run went on from one that had finished all layers. */

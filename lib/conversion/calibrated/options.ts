@@ -6,6 +6,7 @@ import type { Grouping } from '../../methods/grouping/grouping.ts';
 import type { Operator } from '../../operators.ts';
 import type { OutputOptions } from '../options.ts';
 
+/** How `convertCalibrated` converts, with which text and into what. */
 export interface CalibratedConversionOptions extends OutputOptions, CalibratedSteps, Grouping {
   /** Token ids of text like that which the model will see: ten thousands of them, better a hundred thousand. */
   readonly calibration: ArrayLike<number>;

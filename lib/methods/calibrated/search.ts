@@ -22,6 +22,7 @@ import {
 import { calibratedCompressor } from './calibrated.ts';
 import type { CalibratedForm } from './form.ts';
 
+/** What `searchCalibrated` searches, with which text and for what target. */
 export interface SearchOptions extends CalibratedSteps, Grouping {
   /** Token ids: every fourth window of them judges, the others calibrate. */
   readonly calibration: ArrayLike<number>;
@@ -61,6 +62,7 @@ export interface SearchCandidate extends SearchedForm {
   readonly seconds: number;
 }
 
+/** What a search tried, and what it takes. */
 export interface SearchReport {
   /** In the order in which they were tried. */
   readonly candidates: readonly SearchCandidate[];
