@@ -135,6 +135,20 @@ describe('npm run docs', () => {
     for (const name of Object.keys(await import('../lib/index.ts')))
       expect(reference).toContain(`### ${name}\n`);
     expect(reference).not.toMatch(/@internal|#private/);
+    const headings = [...reference.matchAll(/^#+ (.*)$/gm)].map(([, heading]) =>
+      (heading as string).toLowerCase().replaceAll(/[^\w-]/g, ''),
+    );
+    const anchors = headings.map((anchor, i) => {
+      const earlier = headings.slice(0, i).filter((other) => other === anchor).length;
+      return earlier > 0 ? `${anchor}-${earlier}` : anchor;
+    });
+    const links = [...reference.matchAll(/^\[`.*$/gm)].flatMap(([line]) => [
+      ...line.matchAll(/\[`(\w+)`\]\(#([\w-]+)\)/g),
+    ]);
+    const leadsTo = (anchor: string) =>
+      /^\w+/.exec(reference.split(/^#+ /m)[anchors.indexOf(anchor) + 1] ?? '');
+    for (const [, name, anchor] of links) expect(leadsTo(anchor as string)?.[0]).toBe(name);
+    expect(new Set(links.map(([, , anchor]) => anchor)).size).toBe(links.length);
     // What is said of it comes before what it looks like.
     expect(reference).toMatch(/^### Model\n\nA whole decoder model on a device[^#]*```ts\nclass Model \{/m);
   });
