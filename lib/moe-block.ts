@@ -1,5 +1,5 @@
-import type { DType } from './dtype.ts';
-import { checkObject, expected } from './errors.ts';
+import { type DType, isBlockDType } from './dtype.ts';
+import { checkObject, expected, MolaeError, shapeText } from './errors.ts';
 import { Experts, type ForwardOptions } from './experts.ts';
 import { gemm } from './linalg.ts';
 import { type RouterSpec, type Routing, route } from './routing.ts';
@@ -22,6 +22,7 @@ export class MoeBlock {
   readonly correctionBias: Tensor<'f32'> | undefined;
   readonly experts: Experts;
 
+  /** @throws MolaeError `SHAPE_MISMATCH`, `DTYPE_MISMATCH` for a router or bias that does not fit the experts. */
   constructor(init: MoeBlockInit) {
     checkObject(init, 'init');
     const { router, spec, correctionBias, experts } = init;
@@ -29,6 +30,9 @@ export class MoeBlock {
     checkObject(spec, 'spec');
     if (correctionBias !== undefined) checkTensor(correctionBias, 'correctionBias');
     if (!Experts.is(experts)) throw expected('DenseExperts or LatentExperts', 'experts', experts);
+    const { numExperts, hiddenSize } = experts;
+    checkPart(router, [numExperts, hiddenSize], 'router');
+    if (correctionBias !== undefined) checkPart(correctionBias, [numExperts], 'correctionBias');
     this.router = router;
     this.spec = spec;
     this.correctionBias = correctionBias;
@@ -37,7 +41,7 @@ export class MoeBlock {
 
   /** The router's logits [tokens, N] in f32 for x [tokens, n]. */
   async routerLogits(x: Tensor): Promise<Tensor<'f32'>> {
-    checkTensor(x, 'x');
+    checkInputs(x, this.experts.hiddenSize);
     const wide = x.dtype === 'f32' ? (x as Tensor<'f32'>) : await x.to('f32');
     try {
       return await gemm(wide, this.router, { transposeB: true });
@@ -75,5 +79,33 @@ export class MoeBlock {
 
   [Symbol.dispose](): void {
     this.dispose();
+  }
+}
+
+/** Throws unless a tensor that routes is in f32, and fits the experts. */
+function checkPart({ dtype, shape }: Tensor, wanted: readonly number[], name: string): void {
+  if (shapeText(shape) !== shapeText(wanted)) {
+    throw new MolaeError(
+      'SHAPE_MISMATCH',
+      `Expected shape ${shapeText(wanted)} for ${name} but received ${shapeText(shape)}`,
+    );
+  }
+  if (dtype !== 'f32') {
+    throw new MolaeError('DTYPE_MISMATCH', `Expected f32 for ${name} but received ${dtype}`);
+  }
+}
+
+/** Before the router is multiplied with them: it would speak of its operands. */
+function checkInputs(x: unknown, hiddenSize: number): asserts x is Tensor {
+  checkTensor(x, 'x');
+  const { dtype, shape } = x;
+  if (shape.length !== 2 || shape[1] !== hiddenSize) {
+    throw new MolaeError(
+      'SHAPE_MISMATCH',
+      `Expected shape [tokens, ${hiddenSize}] for x but received ${shapeText(shape)}`,
+    );
+  }
+  if (dtype === 'i32' || isBlockDType(dtype)) {
+    throw new MolaeError('DTYPE_MISMATCH', `Expected a floating dtype for x but received ${dtype}`);
   }
 }

@@ -2,11 +2,11 @@ import { isBlockDType } from '../dtype.ts';
 import { expected, MolaeError } from '../errors.ts';
 import type { Experts } from '../experts.ts';
 import type { MoeBlock } from '../moe-block.ts';
-import type { Operator } from '../operators.ts';
+import { checkOperator, type Operator } from '../operators.ts';
 import { ModelConfig } from './config.ts';
 import { type Family, locateExpert, type MoeSpec, operatorShape } from './family.ts';
 import type { JsonObject } from './json.ts';
-import { type LatentFactor, latentTensorName, type MolaeBlock } from './latent-format.ts';
+import { type LatentFactor, latentFactorShapes, latentTensorName, type MolaeBlock } from './latent-format.ts';
 import type { MoeLayer } from './layers.ts';
 import { type LoadOptions, loadExperts, loadMoeBlock } from './load-experts.ts';
 import { DTYPE_BYTES, type StoredFloat } from './safetensors/dtype.ts';
@@ -92,10 +92,11 @@ export class Checkpoint {
   /**
    * The dtype that an operator's experts are read in, where they are dense.
    *
-   * @throws INVALID_ARGUMENT for a layer that does not exist or an operator stored as latent factors.
+   * @throws INVALID_ARGUMENT for a layer or operator that does not exist or an operator stored as latent factors.
    */
   expertDtype(layer: number, operator: Operator): StoredFloat {
     const { latentOperators, dtypes } = this.layer(layer);
+    checkOperator(operator);
     const dtype = dtypes[operator];
     if (latentOperators.includes(operator) || isBlockDType(dtype)) {
       throw new MolaeError(
@@ -111,7 +112,7 @@ export class Checkpoint {
    * whatever layout the family stores it in.
    *
    * @param into memory to fill instead of fresh memory; a view of its start is returned.
-   * @throws INVALID_ARGUMENT for a layer or expert that does not exist or an operator stored as latent factors;
+   * @throws INVALID_ARGUMENT for a layer, expert or operator that does not exist or an operator stored as latent factors;
    *   and what {@link Shards.read} throws.
    */
   async readExpert(
@@ -134,7 +135,7 @@ export class Checkpoint {
    * Reads one stored factor of a group, as it is stored; for its shape see `latentFactorShapes`, or `shards.tensor` of
    * its name.
    *
-   * @throws INVALID_ARGUMENT for a layer or group that does not exist; and what {@link Shards.read} throws.
+   * @throws INVALID_ARGUMENT for a layer, group or factor that does not exist; and what {@link Shards.read} throws.
    */
   async readFactor(
     layer: number,
@@ -143,7 +144,17 @@ export class Checkpoint {
     into?: Uint8Array,
   ): Promise<Uint8Array> {
     const { groups } = this.layer(layer);
-    if (groups[group] === undefined) throw expected(`a group below ${groups.length}`, 'group', group);
+    if (groups.length === 0) {
+      throw new MolaeError(
+        'INVALID_ARGUMENT',
+        `Layer ${layer} has no latent factors: read its experts with readExpert`,
+      );
+    }
+    const found = groups[group];
+    if (found === undefined) throw expected(`a group below ${groups.length}`, 'group', group);
+    const shapes = latentFactorShapes({ ...this.spec, ...found, groupSize: found.experts.length });
+    const stored = [...shapes.keys()];
+    if (!stored.includes(factor)) throw expected(`one of ${stored.join(', ')}`, 'factor', factor);
     return this.shards.read(latentTensorName(this.family.expertsPrefix(layer), group, factor), into);
   }
 

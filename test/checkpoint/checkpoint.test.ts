@@ -127,6 +127,12 @@ describe('the trained fixture', () => {
     const down = await model.readExpert(2, 15, 'down');
     expect(down).toEqual(await model.shards.read('model.layers.2.mlp.experts.15.down_proj.weight'));
     await expect(model.readExpert(2, 16, 'down')).rejects.toMatchObject(molaeError('INVALID_ARGUMENT', '16'));
+    await expect(model.readExpert(2, 0, 'foo' as 'down')).rejects.toMatchObject(
+      molaeError('INVALID_ARGUMENT', 'one of gate, up, down for operator but received "foo"'),
+    );
+    await expect(model.readFactor(2, 0, 'down_a')).rejects.toMatchObject(
+      molaeError('INVALID_ARGUMENT', 'Layer 2 has no latent factors'),
+    );
     await model.close();
   });
 
@@ -347,6 +353,15 @@ describe('latent checkpoints', () => {
       );
       await expect(model.readFactor(1, 2, 'down_a')).rejects.toMatchObject(
         molaeError('INVALID_ARGUMENT', 'group'),
+      );
+      const missing = shared ? 'up_b' : 'gate_up_b';
+      await expect(model.readFactor(1, 0, missing)).rejects.toMatchObject(
+        molaeError(
+          'INVALID_ARGUMENT',
+          shared
+            ? 'one of gate_a, gate_up_b, up_a, down_a, down_b'
+            : 'one of gate_a, gate_b, up_a, up_b, down_a',
+        ),
       );
       const report = await inspectCheckpoint(model.path);
       expect(report).toMatchObject({
