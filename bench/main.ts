@@ -1,7 +1,7 @@
 import { join } from 'node:path';
 import { WrongResult } from '../lib/bench/check.ts';
-import { UsageError } from '../lib/cli/command.ts';
-import { EXIT } from '../lib/cli/output.ts';
+import { EXIT } from '../lib/cli/failure.ts';
+import { UsageError } from '../lib/cli/usage-error.ts';
 import { type DeviceInfo, openDevice } from '../lib/device.ts';
 import { MolaeError } from '../lib/errors.ts';
 import { PACKAGE_ROOT, packageVersion } from '../lib/package.ts';

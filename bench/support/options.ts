@@ -1,5 +1,5 @@
 import { parseArgs } from 'node:util';
-import { UsageError } from '../../lib/cli/command.ts';
+import { UsageError } from '../../lib/cli/usage-error.ts';
 
 interface BenchOptions {
   /** Names of questions; empty for all. */

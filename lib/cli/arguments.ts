@@ -1,4 +1,4 @@
-import { UsageError } from './command.ts';
+import { UsageError } from './usage-error.ts';
 
 /** The arguments of one call of a command; the getters check values and throw a UsageError that names the option. */
 export class Arguments {

@@ -1,7 +1,8 @@
 import { benchMachine, type MachineBench } from '../bench/machine-bench.ts';
 import type { Row } from '../bench/row.ts';
 import { openDevice } from '../device.ts';
-import { type CommandDefinition, DEVICE_OPTION } from './command.ts';
+import type { CommandDefinition } from './command.ts';
+import { DEVICE_OPTION } from './option.ts';
 import { withProgress } from './progress.ts';
 import { duration, table, times, wrap } from './table.ts';
 

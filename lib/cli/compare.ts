@@ -11,7 +11,7 @@ import { Model } from '../model/model.ts';
 import { Tokenizer } from '../model/tokenizer.ts';
 import { defaultWindow } from '../model/windows.ts';
 import type { Arguments } from './arguments.ts';
-import { type CommandDefinition, DEVICE_OPTION } from './command.ts';
+import type { CommandDefinition } from './command.ts';
 import {
   COLUMNS,
   type Comparison,
@@ -21,6 +21,7 @@ import {
   writeComparison,
 } from './comparison-report.ts';
 import { TEXT_OPTION, WINDOW_OPTION } from './model-options.ts';
+import { DEVICE_OPTION } from './option.ts';
 import type { Output } from './output.ts';
 import { withProgress } from './progress.ts';
 import { type Alignment, table } from './table.ts';

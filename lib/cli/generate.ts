@@ -4,8 +4,9 @@ import { type GenerateOptions, generate as generateTokens } from '../model/gener
 import { Model } from '../model/model.ts';
 import { Tokenizer } from '../model/tokenizer.ts';
 import type { Arguments } from './arguments.ts';
-import { type CommandDefinition, DEVICE_OPTION } from './command.ts';
+import type { CommandDefinition } from './command.ts';
 import { QUANTIZE_OPTION, STREAM_OPTION } from './model-options.ts';
+import { DEVICE_OPTION } from './option.ts';
 import { interruptible } from './signals.ts';
 
 export const generate: CommandDefinition = {

@@ -1,10 +1,5 @@
-import {
-  type CommandDefinition,
-  HELP_OPTION,
-  JSON_OPTION,
-  type OptionDefinition,
-  optionsOf,
-} from './command.ts';
+import type { CommandDefinition } from './command.ts';
+import { HELP_OPTION, JSON_OPTION, type OptionDefinition, optionsOf } from './option.ts';
 import { wrap } from './table.ts';
 
 const WIDTH = 80;

@@ -3,8 +3,9 @@ import { packageVersion } from '../package.ts';
 import type { Arguments } from './arguments.ts';
 import type { CommandDefinition } from './command.ts';
 import { COMMANDS } from './commands.ts';
+import { EXIT, reportError } from './failure.ts';
 import { commandHelp, generalHelp } from './help.ts';
-import { EXIT, Output, reportError } from './output.ts';
+import { Output } from './output.ts';
 import { parse } from './parse.ts';
 
 /** The command at work, for error messages. */

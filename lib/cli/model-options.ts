@@ -1,4 +1,4 @@
-import type { OptionDefinition } from './command.ts';
+import type { OptionDefinition } from './option.ts';
 
 /** Options of the commands that run a model. */
 

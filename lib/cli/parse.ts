@@ -1,12 +1,8 @@
 import { type CAC, cac } from 'cac';
 import { Arguments } from './arguments.ts';
-import {
-  type CommandDefinition,
-  camelCase,
-  type OptionDefinition,
-  optionsOf,
-  UsageError,
-} from './command.ts';
+import type { CommandDefinition } from './command.ts';
+import { camelCase, type OptionDefinition, optionsOf } from './option.ts';
+import { UsageError } from './usage-error.ts';
 
 /** What the user asks for. */
 type Request =

@@ -5,9 +5,10 @@ import { openDense } from '../conversion/source.ts';
 import type { Comparison } from '../costs/layer-costs.ts';
 import { type ConversionPlan, planConversion } from '../plan/plan-conversion.ts';
 import type { PlanOptions } from '../plan/request.ts';
-import { type CommandDefinition, DEVICE_OPTION } from './command.ts';
+import type { CommandDefinition } from './command.ts';
 import { estimateTime, type TimeEstimate } from './estimate.ts';
 import { type MeasuredRouting, measureRouting } from './measured-routing.ts';
+import { DEVICE_OPTION } from './option.ts';
 import { readSizes, SIZE_OPTIONS } from './sizes.ts';
 import { bytes, count, duration, table, times, wrap } from './table.ts';
 

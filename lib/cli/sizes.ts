@@ -1,6 +1,6 @@
 import { OPERATORS } from '../operators.ts';
 import type { Arguments } from './arguments.ts';
-import type { OptionDefinition } from './command.ts';
+import type { OptionDefinition } from './option.ts';
 
 /** The options that decide the sizes, the same for `plan` and `convert`. */
 export const SIZE_OPTIONS: readonly OptionDefinition[] = [

@@ -1,0 +1,90 @@
+import { MolaeError, type MolaeErrorCode } from '../errors.ts';
+import type { CommandDefinition } from './command.ts';
+import { camelCase, type OptionDefinition, optionsOf } from './option.ts';
+import { Interruption } from './signals.ts';
+import { UsageError } from './usage-error.ts';
+
+export const EXIT = { done: 0, failed: 1, usage: 2, interrupted: 130, terminated: 143 } as const;
+
+/**
+ * Tells an error on stderr, one line and how to mend it.
+ *
+ * @param command the one that failed, as far as it is known
+ * @returns the exit status
+ */
+export function reportError(error: unknown, command: CommandDefinition | undefined): number {
+  const help = `See: molae ${command === undefined ? '' : `${command.name} `}--help`;
+  if (error instanceof UsageError) {
+    complain(error.message, help);
+    return EXIT.usage;
+  }
+  if (error instanceof MolaeError) {
+    if (error instanceof Interruption) {
+      complain(`stopped by ${error.signal}`, undefined);
+      return error.signal === 'SIGINT' ? EXIT.interrupted : EXIT.terminated;
+    }
+    const isUsage = error.code === 'INVALID_ARGUMENT';
+    const [problem = '', ...mending] = messageLines(error);
+    complain(
+      isUsage ? inWordsOfOptions(error, command ? optionsOf(command) : []) : problem,
+      isUsage ? help : mending.join('\n') || hintFor(error.code, command?.name),
+    );
+    showStack(error);
+    return isUsage ? EXIT.usage : EXIT.failed;
+  }
+  complain(`defect: ${error instanceof Error ? error.message : String(error)}`, HINTS.INTERNAL);
+  showStack(error);
+  return EXIT.failed;
+}
+
+/** Where nothing comes from a file name, further lines of a message say how to mend it. */
+function messageLines({ code, message }: MolaeError): string[] {
+  return code === 'ADDON_UNAVAILABLE' || code === 'DEVICE_UNAVAILABLE' ? message.split('\n') : [message];
+}
+
+const HINTS: Partial<Record<MolaeErrorCode, string>> = {
+  OUT_OF_MEMORY: 'Free some memory, or choose a device with more: molae doctor lists them.',
+  NO_CONVERGENCE: 'Try the other solver: --solver svd or --solver gram.',
+  NON_FINITE: 'The checkpoint is damaged; fetch that file again.',
+  DEVICE_UNAVAILABLE: 'molae doctor lists what was found; --device cpu works everywhere.',
+  BAD_CHECKPOINT:
+    'A checkpoint is a folder with config.json and complete *.safetensors files; fetch what is missing or damaged.',
+  UNSUPPORTED_CHECKPOINT: 'molae inspect tells more about this checkpoint.',
+  OUTPUT_EXISTS: 'Or choose another folder.',
+  INTERNAL: 'This should not happen: please report it, with the output of MOLAE_DEBUG=1 and of molae doctor.',
+};
+
+function hintFor(code: MolaeErrorCode, command: string | undefined): string | undefined {
+  if (code === 'IO' && command === 'convert')
+    return 'What the conversion had finished is kept, and the same command goes on from there.';
+  return HINTS[code];
+}
+
+/** The API's names of the options, as they are typed here. */
+function inWordsOfOptions({ message }: MolaeError, options: readonly OptionDefinition[]): string {
+  let text = message.replace(/ of type \w+$/, '');
+  for (const { name } of options) {
+    const own = camelCase(name);
+    // A single word is a name only where a value of it is complained of.
+    const named =
+      own === name
+        ? new RegExp(`(?<=\\bfor )${own}(?= but received)`, 'g')
+        : new RegExp(`\\b${own}(s\\b|\\b of (gate|up|down)\\b|\\b)`, 'g');
+    text = text.replaceAll(named, `--${name}`);
+  }
+  return text;
+}
+
+function complain(problem: string, hint: string | undefined): void {
+  const lines = [`molae: ${printable(problem)}`, ...(hint === undefined ? [] : [hint])];
+  process.stderr.write(`${lines.join('\n')}\n`);
+}
+
+/** File names may hold anything, also what a terminal obeys. */
+function printable(text: string): string {
+  return text.replace(/\p{Cc}/gu, (c) => `\\x${c.charCodeAt(0).toString(16).padStart(2, '0')}`);
+}
+
+function showStack(error: unknown): void {
+  if (process.env.MOLAE_DEBUG && error instanceof Error) console.error(error);
+}
