@@ -29,6 +29,15 @@ export class Arguments {
     return text === undefined ? undefined : this.#positiveInteger(name, text);
   }
 
+  /** An integer from 0 on. */
+  integer(name: string): number | undefined {
+    const text = this.string(name);
+    if (text === undefined) return undefined;
+    const value = /^\d+$/.test(text) ? Number(text) : Number.NaN;
+    if (!Number.isSafeInteger(value)) throw this.wrong(name, 'an integer from 0 on', text);
+    return value;
+  }
+
   /** Positive integers, separated by commas, each once. */
   positiveIntegers(name: string): number[] | undefined {
     return this.#once(

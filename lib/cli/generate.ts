@@ -14,7 +14,7 @@ export const generate: CommandDefinition = {
   positionals: ['checkpoint'],
   summary: 'continue a prompt',
   description: [
-    'Runs the whole model, dense or latent, token by token. Without --temperature, always the most likely token.',
+    'Runs the whole model, dense or latent, token by token, and always takes the most likely one, unless --temperature, --top-p or --seed ask for a draw.',
   ],
   options: [
     { name: 'prompt', value: 'text', description: 'what to continue' },
@@ -23,14 +23,14 @@ export const generate: CommandDefinition = {
     {
       name: 'temperature',
       value: 't',
-      description: '0 (default) for the most likely token, more for variety',
+      description: '0 for the most likely token, more for variety (1 with --top-p or --seed, else 0)',
     },
     {
       name: 'top-p',
       value: 'p',
       description: 'sample from the most likely tokens that reach this probability',
     },
-    { name: 'seed', value: 's', description: 'the same seed gives the same text (0)' },
+    { name: 'seed', value: 's', description: 'draw; the same seed gives the same text (0)' },
     STREAM_OPTION,
     QUANTIZE_OPTION,
     DEVICE_OPTION,
@@ -77,6 +77,6 @@ function readOptions(args: Arguments): GenerateOptions {
     maxTokens: args.positiveInteger('max-tokens'),
     temperature: args.number('temperature', 0, Number.MAX_VALUE),
     topP,
-    seed: args.number('seed', 0, Number.MAX_SAFE_INTEGER),
+    seed: args.integer('seed'),
   };
 }

@@ -3,7 +3,10 @@ import { mulberry32 } from '../random.ts';
 
 /** How the next token is chosen from the logits. */
 export interface SamplingOptions {
-  /** 0 (the default): always the most likely token; towards infinity: any token. */
+  /**
+   * 0: always the most likely token, whatever else is given; towards infinity: any token. By default 1 where `topP` or `seed`
+   * is given, which mean nothing without a draw, else 0.
+   */
   readonly temperature?: number | undefined;
   /** Sample from the most likely tokens that together have this probability; by default 1, all of them. */
   readonly topP?: number | undefined;
@@ -17,7 +20,9 @@ export class Sampler {
   readonly #topP: number;
   readonly #uniform: () => number;
 
-  constructor({ temperature = 0, topP = 1, seed = 0 }: SamplingOptions = {}) {
+  constructor(options: SamplingOptions = {}) {
+    const draws = options.topP !== undefined || options.seed !== undefined;
+    const { temperature = draws ? 1 : 0, topP = 1, seed = 0 } = options;
     if (!(typeof temperature === 'number' && temperature >= 0 && Number.isFinite(temperature))) {
       throw expected('a non-negative number', 'temperature', temperature);
     }

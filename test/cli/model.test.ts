@@ -103,7 +103,29 @@ describe('generate', () => {
     expect(JSON.parse(other.stdout).text).not.toBe(continuation);
   });
 
+  it('takes a seed or a share alone for a wish to draw, at temperature 1', async () => {
+    const text = async (...args: string[]) => {
+      const run = await cli.run(
+        'generate',
+        TINY,
+        '--prompt',
+        'The sea',
+        '--max-tokens',
+        '12',
+        '--json',
+        ...args,
+      );
+      return JSON.parse(run.stdout).text as string;
+    };
+    const greedy = await text();
+    expect(await text('--seed', '3')).toBe(await text('--seed', '3', '--temperature', '1'));
+    expect(await text('--seed', '3')).not.toBe(greedy);
+    expect(await text('--top-p', '0.95', '--seed', '3')).not.toBe(greedy);
+    expect(await text('--temperature', '0', '--seed', '3')).toBe(greedy);
+  });
+
   it.each<[string, string[], number, string]>([
+    ['half a seed', ['--prompt', 'hi', '--seed', '1.5'], 2, 'an integer from 0 on for --seed'],
     ['no prompt', [], 2, '--prompt <text>'],
     ['a chat without a template', ['--prompt', 'hi', '--chat'], 1, 'no chat template'],
     ['a share above 1', ['--prompt', 'hi', '--top-p', '2'], 2, 'from 0 to 1'],

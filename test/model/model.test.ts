@@ -12,7 +12,7 @@ import { generate } from '../../lib/model/generate.ts';
 import { Model } from '../../lib/model/model.ts';
 import { perplexity } from '../../lib/model/perplexity.ts';
 import { groupProbabilities, routingStatistics } from '../../lib/model/routing-statistics.ts';
-import { Sampler } from '../../lib/model/sampling.ts';
+import { Sampler, type SamplingOptions } from '../../lib/model/sampling.ts';
 import { Tokenizer } from '../../lib/model/tokenizer.ts';
 import { cutWindows } from '../../lib/model/windows.ts';
 import { expertsTolerance, openTestDevice } from '../support/device.ts';
@@ -226,6 +226,21 @@ describe('sampling', () => {
       Array.from({ length: 500 }, () => sampler.next(Float32Array.of(0, Math.log(3), Math.log(2), -50))),
     );
     expect([...seen].sort()).toEqual([1, 2]);
+  });
+
+  test('topP or a seed alone ask for a draw, at temperature 1; a temperature of 0 does not draw', () => {
+    const draws = (options: SamplingOptions) => {
+      const sampler = new Sampler(options);
+      return Array.from({ length: 20 }, () =>
+        sampler.next(Float32Array.of(0, Math.log(3), Math.log(2), -50)),
+      );
+    };
+    expect(draws({ topP: 0.9 })).toEqual(draws({ temperature: 1, topP: 0.9 }));
+    expect(draws({ seed: 5 })).toEqual(draws({ temperature: 1, seed: 5 }));
+    expect(new Set(draws({ seed: 5 })).size).toBeGreaterThan(1);
+    const greedy = new Array(20).fill(1);
+    expect(draws({})).toEqual(greedy);
+    expect(draws({ temperature: 0, topP: 0.9, seed: 5 })).toEqual(greedy);
   });
 
   test('logits that are not finite, and senseless options, are refused', () => {
