@@ -114,7 +114,7 @@ export {
 export type { CalibrationLayer } from './model/calibration-layer.ts';
 export { compareModels, type ModelComparison } from './model/compare.ts';
 export { expertCoverage, type LayerCoverage } from './model/coverage.ts';
-export { type GenerateOptions, generate } from './model/generate.ts';
+export { type FinishReason, type GenerateOptions, generate } from './model/generate.ts';
 export { Model, type ModelOptions } from './model/model.ts';
 export { type Perplexity, type PerplexityOptions, perplexity } from './model/perplexity.ts';
 export {

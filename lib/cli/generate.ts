@@ -1,10 +1,16 @@
 import { openDevice } from '../device.ts';
 import { BLOCK_DTYPES } from '../dtype.ts';
-import { type GenerateOptions, generate as generateTokens } from '../model/generate.ts';
+import {
+  DEFAULT_MAX_TOKENS,
+  type FinishReason,
+  type GenerateOptions,
+  generate as generateTokens,
+} from '../model/generate.ts';
 import { Model } from '../model/model.ts';
 import { Tokenizer } from '../model/tokenizer.ts';
 import type { Arguments } from './arguments.ts';
 import type { CommandDefinition } from './command.ts';
+import { GrowingText } from './growing-text.ts';
 import { QUANTIZE_OPTION, STREAM_OPTION } from './model-options.ts';
 import { DEVICE_OPTION } from './option.ts';
 import { interruptible } from './signals.ts';
@@ -19,7 +25,7 @@ export const generate: CommandDefinition = {
   options: [
     { name: 'prompt', value: 'text', description: 'what to continue' },
     { name: 'chat', description: "wrap the prompt in the model's chat template" },
-    { name: 'max-tokens', value: 'T', description: 'stop after T tokens (128)' },
+    { name: 'max-tokens', value: 'T', description: `stop after T tokens (${DEFAULT_MAX_TOKENS})` },
     {
       name: 'temperature',
       value: 't',
@@ -48,33 +54,69 @@ export const generate: CommandDefinition = {
       ? tokenizer.encode(tokenizer.applyChatTemplate([{ role: 'user', content: prompt }]))
       : tokenizer.encodePrompt(prompt);
     using device = await openDevice(args.device());
-    await interruptible(
-      async (signal) => {
-        await using model = await Model.open(args.positional(0), {
-          device,
-          stream: args.has('stream'),
-          quantize: args.oneOf('quantize', BLOCK_DTYPES),
-          signal,
-        });
-        const tokens: number[] = [];
-        const started = performance.now();
-        for await (const token of generateTokens(model, ids, { ...options, signal })) tokens.push(token);
-        const seconds = (performance.now() - started) / 1000;
-        const text = tokenizer.decode(tokens);
-        const tokensPerSecond = tokens.length / seconds;
-        output.result({ text, tokens: tokens.length, tokensPerSecond, prompt }, () => [prompt + text]);
-        if (!output.json) output.note(`${tokens.length} tokens, ${tokensPerSecond.toFixed(1)} per second`);
-      },
-      () => {},
-    );
+    const written = new GrowingText(tokenizer);
+    // A chat's reader knows the question; what a text goes on from belongs to it.
+    const opening = args.has('chat') ? '' : prompt;
+    const show = (token: number) => {
+      if (written.tokens === 0) output.piece(opening);
+      output.piece(written.add(token));
+    };
+    const run = async (signal: AbortSignal) => {
+      await using model = await Model.open(args.positional(0), {
+        device,
+        stream: args.has('stream'),
+        quantize: args.oneOf('quantize', BLOCK_DTYPES),
+        signal,
+      });
+      const { finishReason, seconds } = await write(model, ids, { ...options, signal }, show);
+      const { text, tokens } = written;
+      const tokensPerSecond = tokens / seconds;
+      output.result({ text, tokens, tokensPerSecond, finishReason, prompt }, () => [
+        tokens === 0 ? opening : written.rest(),
+      ]);
+      const why = inWords(finishReason, options, model);
+      if (!output.json) output.note(`${tokens} tokens, ${tokensPerSecond.toFixed(1)} per second: ${why}`);
+    };
+    try {
+      await interruptible(run, () => {});
+    } finally {
+      output.endLine();
+    }
   },
 };
 
-function readOptions(args: Arguments): GenerateOptions {
+/** Gives each token as soon as it is there. */
+async function write(
+  model: Model,
+  prompt: readonly number[],
+  options: GenerateOptions,
+  give: (token: number) => void,
+): Promise<{ readonly finishReason: FinishReason; readonly seconds: number }> {
+  let finishReason: FinishReason = 'maxTokens';
+  const onFinish = (reason: FinishReason) => {
+    finishReason = reason;
+  };
+  const started = performance.now();
+  for await (const token of generateTokens(model, prompt, { ...options, onFinish })) give(token);
+  return { finishReason, seconds: (performance.now() - started) / 1000 };
+}
+
+function inWords(reason: FinishReason, { maxTokens }: GenerateOptions, { spec }: Model): string {
+  switch (reason) {
+    case 'endToken':
+      return 'the model ended the text';
+    case 'maxTokens':
+      return `stopped at --max-tokens ${maxTokens}`;
+    case 'context':
+      return `stopped where the context of ${spec.contextLength} tokens is full`;
+  }
+}
+
+function readOptions(args: Arguments) {
   const topP = args.number('top-p', 0, 1);
   if (topP === 0) throw args.wrong('top-p', 'a number above 0, at most 1', '0');
   return {
-    maxTokens: args.positiveInteger('max-tokens'),
+    maxTokens: args.positiveInteger('max-tokens') ?? DEFAULT_MAX_TOKENS,
     temperature: args.number('temperature', 0, Number.MAX_VALUE),
     topP,
     seed: args.integer('seed'),

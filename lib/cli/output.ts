@@ -2,18 +2,34 @@
 export class Output {
   readonly json: boolean;
 
+  #lineOpen = false;
+
   constructor(json: boolean) {
     this.json = json;
   }
 
   /** The result of a command, told once: stdout has either the lines (after those told before) or the object. */
   result(value: object, lines: () => readonly string[]): void {
+    this.#lineOpen = false;
     process.stdout.write(this.json ? `${JSON.stringify(value, null, 2)}\n` : `${lines().join('\n')}\n`);
   }
 
   /** A part of a result that people get as soon as it is there; programs wait for the object. */
   line(text: string): void {
     if (!this.json) process.stdout.write(`${text}\n`);
+  }
+
+  /** A part of a line, for people who read as it is written; the rest of the line comes with other pieces or the result. */
+  piece(text: string): void {
+    if (this.json || text === '') return;
+    process.stdout.write(text);
+    this.#lineOpen = true;
+  }
+
+  /** Ends a line that will not be finished. */
+  endLine(): void {
+    if (this.#lineOpen) process.stdout.write('\n');
+    this.#lineOpen = false;
   }
 
   /** A remark beside the result, for people. */

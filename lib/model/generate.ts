@@ -1,12 +1,20 @@
 import { isJsonObject } from '../checkpoint/json.ts';
-import { expected, expectedCount } from '../errors.ts';
+import { checkCallback, expected, expectedCount } from '../errors.ts';
 import type { Model } from './model.ts';
 import { Sampler, type SamplingOptions } from './sampling.ts';
+
+/** Why a text ends: the model said that it is done (`endToken`), or there were `maxTokens`, or the `context` is full. */
+export type FinishReason = 'endToken' | 'maxTokens' | 'context';
+
+/** @internal */
+export const DEFAULT_MAX_TOKENS = 128;
 
 /** How `generate` continues a prompt, and for how long. */
 export interface GenerateOptions extends SamplingOptions {
   /** By default 128; fewer where the context ends or the model says it is done. */
   readonly maxTokens?: number | undefined;
+  /** Called once, after the last token; not where the caller breaks off, nor where something fails. */
+  readonly onFinish?: ((reason: FinishReason) => void) | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -20,7 +28,8 @@ export async function* generate(
   prompt: readonly number[],
   options: GenerateOptions = {},
 ): AsyncGenerator<number> {
-  const { maxTokens = 128, signal } = options;
+  const { maxTokens = DEFAULT_MAX_TOKENS, onFinish, signal } = options;
+  checkCallback(onFinish, 'onFinish');
   const { contextLength } = model.spec;
   if (!Number.isSafeInteger(maxTokens) || maxTokens < 1)
     throw expected('a positive integer', 'maxTokens', maxTokens);
@@ -37,9 +46,10 @@ export async function* generate(
   let logits = await model.extend(cache, prompt, signal);
   for (let made = 1; ; made++) {
     const token = sampler.next(logits);
-    if (ends.has(token)) return;
+    if (ends.has(token)) return onFinish?.('endToken');
     yield token;
-    if (made === maxTokens || prompt.length + made === contextLength) return;
+    if (made === maxTokens) return onFinish?.('maxTokens');
+    if (prompt.length + made === contextLength) return onFinish?.('context');
     logits = await model.extend(cache, [token], signal);
   }
 }

@@ -103,6 +103,22 @@ describe('generate', () => {
     expect(JSON.parse(other.stdout).text).not.toBe(continuation);
   });
 
+  it('says why the text ends, on stderr for people and in the JSON', async () => {
+    const start = ['generate', TINY, '--prompt', 'The sea'];
+    const short = await cli.run(...start, '--max-tokens', '4');
+    expect(short.stderr).toMatch(/^4 tokens, \d+\.\d per second: stopped at --max-tokens 4\n$/);
+    const long = await cli.run(...start, '--max-tokens', '400');
+    expect(long.stderr).toContain('stopped where the context of 256 tokens is full');
+    const { text: same, finishReason } = JSON.parse(
+      (await cli.run(...start, '--max-tokens', '4', '--json')).stdout,
+    );
+    expect(finishReason).toBe('maxTokens');
+    expect(short.stdout).toBe(`The sea${same}\n`);
+    expect(JSON.parse((await cli.run(...start, '--max-tokens', '400', '--json')).stdout).finishReason).toBe(
+      'context',
+    );
+  });
+
   it('takes a seed or a share alone for a wish to draw, at temperature 1', async () => {
     const text = async (...args: string[]) => {
       const run = await cli.run(

@@ -8,7 +8,7 @@ import type { DenseExperts, Experts } from '../../lib/experts.ts';
 import { factorizeExperts } from '../../lib/factorization/factorize.ts';
 import { calibrate } from '../../lib/model/calibration.ts';
 import { compareModels } from '../../lib/model/compare.ts';
-import { generate } from '../../lib/model/generate.ts';
+import { type FinishReason, generate } from '../../lib/model/generate.ts';
 import { Model } from '../../lib/model/model.ts';
 import { perplexity } from '../../lib/model/perplexity.ts';
 import { groupProbabilities, routingStatistics } from '../../lib/model/routing-statistics.ts';
@@ -191,6 +191,27 @@ describe('generation', () => {
     await expect(take(1, ids.slice(0, 256))).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' });
     await expect(take(1, [])).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' });
     await expect(take(1, [4096])).rejects.toThrow(/Token id 4096/);
+  });
+
+  test('says why it ended: enough tokens, a full context or the token that means the end', async () => {
+    const reason = async (count: number, of: number[], by = model) => {
+      const reasons: FinishReason[] = [];
+      const tokens = await take(count, of, { onFinish: (why: FinishReason) => reasons.push(why) }, by);
+      expect(reasons).toHaveLength(1);
+      return { reason: reasons[0], tokens };
+    };
+    expect(await reason(3, prompt)).toMatchObject({ reason: 'maxTokens' });
+    expect(await reason(100, ids.slice(0, 250))).toMatchObject({ reason: 'context' });
+    const [first, second] = await take(2, prompt);
+    const ending = join(folder, 'ending');
+    await cp(source, ending, { recursive: true });
+    const config = JSON.parse(await readFile(join(source, 'config.json'), 'utf8'));
+    await writeFile(join(ending, 'config.json'), JSON.stringify({ ...config, eos_token_id: second }));
+    await using other = await Model.open(ending, { device });
+    expect(await reason(9, prompt, other)).toEqual({ reason: 'endToken', tokens: [first] });
+    let called = false;
+    for await (const _ of generate(model, prompt, { onFinish: () => (called = true) })) break;
+    expect(called).toBe(false);
   });
 
   test('stops when aborted', async () => {
