@@ -22,8 +22,10 @@ if (!existsSync(join(root, 'dist', 'index.js'))) {
   process.exit(1);
 }
 const { compareMethods, expertCoverage, METHODS, Model, Tokenizer } = await import('../dist/index.js');
-const { cells, writeComparison } = await import('../dist/cli/comparison-report.js');
+const { ComparisonFolder } = await import('../dist/cli/comparison-folder.js');
+const { cells, comparisonFiles } = await import('../dist/cli/comparison-report.js');
 
+const folder = await ComparisonFolder.open(out, true);
 const tokenizer = await Tokenizer.open(join(root, checkpoint));
 const calibration = calibrationIds(tokenizer, options.quick ? 12 : 32);
 const evaluation = evaluationIds(tokenizer);
@@ -46,7 +48,7 @@ for await (const row of compareMethods(model, request)) {
 }
 const coverage = await expertCoverage(model, calibration, { window: WINDOW });
 await model.close();
-await writeComparison(out, {
+const comparison = {
   checkpoint,
   window: WINDOW,
   tokens: { calibration: calibration.length, evaluation: request.evaluation.length },
@@ -55,5 +57,6 @@ await writeComparison(out, {
     'Calibration: Moby-Dick, 60 to 93%, and State of the Union addresses, 90 to 97%. Evaluation: within the last 4.5% and 1.8%. ' +
     'Characters beyond ASCII are dropped.',
   rows,
-});
+};
+await folder.write(comparisonFiles(comparison));
 console.log(`${((performance.now() - started) / 60_000).toFixed(1)} minutes. Written to ${out}.`);

@@ -1,9 +1,7 @@
-import { mkdir } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import { openDense } from '../conversion/source.ts';
 import { openDevice } from '../device.ts';
 import { MolaeError } from '../errors.ts';
-import { attempt } from '../files.ts';
 import { type ComparisonRow, compareMethods } from '../methods/compare.ts';
 import { METHODS } from '../methods/methods.ts';
 import { expertCoverage } from '../model/coverage.ts';
@@ -12,13 +10,14 @@ import { Tokenizer } from '../model/tokenizer.ts';
 import { defaultWindow } from '../model/windows.ts';
 import type { Arguments } from './arguments.ts';
 import type { CommandDefinition } from './command.ts';
+import { ComparisonFolder } from './comparison-folder.ts';
 import {
   COLUMNS,
   type Comparison,
   cells,
+  comparisonFiles,
   explanation,
   toJson,
-  writeComparison,
 } from './comparison-report.ts';
 import { TEXT_OPTION, WINDOW_OPTION } from './model-options.ts';
 import { DEVICE_OPTION } from './option.ts';
@@ -59,6 +58,7 @@ export const compare: CommandDefinition = {
     { name: 'calibrate-tokens', value: 'N', description: 'let methods use the first N tokens only' },
     WINDOW_OPTION,
     { name: 'out', value: 'folder', description: 'write compare.json, compare.md and charts (SVG) there' },
+    { name: 'force', description: 'replace an existing comparison there' },
     DEVICE_OPTION,
   ],
   examples: [
@@ -78,7 +78,7 @@ export const compare: CommandDefinition = {
     const checkpoint = await openDense(path);
     await checkpoint.close();
     const out = args.string('out');
-    if (out !== undefined) await attempt('make the folder', out, () => mkdir(out, { recursive: true }));
+    await using folder = out === undefined ? undefined : await ComparisonFolder.open(out, args.has('force'));
     using device = await openDevice(args.device());
     const comparison = await withProgress('comparing', async (signal, progress): Promise<Comparison> => {
       await using model = await Model.open(path, { device, signal });
@@ -103,7 +103,7 @@ export const compare: CommandDefinition = {
       const tokens = { calibration: calibration.length, evaluation: evaluation.length };
       return { checkpoint: path, window, tokens, coverage, rows };
     });
-    if (out !== undefined) await writeComparison(out, comparison);
+    await folder?.write(comparisonFiles(comparison));
     output.result(toJson(comparison), () => [
       '',
       ...explanation(comparison),
@@ -114,6 +114,7 @@ export const compare: CommandDefinition = {
 
 function readRequest(args: Arguments) {
   const targetRatios = args.shares('target-ratio');
+  if (args.has('force') && !args.has('out')) throw args.usage('--force needs --out <folder>');
   if (targetRatios === undefined) throw args.usage('compare needs --target-ratio <p,…>');
   const names = args.list(
     'methods',

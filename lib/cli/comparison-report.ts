@@ -1,7 +1,4 @@
-import { mkdir, writeFile } from 'node:fs/promises';
-import { join } from 'node:path';
 import { renderChart } from '../chart.ts';
-import { attempt } from '../files.ts';
 import type { ComparisonRow } from '../methods/compare.ts';
 import type { LayerCoverage } from '../model/coverage.ts';
 import { comparisonCharts, increase } from './comparison-charts.ts';
@@ -73,18 +70,15 @@ function coverageInWords(coverage: readonly LayerCoverage[]): string {
   return `Of the tokens that methods looked at, ${lacking}; in layer ${worst.layer}, which is covered worst, the rarest expert saw ${worst.fewestTokens}, the median ${worst.medianTokens}.`;
 }
 
-/** Writes compare.json, compare.md and charts. */
-export async function writeComparison(folder: string, comparison: Comparison): Promise<void> {
-  const { rows } = comparison;
-  const files = new Map([
+/** compare.json, compare.md and charts: contents by name. */
+export function comparisonFiles(comparison: Comparison): Map<string, string> {
+  return new Map([
     ['compare.json', `${JSON.stringify(toJson(comparison), null, 2)}\n`],
     ['compare.md', toMarkdown(comparison)],
-    ...comparisonCharts(rows).map(([name, chart]) => [`compare-${name}.svg`, renderChart(chart)] as const),
+    ...comparisonCharts(comparison.rows).map(
+      ([name, chart]) => [`compare-${name}.svg`, renderChart(chart)] as const,
+    ),
   ]);
-  await attempt('write to', folder, async () => {
-    await mkdir(folder, { recursive: true });
-    for (const [name, content] of files) await writeFile(join(folder, name), content);
-  });
 }
 
 /** The contract of `--json`: methods without groups have a groupSize of null. */

@@ -1,7 +1,8 @@
-import { lstat, mkdir, readdir, readFile, realpath, rename, rm, writeFile } from 'node:fs/promises';
+import { readdir, readFile, realpath, rename, rm, writeFile } from 'node:fs/promises';
 import { basename, dirname, join, resolve } from 'node:path';
 import { MolaeError } from '../errors.ts';
-import { attempt, ioError, systemCode } from '../files.ts';
+import { attempt, ioError, makeFolder, systemCode } from '../files.ts';
+import { type ReplaceableOutput, refuseExisting } from './existing-output.ts';
 import { OutputLock } from './output-lock.ts';
 
 /** What a stopped run was doing; another run goes on from it only if it wants exactly the same. */
@@ -9,6 +10,11 @@ const PLAN_FILE = 'molae-conversion.json';
 
 /** What a stopped run had found out before it made files. */
 const MEMORY_FILE = 'molae-memory.json';
+
+const CHECKPOINT: ReplaceableOutput = {
+  name: 'checkpoint',
+  is: (files) => files.includes('config.json') && files.some((name) => name.endsWith('.safetensors')),
+};
 
 /**
  * The folder a conversion writes to: a hidden one beside the output, which takes the output's place when all is done.
@@ -34,11 +40,11 @@ export class OutputFolder {
   static async open(input: string, output: string, plan: unknown, force: boolean): Promise<OutputFolder> {
     const path = resolve(output);
     await refuseOverlap(input, path);
-    await refuseExisting(path, force);
+    await refuseExisting(path, force, CHECKPOINT);
     await attempt('create', dirname(path), () => makeFolder(dirname(path)));
     const lock = await OutputLock.acquire(join(dirname(path), `.${basename(path)}.molae-lock`), path);
     try {
-      await refuseExisting(path, force); // a rival may have finished meanwhile
+      await refuseExisting(path, force, CHECKPOINT); // a rival may have finished meanwhile
       const folder = new OutputFolder(path, lock);
       await folder.#resumeOrStart(JSON.stringify(plan));
       return folder;
@@ -141,19 +147,6 @@ function partialPath(path: string): string {
   return join(dirname(path), `.${basename(path)}.molae-partial`);
 }
 
-/** Creates a folder and what is missing above it. (Node's own `recursive` never returns where a file system such as
- * /proc answers ENOENT for good.) */
-async function makeFolder(path: string): Promise<void> {
-  try {
-    await mkdir(path);
-  } catch (cause) {
-    if (systemCode(cause) === 'EEXIST') return;
-    if (systemCode(cause) !== 'ENOENT' || dirname(path) === path) throw cause;
-    await makeFolder(dirname(path));
-    await mkdir(path);
-  }
-}
-
 /** Output and source must not contain each other. */
 async function refuseOverlap(input: string, output: string): Promise<void> {
   const source = await realpath(input).catch(() => resolve(input));
@@ -163,27 +156,6 @@ async function refuseOverlap(input: string, output: string): Promise<void> {
     throw new MolaeError(
       'INVALID_ARGUMENT',
       `The output ${output} and the source ${input} must be separate folders`,
-    );
-  }
-}
-
-/** An existing output is replaced only when asked, and only when it is a checkpoint: nobody loses a home folder. */
-async function refuseExisting(path: string, force: boolean): Promise<void> {
-  const stats = await lstat(path).catch((cause: unknown) => {
-    if (systemCode(cause) === 'ENOENT') return undefined;
-    throw ioError('look at', path, cause);
-  });
-  if (stats === undefined) return;
-  if (!stats.isDirectory())
-    throw new MolaeError('OUTPUT_EXISTS', `The output ${path} exists and is not a folder`);
-  const names = await attempt('list', path, () => readdir(path));
-  if (names.length === 0) return;
-  if (!force)
-    throw new MolaeError('OUTPUT_EXISTS', `The output ${path} exists; use force (--force) to replace it`);
-  if (!names.includes('config.json') || !names.some((name) => name.endsWith('.safetensors'))) {
-    throw new MolaeError(
-      'OUTPUT_EXISTS',
-      `The output ${path} exists and is no checkpoint: it will not be replaced, even with force`,
     );
   }
 }

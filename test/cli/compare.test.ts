@@ -95,6 +95,48 @@ describe('compare', () => {
     }
   });
 
+  it('refuses what is there before any work, and with --force replaces a comparison whole, and nothing else', async () => {
+    const out = join(cli.scratch, 'twice');
+    const once = (...more: string[]) =>
+      compare('--text', text, ...QUICK, '--methods', 'q8,svd', '--out', out, ...more);
+    expect(await once()).toMatchObject({ status: 0 });
+    await writeFile(join(out, 'compare-group-size.svg'), 'of a former run');
+    await writeFile(join(out, 'notes.txt'), "the user's own");
+    const again = await once();
+    expect(again).toMatchObject({ status: 1, stdout: '' });
+    expect(again.stderr).toMatch(/^molae: The output .*twice exists; use force \(--force\) to replace it\n/);
+    expect(await once('--force')).toMatchObject({ status: 0 });
+    expect((await readdir(out)).sort()).toEqual([
+      'compare-bytes.svg',
+      'compare-parameters.svg',
+      'compare.json',
+      'compare.md',
+      'notes.txt',
+    ]);
+    const other = await compare('--text', text, ...QUICK, '--out', cli.scratch, '--force');
+    expect(other).toMatchObject({
+      status: 1,
+      stdout: '',
+      stderr: expect.stringContaining('is no comparison'),
+    });
+  });
+
+  it.each(['/proc/compared', '/proc/some/where', '/sys'])(
+    'refuses to write to %s, and does not hang',
+    async (out) => {
+      const { status, stdout, stderr } = await compare('--text', text, ...QUICK, '--out', out);
+      expect({ status, stdout }, stderr).toEqual({ status: 1, stdout: '' });
+      expect(stderr).toContain(out);
+    },
+  );
+
+  it('leaves no folder behind where it fails', async () => {
+    const out = join(cli.scratch, 'nothing');
+    const { status } = await compare('--text', short, '--target-ratio', '0.3', '--out', out);
+    expect(status).toBe(2);
+    expect(await readdir(cli.scratch)).not.toContain('nothing');
+  });
+
   it('judges by another text where one is given, and may then look at all of the first', async () => {
     const other = join(cli.scratch, 'other.txt');
     await writeFile(
@@ -120,6 +162,12 @@ describe('compare', () => {
 
   it.each<[string, string[], number, string]>([
     ['no text', ['--target-ratio', '0.3'], 2, '--text <file>'],
+    [
+      'force without a folder',
+      ['--text', text, '--target-ratio', '0.3', '--force'],
+      2,
+      '--force needs --out',
+    ],
     ['no target', ['--text', text], 2, '--target-ratio <p,…>'],
     ['a target of 1', ['--text', text, '--target-ratio', '0.3,1'], 2, 'between 0 and 1'],
     ['a target that cannot be met', ['--text', text, '--target-ratio', '0.9'], 2, 'reap: '],

@@ -1,0 +1,37 @@
+import { lstat, readdir } from 'node:fs/promises';
+import { MolaeError } from '../errors.ts';
+import { attempt, ioError, systemCode } from '../files.ts';
+
+/** What a command may replace: nobody loses a home folder. */
+export interface ReplaceableOutput {
+  /** For messages: "is no checkpoint". */
+  readonly name: string;
+  /** Whether a folder with these files is one. */
+  is(files: readonly string[]): boolean;
+}
+
+/**
+ * The one rule of every output folder: one that exists and is not empty is replaced only when asked, and only when it is of
+ * the kind that is written.
+ *
+ * @throws MolaeError `OUTPUT_EXISTS`; `IO`.
+ */
+export async function refuseExisting(path: string, force: boolean, kind: ReplaceableOutput): Promise<void> {
+  const stats = await lstat(path).catch((cause: unknown) => {
+    if (systemCode(cause) === 'ENOENT') return undefined;
+    throw ioError('look at', path, cause);
+  });
+  if (stats === undefined) return;
+  if (!stats.isDirectory())
+    throw new MolaeError('OUTPUT_EXISTS', `The output ${path} exists and is not a folder`);
+  const names = await attempt('list', path, () => readdir(path));
+  if (names.length === 0) return;
+  if (!force)
+    throw new MolaeError('OUTPUT_EXISTS', `The output ${path} exists; use force (--force) to replace it`);
+  if (!kind.is(names)) {
+    throw new MolaeError(
+      'OUTPUT_EXISTS',
+      `The output ${path} exists and is no ${kind.name}: it will not be replaced, even with force`,
+    );
+  }
+}
