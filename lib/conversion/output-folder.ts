@@ -39,8 +39,7 @@ export class OutputFolder {
    */
   static async open(input: string, output: string, plan: unknown, force: boolean): Promise<OutputFolder> {
     const path = resolve(output);
-    await refuseOverlap(input, path);
-    await refuseExisting(path, force, CHECKPOINT);
+    await OutputFolder.check(input, path, force);
     await attempt('create', dirname(path), () => makeFolder(dirname(path)));
     const lock = await OutputLock.acquire(join(dirname(path), `.${basename(path)}.molae-lock`), path);
     try {
@@ -52,6 +51,17 @@ export class OutputFolder {
       await lock.release();
       throw error;
     }
+  }
+
+  /**
+   * Refuses what `open` would, for runs that have long work to do before it.
+   *
+   * @throws OUTPUT_EXISTS, INVALID_ARGUMENT, IO.
+   */
+  static async check(input: string, output: string, force: boolean): Promise<void> {
+    const path = resolve(output);
+    await refuseOverlap(input, path);
+    await refuseExisting(path, force, CHECKPOINT);
   }
 
   /** What a stopped run to this output found out, undefined where there is none. Its reader says whether it still holds. */

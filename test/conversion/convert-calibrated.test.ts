@@ -115,6 +115,13 @@ describe('calibrated conversion', () => {
     expect(other.surveyed).toEqual([4, 4]);
   });
 
+  test('an output that exists is refused before anything is surveyed', async () => {
+    await convertCheckpoint(source, output, { groupSize: 4, latentSize: 32, device });
+    const onSurvey = vi.fn();
+    await expect(convert({ onSurvey })).rejects.toMatchObject({ code: 'OUTPUT_EXISTS' });
+    expect(onSurvey).not.toHaveBeenCalled();
+  });
+
   test('without a group size, each expert is a group, and the reason says what was done', async () => {
     const report = await convert({ groupSize: undefined });
     expect(report.groupSize).toBe(1);

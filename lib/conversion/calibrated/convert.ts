@@ -44,6 +44,7 @@ export async function convertCalibrated(
   checkOptions(options);
   return withSource(input, options.device, async (checkpoint, device) => {
     const { search = false, signal } = options;
+    await OutputFolder.check(input, output, options.force ?? false);
     await using model = await Model.open(input, { device, stream: !search, signal });
     const kept = keptInputs(model, options);
     const choice = await chooseSizes(model, options, await OutputFolder.remembered(output), kept);
