@@ -1,14 +1,14 @@
-import { existsSync } from 'node:fs';
-import { basename, dirname, join, resolve } from 'node:path';
 import { ModelConfig } from '../checkpoint/config.ts';
 import type { MoeSpec } from '../checkpoint/family.ts';
 import { type CalibratedConversionReport, convertCalibrated } from '../conversion/calibrated/convert.ts';
 import type { CalibratedConversionOptions } from '../conversion/calibrated/options.ts';
 import { type ConvertOptions, convertCheckpoint } from '../conversion/convert.ts';
+import { OutputFolder } from '../conversion/output-folder.ts';
 import type { ConversionReport } from '../conversion/report.ts';
 import { openDense } from '../conversion/source.ts';
 import { openDevice } from '../device.ts';
 import { BLOCK_DTYPES } from '../dtype.ts';
+import { MolaeError } from '../errors.ts';
 import { GROUPINGS } from '../methods/grouping/grouping.ts';
 import { calibrationTokens } from '../model/calibration.ts';
 import { Tokenizer } from '../model/tokenizer.ts';
@@ -16,6 +16,7 @@ import { sampleWindows } from '../model/windows.ts';
 import type { Arguments } from './arguments.ts';
 import type { CommandDefinition } from './command.ts';
 import { describe, flopsChange, formInWords, searchOf } from './conversion-report.ts';
+import { AdvisedError } from './failure.ts';
 import { QUANTIZE_OPTION, WINDOW_OPTION } from './model-options.ts';
 import { DEVICE_OPTION } from './option.ts';
 import { withProgress } from './progress.ts';
@@ -133,18 +134,28 @@ export const convert: CommandDefinition = {
             progress.update(done, total, `layer ${layer} ${calibration ? '' : `${operator} `}group ${group}`),
           onSurvey: ({ done, total }) => progress.update(done, total, 'choosing latent sizes'),
           onCandidate: (form) => output.note(`Trying ${formInWords(form)}`),
+        }).catch(async (error: unknown) => {
+          throw await withWhatIsKept(error, target);
         }),
-      () => {
-        const partial = join(dirname(target), `.${basename(resolve(target))}.molae-partial`);
-        const finished = existsSync(partial) ? ` The same command goes on from ${partial}.` : '';
-        output.note(`Stopping.${finished}`);
-      },
+      () => output.note('Stopping.'),
     );
     const chosen = searchOf(report)?.chosen ?? options;
     const flopsPerToken = flopsChange(source.spec, report, chosen.sharedGateUp ?? false);
     output.result({ ...report, flopsPerToken }, () => describe(report, flopsPerToken, output.width));
   },
 };
+
+/** What a failure has not destroyed. */
+async function withWhatIsKept(error: unknown, output: string): Promise<unknown> {
+  const keeps = error instanceof MolaeError && (error.code === 'IO' || error.code === 'ABORTED');
+  if (!keeps) return error;
+  const { folder, files } = await OutputFolder.kept(output);
+  if (files === 0) return error;
+  return new AdvisedError(
+    error,
+    `${files} finished ${files === 1 ? 'file is' : 'files are'} kept in ${folder}, and the same command goes on from there.`,
+  );
+}
 
 type AnyOptions = ConvertOptions &
   Pick<

@@ -6,6 +6,16 @@ import { UsageError } from './usage-error.ts';
 
 export const EXIT = { done: 0, failed: 1, usage: 2, interrupted: 130, terminated: 143 } as const;
 
+/** A failure with advice of its own, where a command knows more than the code says. */
+export class AdvisedError extends MolaeError {
+  readonly advice: string;
+
+  constructor(error: MolaeError, advice: string) {
+    super(error.code, error.message, { cause: error });
+    this.advice = advice;
+  }
+}
+
 /**
  * Tells an error on stderr, one line and how to mend it.
  *
@@ -20,14 +30,14 @@ export function reportError(error: unknown, command: CommandDefinition | undefin
   }
   if (error instanceof MolaeError) {
     if (error instanceof Interruption) {
-      complain(`stopped by ${error.signal}`, undefined);
+      complain(`stopped by ${error.signal}`, adviceOf(error.cause));
       return error.signal === 'SIGINT' ? EXIT.interrupted : EXIT.terminated;
     }
     const isUsage = error.code === 'INVALID_ARGUMENT';
     const [problem = '', ...mending] = messageLines(error);
     complain(
       isUsage ? inWordsOfOptions(error, command ? optionsOf(command) : []) : problem,
-      isUsage ? help : mending.join('\n') || hintFor(error.code, command?.name),
+      isUsage ? help : mending.join('\n') || hintFor(error),
     );
     showStack(error);
     return isUsage ? EXIT.usage : EXIT.failed;
@@ -54,10 +64,12 @@ const HINTS: Partial<Record<MolaeErrorCode, string>> = {
   INTERNAL: 'This should not happen: please report it, with the output of MOLAE_DEBUG=1 and of molae doctor.',
 };
 
-function hintFor(code: MolaeErrorCode, command: string | undefined): string | undefined {
-  if (code === 'IO' && command === 'convert')
-    return 'What the conversion had finished is kept, and the same command goes on from there.';
-  return HINTS[code];
+function hintFor(error: MolaeError): string | undefined {
+  return adviceOf(error) ?? HINTS[error.code];
+}
+
+function adviceOf(error: unknown): string | undefined {
+  return error instanceof AdvisedError ? error.advice : undefined;
 }
 
 /** The API's names of the options, as they are typed here. */

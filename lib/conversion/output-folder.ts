@@ -8,6 +8,9 @@ import { OutputLock } from './output-lock.ts';
 /** What a stopped run was doing; another run goes on from it only if it wants exactly the same. */
 const PLAN_FILE = 'molae-conversion.json';
 
+/** Ends the name of a finished file's record. */
+const DONE = '.done';
+
 /** What a stopped run had found out before it made files. */
 const MEMORY_FILE = 'molae-memory.json';
 
@@ -74,6 +77,13 @@ export class OutputFolder {
     }
   }
 
+  /** Where runs to this output make it, and how many files one that was stopped has finished there. */
+  static async kept(output: string): Promise<{ readonly folder: string; readonly files: number }> {
+    const folder = partialPath(resolve(output));
+    const names = await readdir(folder).catch(() => []);
+    return { folder, files: names.filter((name) => name.endsWith(DONE)).length };
+  }
+
   /** Keeps what a run that is stopped need not find out again. */
   remember(memory: unknown): Promise<void> {
     return this.#write(join(this.partial, MEMORY_FILE), JSON.stringify(memory));
@@ -99,7 +109,7 @@ export class OutputFolder {
   /** Puts the result in its place; the records of finished files go. */
   async commit(): Promise<void> {
     for (const name of await attempt('list', this.partial, () => readdir(this.partial))) {
-      const isRecord = name.endsWith('.done') || name.endsWith('.tmp');
+      const isRecord = name.endsWith(DONE) || name.endsWith('.tmp');
       if (isRecord || name === PLAN_FILE || name === MEMORY_FILE) await this.remove(name);
     }
     const old = await this.#setAside();
@@ -144,7 +154,7 @@ export class OutputFolder {
   }
 
   #record(file: string): string {
-    return join(this.partial, `${file}.done`);
+    return join(this.partial, `${file}${DONE}`);
   }
 
   async #write(path: string, text: string): Promise<void> {

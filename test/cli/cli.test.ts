@@ -1,7 +1,8 @@
 import { once } from 'node:events';
-import { access, cp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { access, cp, mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
+import { convertCheckpoint } from '../../lib/conversion/convert.ts';
 import { TINY } from '../support/fixtures.ts';
 import { builtCli, type Finished, ROOT } from './support.ts';
 
@@ -460,6 +461,39 @@ describe('convert', () => {
       expect(await exists(join(cli.scratch, `.stopped-${signal}.molae-partial`))).toBe(false);
     },
   );
+});
+
+describe('what a failed conversion keeps', () => {
+  const args = (out: string) => ['convert', TINY, out, '--group-size', '16', '--latent-size', '64'];
+  const partial = (name: string) => join(cli.scratch, `.${name}.molae-partial`);
+
+  it('is told where something is kept', async () => {
+    const stop = new AbortController();
+    const stopped = convertCheckpoint(TINY, join(cli.scratch, 'kept'), {
+      ...{ groupSize: 16, latentSize: 64, signal: stop.signal },
+      onProgress: ({ layer }) => layer === 2 && stop.abort(),
+    });
+    await expect(stopped).rejects.toMatchObject({ code: 'ABORTED' });
+    const names = await readdir(partial('kept'));
+    const finished = names.filter((name) => name.endsWith('.done'));
+    expect(finished.length).toBeGreaterThan(1);
+    const last = (finished[0] as string).replace(/-\d+-of-(\d+)\.safetensors.*/, '-$1-of-$1.safetensors');
+    await rm(join(partial('kept'), last), { force: true });
+    await mkdir(join(partial('kept'), last));
+    const { status, stderr } = await cli.run(...args('kept'));
+    expect(status).toBe(1);
+    expect(stderr).toMatch(
+      /^molae: Could not .*\n\d finished files are kept in .*\.kept\.molae-partial, and the same/m,
+    );
+  });
+
+  it('is not where nothing is, or where the conversion had not begun', async () => {
+    const nowhere = await cli.run(...args('/proc/out'));
+    expect(nowhere).toMatchObject({ status: 1, stdout: '' });
+    const unread = await cli.run(...args('kept'), '--calibrate', 'no.txt');
+    expect(unread).toMatchObject({ status: 1, stderr: expect.stringContaining('no.txt') });
+    for (const { stderr } of [nowhere, unread]) expect(stderr).not.toContain('kept in');
+  });
 });
 
 describe('doctor', () => {
