@@ -7,7 +7,7 @@ import { METHODS } from '../methods/methods.ts';
 import { expertCoverage } from '../model/coverage.ts';
 import { Model } from '../model/model.ts';
 import { Tokenizer } from '../model/tokenizer.ts';
-import { defaultWindow } from '../model/windows.ts';
+import { defaultWindow, sampleWindows } from '../model/windows.ts';
 import type { Arguments } from './arguments.ts';
 import type { CommandDefinition } from './command.ts';
 import { ComparisonFolder } from './comparison-folder.ts';
@@ -19,7 +19,7 @@ import {
   explanation,
   toJson,
 } from './comparison-report.ts';
-import { TEXT_OPTION, WINDOW_OPTION } from './model-options.ts';
+import { CALIBRATE_TOKENS_OPTION, TEXT_OPTION, WINDOW_OPTION } from './model-options.ts';
 import { DEVICE_OPTION } from './option.ts';
 import type { Output } from './output.ts';
 import { withProgress } from './progress.ts';
@@ -55,7 +55,10 @@ export const compare: CommandDefinition = {
       value: 'k,…',
       description: 'for methods that group experts: how many share a latent space (chosen for each)',
     },
-    { name: 'calibrate-tokens', value: 'N', description: 'let methods use the first N tokens only' },
+    {
+      ...CALIBRATE_TOKENS_OPTION,
+      description: 'tokens that methods may look at, from all over their part of the text (all of it)',
+    },
     WINDOW_OPTION,
     { name: 'out', value: 'folder', description: 'write compare.json, compare.md and charts (SVG) there' },
     { name: 'force', description: 'replace an existing comparison there' },
@@ -74,6 +77,7 @@ export const compare: CommandDefinition = {
   async run(args, output) {
     const path = args.positional(0);
     const request = readRequest(args);
+    const calibrateTokens = args.positiveInteger('calibrate-tokens') ?? Number.POSITIVE_INFINITY;
     const texts = await readTexts(args, path);
     const checkpoint = await openDense(path);
     await checkpoint.close();
@@ -84,11 +88,14 @@ export const compare: CommandDefinition = {
       await using model = await Model.open(path, { device, signal });
       const { window = defaultWindow(model) } = request;
       checkLengths(texts, window);
+      const { evaluation } = texts;
+      const calibration = sampleWindows(texts.calibration, calibrateTokens, window);
       const rows: ComparisonRow[] = [];
       const printed = new PrintedTable(output);
       for await (const row of compareMethods(model, {
         ...request,
-        ...texts,
+        calibration,
+        evaluation,
         window,
         signal,
         onProgress: ({ done, total, method }) => {
@@ -98,7 +105,6 @@ export const compare: CommandDefinition = {
         rows.push(row);
         printed.add(cells(row, rows[0] as ComparisonRow));
       }
-      const { calibration, evaluation } = texts;
       const coverage = await expertCoverage(model, calibration, { window, signal });
       const tokens = { calibration: calibration.length, evaluation: evaluation.length };
       return { checkpoint: path, window, tokens, coverage, rows };
@@ -137,7 +143,6 @@ interface Texts {
 async function readTexts(args: Arguments, checkpoint: string): Promise<Texts> {
   const file = args.string('text');
   const other = args.string('eval-text');
-  const limit = args.positiveInteger('calibrate-tokens');
   if (file === undefined) throw args.usage('compare needs --text <file>');
   if (other !== undefined && resolve(other) === resolve(file)) {
     throw args.usage('--eval-text is the same file as --text: methods must not look at what judges them');
@@ -146,12 +151,12 @@ async function readTexts(args: Arguments, checkpoint: string): Promise<Texts> {
   const ids = Array.from(tokenizer.encode(await readText(file)));
   if (other !== undefined) {
     return {
-      calibration: ids.slice(0, limit),
+      calibration: ids,
       evaluation: Array.from(tokenizer.encode(await readText(other))),
     };
   }
   const end = Math.floor(CALIBRATION_SHARE * ids.length);
-  return { calibration: ids.slice(0, end).slice(0, limit), evaluation: ids.slice(end) };
+  return { calibration: ids.slice(0, end), evaluation: ids.slice(end) };
 }
 
 function checkLengths({ calibration, evaluation }: Texts, window: number): void {

@@ -12,19 +12,16 @@ import { MolaeError } from '../errors.ts';
 import { GROUPINGS } from '../methods/grouping/grouping.ts';
 import { calibrationTokens } from '../model/calibration.ts';
 import { Tokenizer } from '../model/tokenizer.ts';
-import { sampleWindows } from '../model/windows.ts';
+import { defaultWindow, sampleWindows } from '../model/windows.ts';
 import type { Arguments } from './arguments.ts';
 import type { CommandDefinition } from './command.ts';
 import { describe, flopsChange, formInWords, searchOf } from './conversion-report.ts';
 import { AdvisedError } from './failure.ts';
-import { QUANTIZE_OPTION, WINDOW_OPTION } from './model-options.ts';
+import { CALIBRATE_TOKENS_OPTION, QUANTIZE_OPTION, WINDOW_OPTION } from './model-options.ts';
 import { DEVICE_OPTION } from './option.ts';
 import { withProgress } from './progress.ts';
 import { readSizes, SIZE_OPTIONS } from './sizes.ts';
 import { readText } from './text.ts';
-
-/** Of a calibrated conversion too, where the context is not shorter. */
-const DEFAULT_WINDOW = 256;
 
 export const convert: CommandDefinition = {
   name: 'convert',
@@ -54,9 +51,8 @@ export const convert: CommandDefinition = {
         'a text like those that the model will see: factors lose least of what the experts put out on it',
     },
     {
-      name: 'calibrate-tokens',
-      value: 'T',
-      description: 'tokens of the text to use, from all over it (4096 for each expert on average)',
+      ...CALIBRATE_TOKENS_OPTION,
+      description: `${CALIBRATE_TOKENS_OPTION.description} (4096 for each expert on average)`,
     },
     WINDOW_OPTION,
     {
@@ -248,6 +244,8 @@ async function readSource(path: string): Promise<Source> {
   await using checkpoint = await openDense(path);
   const { family, config, spec } = checkpoint;
   // A family without a decoder is refused by the conversion, where it would have to run.
-  const contextLength = family.decoder?.(new ModelConfig(config, path)).contextLength ?? DEFAULT_WINDOW;
-  return { path, spec, window: Math.min(DEFAULT_WINDOW, contextLength) };
+  const decoder = family.decoder?.(new ModelConfig(config, path)) ?? {
+    contextLength: Number.POSITIVE_INFINITY,
+  };
+  return { path, spec, window: defaultWindow({ spec: decoder }) };
 }

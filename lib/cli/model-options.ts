@@ -14,6 +14,13 @@ export const WINDOW_OPTION: OptionDefinition = {
   description: 'tokens of a window (256, or the context where that is shorter)',
 };
 
+/** Sampled by `sampleWindows`. */
+export const CALIBRATE_TOKENS_OPTION: OptionDefinition = {
+  name: 'calibrate-tokens',
+  value: 'T',
+  description: 'tokens of the text to use, from all over it',
+};
+
 export const STREAM_OPTION: OptionDefinition = {
   name: 'stream',
   description: 'load one layer at a time, for models larger than memory',

@@ -2,8 +2,8 @@ import { expected } from '../errors.ts';
 import type { Model } from './model.ts';
 
 /** Tokens that attend to each other where nothing else is asked for: 256, or the context where that is shorter. */
-export function defaultWindow(model: Model): number {
-  return Math.min(256, model.spec.contextLength);
+export function defaultWindow({ spec }: { readonly spec: Pick<Model['spec'], 'contextLength'> }): number {
+  return Math.min(256, spec.contextLength);
 }
 
 /** @internal Throws unless windows of this length fit the model. */

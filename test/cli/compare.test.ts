@@ -2,6 +2,10 @@ import { readdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { METHODS } from '../../lib/methods/methods.ts';
+import { expertCoverage } from '../../lib/model/coverage.ts';
+import { Model } from '../../lib/model/model.ts';
+import { Tokenizer } from '../../lib/model/tokenizer.ts';
+import { sampleWindows } from '../../lib/model/windows.ts';
 import { TINY } from '../support/fixtures.ts';
 import { builtCli, ROOT } from './support.ts';
 
@@ -135,6 +139,15 @@ describe('compare', () => {
     const { status } = await compare('--text', short, '--target-ratio', '0.3', '--out', out);
     expect(status).toBe(2);
     expect(await readdir(cli.scratch)).not.toContain('nothing');
+  });
+
+  it('lets methods look at windows from all over their part of the text', async () => {
+    const ids = (await Tokenizer.open(TINY)).encode(await readFile(text, 'utf8'));
+    const sampled = sampleWindows(ids.slice(0, Math.floor(0.8 * ids.length)), 256, 64);
+    await using model = await Model.open(TINY);
+    const wanted = await expertCoverage(model, sampled, { window: 64 });
+    const { stdout } = await compare('--text', text, ...QUICK, '--methods', 'svd', '--json');
+    expect(JSON.parse(stdout).coverage).toEqual(wanted);
   });
 
   it('judges by another text where one is given, and may then look at all of the first', async () => {
