@@ -23,7 +23,7 @@ import { CALIBRATE_TOKENS_OPTION, TEXT_OPTION, WINDOW_OPTION } from './model-opt
 import { DEVICE_OPTION } from './option.ts';
 import type { Output } from './output.ts';
 import { withProgress } from './progress.ts';
-import { type Alignment, table } from './table.ts';
+import { type Alignment, table, wrap } from './table.ts';
 import { readText } from './text.ts';
 
 /** Of the text, where none is given to evaluate on. */
@@ -112,7 +112,7 @@ export const compare: CommandDefinition = {
     await folder?.write(comparisonFiles(comparison));
     output.result(toJson(comparison), () => [
       '',
-      ...explanation(comparison),
+      ...explanation(comparison).flatMap((sentence) => wrap(sentence, output.width)),
       ...(out === undefined ? [] : [`Written to ${out}.`]),
     ]);
   },

@@ -48,7 +48,7 @@ export function describe(report: ConversionReport, flopsPerToken: Change, width:
   const { format, reason, resumedFiles, seconds, peakBytes, output } = report;
   return [
     `Converted to ${shortPath(output)}`,
-    sizesInWords(report),
+    ...wrap(sizesInWords(report), width),
     ...(reason === undefined ? [] : wrap(reason, width)),
     '',
     ...changes(report, flopsPerToken, groupUseOf(report)),
@@ -62,8 +62,8 @@ export function describe(report: ConversionReport, flopsPerToken: Change, width:
     ...errors(report.layers),
     '',
     ...groupUse(report, width),
-    ...searched(searchOf(report)),
-    ...coverage(report),
+    ...searched(searchOf(report), width),
+    ...coverage(report, width),
     `Took ${duration(seconds)}, peak memory ${bytes(peakBytes)}.`,
     ...(resumedFiles > 0 ? [`Went on from a stopped run, which had finished ${resumedFiles} files.`] : []),
   ];
@@ -75,7 +75,7 @@ export function searchOf(report: ConversionReport | CalibratedConversionReport):
 }
 
 /** The table of it. */
-function searched(search: SearchReport | undefined): string[] {
+function searched(search: SearchReport | undefined, width: number): string[] {
   if (!search) return [];
   const { candidates, unreachable, chosen, tokens } = search;
   const row = (candidate: SearchCandidate) => [
@@ -92,7 +92,10 @@ function searched(search: SearchReport | undefined): string[] {
       ['left', 'right', 'right', 'right', 'right', 'left'],
     ),
     ...unreachable.map(({ reason, ...form }) => `${formInWords(form)}: ${reason}.`),
-    `Judged by ${tokens.heldOut} tokens that the candidates were not fitted to; of those within one standard error, the one that computes least.`,
+    ...wrap(
+      `Judged by ${tokens.heldOut} tokens that the candidates were not fitted to; of those within one standard error, the one that computes least.`,
+      width,
+    ),
     '',
   ];
 }
@@ -129,7 +132,7 @@ function groupUse(report: ConversionReport | CalibratedConversionReport, width: 
 }
 
 /** How the calibration text covers the experts, where there was one. */
-function coverage(report: ConversionReport | CalibratedConversionReport): string[] {
+function coverage(report: ConversionReport | CalibratedConversionReport, width: number): string[] {
   if (!('calibration' in report)) return [];
   const { tokens, fewestTokens, medianTokens, unusedExperts } = report.calibration;
   const lines = [
@@ -141,7 +144,7 @@ function coverage(report: ConversionReport | CalibratedConversionReport): string
       `${unusedExperts.length} experts saw none (layer.expert: ${named.join(', ')}${unusedExperts.length > 5 ? ', …' : ''}): a longer text would serve them.`,
     );
   }
-  return [...lines, ''];
+  return [...lines.flatMap((line) => wrap(line, width)), ''];
 }
 
 function sizesInWords({ latentSizes, groupSize, quantization, layers }: ConversionReport): string {

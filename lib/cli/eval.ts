@@ -8,7 +8,7 @@ import type { CommandDefinition } from './command.ts';
 import { QUANTIZE_OPTION, STREAM_OPTION, TEXT_OPTION, WINDOW_OPTION } from './model-options.ts';
 import { DEVICE_OPTION } from './option.ts';
 import { withProgress } from './progress.ts';
-import { bytes, count, percent, table, times } from './table.ts';
+import { bytes, count, percent, table, times, wrap } from './table.ts';
 import { readText } from './text.ts';
 
 interface Evaluation extends Perplexity {
@@ -60,7 +60,7 @@ export const evaluate: CommandDefinition = {
     const evaluated = await withProgress('evaluating', (signal, progress) =>
       evaluateAll(paths, ids, { ...options, signal }, (...at) => progress.update(...at)),
     );
-    output.result(asJson(evaluated), () => describe(evaluated));
+    output.result(asJson(evaluated), () => describe(evaluated, output.width));
   },
 };
 
@@ -126,7 +126,7 @@ function named({ checkpoint, quantize }: Evaluation): string {
   return quantize === undefined ? checkpoint : `${checkpoint} in ${quantize}`;
 }
 
-function describe({ first, second, divergence }: Result): string[] {
+function describe({ first, second, divergence }: Result, width: number): string[] {
   const row = (label: string, value: (e: Evaluation) => string, ratio?: (e: Evaluation) => number) => [
     label,
     value(first),
@@ -159,10 +159,13 @@ function describe({ first, second, divergence }: Result): string[] {
     ['left', 'right', 'right', 'right'],
   );
   const scored = `${first.tokens} predictions in windows of ${first.window} tokens.`;
-  if (!divergence) return [...lines, '', scored];
+  if (!divergence) return [...lines, '', ...wrap(scored, width)];
   return [
     ...lines,
     '',
-    `KL divergence ${divergence.klDivergence.toFixed(4)} nats, same first choice for ${percent(divergence.topOneAgreement)} of ${scored}`,
+    ...wrap(
+      `KL divergence ${divergence.klDivergence.toFixed(4)} nats, same first choice for ${percent(divergence.topOneAgreement)} of ${scored}`,
+      width,
+    ),
   ];
 }

@@ -1,10 +1,16 @@
+import { constants } from 'node:os';
 import { MolaeError, type MolaeErrorCode } from '../errors.ts';
 import type { CommandDefinition } from './command.ts';
 import { camelCase, type OptionDefinition, optionsOf } from './option.ts';
 import { Interruption } from './signals.ts';
 import { UsageError } from './usage-error.ts';
 
-export const EXIT = { done: 0, failed: 1, usage: 2, interrupted: 130, terminated: 143 } as const;
+export const EXIT = { done: 0, failed: 1, usage: 2 } as const;
+
+/** 128 and the signal's number, as shells say it: 130 for Ctrl-C. */
+function exitOf(signal: NodeJS.Signals): number {
+  return 128 + constants.signals[signal];
+}
 
 /** A failure with advice of its own, where a command knows more than the code says. */
 export class AdvisedError extends MolaeError {
@@ -31,7 +37,7 @@ export function reportError(error: unknown, command: CommandDefinition | undefin
   if (error instanceof MolaeError) {
     if (error instanceof Interruption) {
       complain(`stopped by ${error.signal}`, adviceOf(error.cause));
-      return error.signal === 'SIGINT' ? EXIT.interrupted : EXIT.terminated;
+      return exitOf(error.signal);
     }
     const isUsage = error.code === 'INVALID_ARGUMENT';
     const [problem = '', ...mending] = messageLines(error);

@@ -4,8 +4,8 @@ import type { Arguments } from './arguments.ts';
 import type { CommandDefinition } from './command.ts';
 import { COMMANDS } from './commands.ts';
 import { EXIT, reportError } from './failure.ts';
-import { commandHelp, generalHelp } from './help.ts';
-import { Output } from './output.ts';
+import { commandHelp, generalHelp, HELP_WIDTH } from './help.ts';
+import { columnsOf, Output } from './output.ts';
 import { parse } from './parse.ts';
 
 /** The command at work, for error messages. */
@@ -21,12 +21,12 @@ async function main(argv: readonly string[]): Promise<number> {
     case 'help':
       process.stdout.write(
         request.command === undefined
-          ? generalHelp(COMMANDS, packageVersion())
-          : commandHelp(request.command),
+          ? generalHelp(COMMANDS, packageVersion(), columnsOf(process.stdout, HELP_WIDTH))
+          : commandHelp(request.command, columnsOf(process.stdout, HELP_WIDTH)),
       );
       return EXIT.done;
     case 'nothing':
-      process.stderr.write(generalHelp(COMMANDS, packageVersion()));
+      process.stderr.write(generalHelp(COMMANDS, packageVersion(), columnsOf(process.stderr, HELP_WIDTH)));
       return EXIT.usage;
     case 'run':
       running = request.command;

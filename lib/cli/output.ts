@@ -1,3 +1,8 @@
+/** The columns that text may take, `most` of a wide terminal; 80 where there is none. In fewer than 20 nothing can be read. */
+export function columnsOf(stream: NodeJS.WriteStream, most: number): number {
+  return Math.max(20, Math.min(most, stream.columns || 80));
+}
+
 /** Where results go: lines for people, or one JSON object for programs. */
 export class Output {
   readonly json: boolean;
@@ -39,6 +44,6 @@ export class Output {
 
   /** The columns that text may take. */
   get width(): number {
-    return Math.max(40, Math.min(100, process.stdout.columns ?? 80));
+    return columnsOf(process.stdout, 100);
   }
 }

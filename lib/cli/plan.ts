@@ -55,7 +55,7 @@ export const plan: CommandDefinition = {
     const { perLayer, weightBytesPerBatch: _, ...rest } = planned;
     const measured = routing === undefined ? {} : { measuredRouting: routing };
     output.result({ checkpoint: checkpoint.path, ...rest, perLayer, estimate, ...measured }, () => [
-      `${basename(resolve(checkpoint.path))}: ${sizesInWords(planned)}`,
+      ...wrap(`${basename(resolve(checkpoint.path))}: ${sizesInWords(planned)}`, output.width),
       ...wrap(planned.reason, output.width),
       ...(routing === undefined ? [] : wrap(routingInWords(uniform, routing), output.width)),
       '',
@@ -63,7 +63,7 @@ export const plan: CommandDefinition = {
       '',
       ...wrap(worseInWords(planned), output.width),
       ...(checkpoint.expertScales.size === 0 ? [] : wrap(QUANTIZED, output.width)),
-      timeInWords(estimate),
+      ...wrap(timeInWords(estimate), output.width),
     ]);
   },
 };

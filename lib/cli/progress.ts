@@ -6,6 +6,8 @@ import { duration } from './table.ts';
 interface Progress {
   /** @param note what is at work now, a few words */
   update(done: number, total: number, note: string): void;
+  /** All is done, however much of it was told. */
+  complete(): void;
   /** Ends it, so that other lines may follow; may be called twice. */
   stop(): void;
 }
@@ -23,21 +25,23 @@ export async function withProgress<Result>(
 ): Promise<Result> {
   const progress = openProgress(label, process.stderr);
   try {
-    return await interruptible(
+    const result = await interruptible(
       (signal) => work(signal, progress),
       () => {
         progress.stop();
         onInterrupt();
       },
     );
+    progress.complete();
+    return result;
   } finally {
     progress.stop();
   }
 }
 
-/** A bar where stderr is a terminal, else now and then a plain line. */
+/** A bar where stderr is a terminal that can draw one, else now and then a plain line. */
 function openProgress(label: string, stream: NodeJS.WriteStream): Progress {
-  return stream.isTTY ? new Bar(label, stream) : new Lines(label, stream);
+  return stream.isTTY && process.env.TERM !== 'dumb' ? new Bar(label, stream) : new Lines(label, stream);
 }
 
 class Bar implements Progress {
@@ -80,18 +84,22 @@ class Bar implements Progress {
     return `${duration((seconds * (total - done)) / done)} left`;
   }
 
+  complete(): void {}
+
   stop(): void {
     if (this.#started) this.#bar.stop();
     this.#started = false;
   }
 }
 
-/** A line at the start, then one for each tenth, but none within a second of the one before, nor silence for long. */
+/** A line at the start, one for each tenth, but none within a second of the one before, nor silence for long, and one at the end. */
 class Lines implements Progress {
   readonly #label: string;
   readonly #stream: NodeJS.WritableStream;
   #lastTime = Number.NEGATIVE_INFINITY;
   #lastTenth = -1;
+  #total = 0;
+  #toldAll = false;
 
   constructor(label: string, stream: NodeJS.WritableStream) {
     this.#label = label;
@@ -99,15 +107,26 @@ class Lines implements Progress {
   }
 
   update(done: number, total: number, note: string): void {
+    this.#total = total;
     const now = performance.now();
     const tenth = Math.floor((10 * done) / total);
     const quiet = now - this.#lastTime;
     if (quiet < 1000 || (tenth === this.#lastTenth && quiet < 30_000)) return;
     this.#lastTime = now;
     this.#lastTenth = tenth;
-    const share = Math.floor((100 * done) / total);
-    this.#stream.write(`${this.#label}: ${share}% (${done} of ${total})${note === '' ? '' : `, ${note}`}\n`);
+    this.#tell(done, note);
+  }
+
+  complete(): void {
+    if (this.#total > 0 && !this.#toldAll) this.#tell(this.#total, '');
   }
 
   stop(): void {}
+
+  #tell(done: number, note: string): void {
+    const total = this.#total;
+    this.#toldAll = done === total;
+    const share = Math.floor((100 * done) / total);
+    this.#stream.write(`${this.#label}: ${share}% (${done} of ${total})${note === '' ? '' : `, ${note}`}\n`);
+  }
 }

@@ -1,17 +1,21 @@
 import { MolaeError } from '../errors.ts';
 
+/** Ctrl-C; `kill` and a system that shuts down; a terminal that is closed. */
+const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
+type Signal = (typeof SIGNALS)[number];
+
 /** The user, or the system, stopped the work. */
 export class Interruption extends MolaeError {
-  readonly signal: 'SIGINT' | 'SIGTERM';
+  readonly signal: Signal;
 
-  constructor(signal: 'SIGINT' | 'SIGTERM', cause: unknown) {
+  constructor(signal: Signal, cause: unknown) {
     super('ABORTED', `Stopped by ${signal}`, { cause });
     this.signal = signal;
   }
 }
 
 /**
- * Runs abortable work: the first SIGINT or SIGTERM aborts it, so that it can clean up; a second one kills the process as
+ * Runs abortable work: the first of these signals aborts it, so that it can clean up; a second one kills the process as
  * if there were no handler.
  *
  * @throws Interruption when it was stopped that way.
@@ -21,19 +25,17 @@ export async function interruptible<Result>(
   onInterrupt: () => void,
 ): Promise<Result> {
   const controller = new AbortController();
-  let received: 'SIGINT' | 'SIGTERM' | undefined;
-  const stop = (signal: 'SIGINT' | 'SIGTERM') => {
+  let received: Signal | undefined;
+  const stop = (signal: Signal) => {
     received = signal;
     unlisten();
     onInterrupt();
     controller.abort(new Error(signal));
   };
   const unlisten = () => {
-    process.off('SIGINT', stop);
-    process.off('SIGTERM', stop);
+    for (const signal of SIGNALS) process.off(signal, stop);
   };
-  process.on('SIGINT', stop);
-  process.on('SIGTERM', stop);
+  for (const signal of SIGNALS) process.on(signal, stop);
   try {
     return await work(controller.signal);
   } catch (error) {

@@ -401,6 +401,8 @@ describe('convert', () => {
     expect(done.stderr).toMatch(
       /^(converting: \d+% \(\d+ of \d+\), layer \d gate group \d\n|converting: .*\n)+$/,
     );
+    expect(done.stderr).toMatch(/converting: 100% \((\d+) of \1\)[^\n]*\n$/);
+    expect(done.stderr.match(/100%/g)).toHaveLength(1);
     // biome-ignore lint/suspicious/noControlCharactersInRegex: no escape sequences where there is no terminal
     expect(done.stderr).not.toMatch(/[\u001b\r]/);
 
@@ -422,6 +424,7 @@ describe('convert', () => {
   it.each([
     ['SIGINT', 130],
     ['SIGTERM', 143],
+    ['SIGHUP', 129],
   ] as const)(
     'stops on %s with exit %i and no output, and goes on when asked again',
     async (signal, status) => {

@@ -79,7 +79,9 @@ describe('compare', () => {
     expect(lines[0]).toMatch(/^method +k +removed +perplexity +above dense +bytes +FLOPs\/token +time$/);
     expect(lines[1]).toMatch(/^dense .* 0\.0% /);
     expect(lines[3]).toMatch(/^stacked-svd +4 +30\.\d% .*% +\d\.\d MB \(0\.\d\d×\)/);
-    expect(stdout).toMatch(/looked at 256 tokens at most; perplexity is on \d+ others, in windows of 64/);
+    expect(stdout.replaceAll('\n', ' ')).toMatch(
+      /looked at 256 tokens at most; perplexity is on \d+ others, in windows of 64/,
+    );
     expect((await readdir(out)).sort()).toEqual([
       'compare-bytes.svg',
       'compare-group-size.svg',
