@@ -1,4 +1,4 @@
-import type { Chart, Series } from '../chart.ts';
+import { type Chart, COLORS, type Series } from '../chart.ts';
 import type { ComparisonRow } from '../methods/compare.ts';
 import { percent } from './table.ts';
 
@@ -12,21 +12,29 @@ export function comparisonCharts(rows: readonly ComparisonRow[]): [string, Chart
   const [dense, ...others] = rows as [ComparisonRow, ...ComparisonRow[]];
   if (others.length === 0) return [];
   const sweep = groupSizeSweep(others, dense);
-  return [
+  const charts: [string, Chart][] = [
     ['parameters', overParameters(others, dense)],
     ['bytes', overBytes(others, dense)],
     ...(sweep ? [['group-size', sweep] as [string, Chart]] : []),
   ];
+  return charts.map(([name, chart]) => [name, withFloorExplained(chart)]);
 }
 
-/** What a logarithmic axis can show of an increase: a model that lost nothing, or got better, is at its lower end. */
-const LEAST_PERCENT = 0.01;
+/** A logarithmic axis has no place for a model that lost nothing, or got better: it is at the lower end. */
+const FLOOR_PERCENT = 0.01;
 
 function y(row: ComparisonRow, dense: ComparisonRow): number {
-  return Math.max(LEAST_PERCENT, 100 * increase(row, dense));
+  return 100 * increase(row, dense);
 }
 
-const Y_AXIS = { label: `perplexity above dense, % (at least ${LEAST_PERCENT})`, log: true } as const;
+const Y_AXIS = { label: 'perplexity above dense, %', log: true, floor: FLOOR_PERCENT } as const;
+
+function withFloorExplained(chart: Chart): Chart {
+  const isHollow = chart.series.some(({ points }) => points.some(([, value]) => value <= FLOOR_PERCENT));
+  return isHollow
+    ? { ...chart, subtitle: `Hollow: at most ${FLOOR_PERCENT}% above dense, or below it` }
+    : chart;
+}
 
 /** Each method with the group size that is best for it. */
 function overParameters(rows: readonly ComparisonRow[], dense: ComparisonRow): Chart {
@@ -34,10 +42,8 @@ function overParameters(rows: readonly ComparisonRow[], dense: ComparisonRow): C
     title: 'Perplexity over parameters removed, each method with its best group size',
     x: { label: 'parameters of the routed experts removed, %' },
     y: Y_AXIS,
-    series: methodSeries(
-      rows.filter(({ targetRatio }) => targetRatio > 0),
-      dense,
-      ({ ratio }) => 100 * (1 - ratio),
+    series: methodSeries(rows, dense, ({ ratio }) => 100 * (1 - ratio)).filter(({ points }) =>
+      points.some(([removed]) => removed > 0),
     ),
   };
 }
@@ -58,7 +64,7 @@ function methodSeries(
 ): Series[] {
   return groupBy(rows, ({ method }) => method).map(([label, own], i) => ({
     label,
-    marker: markerOf(i),
+    ...colorAndMarker(i),
     points: groupBy(own, ({ targetRatio }) => String(targetRatio))
       .map(([, same]) => same.reduce((a, b) => (b.perplexity < a.perplexity ? b : a)))
       .map((row) => [x(row), y(row, dense)] as const)
@@ -69,12 +75,15 @@ function methodSeries(
 /** As Fig. 2 of the paper; nothing where there was no sweep. */
 function groupSizeSweep(rows: readonly ComparisonRow[], dense: ComparisonRow): Chart | undefined {
   const grouped = rows.filter(({ groupSize }) => groupSize !== undefined);
+  const methods = [...new Set(rows.map(({ method }) => method))];
+  const targets = [...new Set(grouped.map(({ targetRatio }) => targetRatio))];
   const series = groupBy(grouped, ({ method, targetRatio }) => `${method}, ${percent(targetRatio)}`)
     .filter(([, own]) => own.length > 1)
     .map(
-      ([label, own], i): Series => ({
+      ([label, own]): Series => ({
         label,
-        marker: markerOf(i),
+        ...colorAndMarker(methods.indexOf((own[0] as ComparisonRow).method)),
+        line: lineOf(targets.indexOf((own[0] as ComparisonRow).targetRatio)),
         points: own
           .map((row) => [row.groupSize as number, y(row, dense)] as const)
           .sort((a, b) => a[0] - b[0]),
@@ -90,9 +99,14 @@ function groupSizeSweep(rows: readonly ComparisonRow[], dense: ComparisonRow): C
   };
 }
 
-/** The palette has eight colors. */
-function markerOf(index: number): 'circle' | 'square' {
-  return index < 8 ? 'circle' : 'square';
+/** Of targets, where a chart has lines for several. */
+function lineOf(target: number): 'solid' | 'dashed' | 'dotted' {
+  return (['solid', 'dashed', 'dotted'] as const)[target % 3] as 'solid';
+}
+
+/** A method looks the same in all charts of a comparison. */
+function colorAndMarker(method: number): Required<Pick<Series, 'color' | 'marker'>> {
+  return { color: method % COLORS, marker: method < COLORS ? 'circle' : 'square' };
 }
 
 function groupBy(
