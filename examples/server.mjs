@@ -3,42 +3,40 @@
 //   node examples/server.mjs <checkpoint> [--port 8080] [--device auto]
 //   curl -N localhost:8080/generate -d '{"prompt": "Call me", "maxTokens": 40, "temperature": 0.7}'
 //
-// The answer comes as server-sent events: {"text": …} for every piece, and {"done": true, "tokens": …} at the end. Several readers
-// are served at once: their texts take turns at the model, token by token.
+// The answer comes as server-sent events: {"text": …} for every piece, and {"done": true, "tokens": …, "finishReason": …} at
+// the end. Several readers are served at once: their texts take turns at the model, token by token.
 
 import { createServer } from 'node:http';
 import { parseArgs } from 'node:util';
 import { generate, Model, MolaeError, openDevice, Tokenizer } from 'molae';
 
-const { values: options, positionals } = parseArgs({
-  allowPositionals: true,
-  options: { port: { type: 'string', default: '8080' }, device: { type: 'string', default: 'auto' } },
-});
-const [checkpoint] = positionals;
-if (checkpoint === undefined) {
-  console.error('usage: node examples/server.mjs <checkpoint> [--port 8080] [--device auto]');
-  process.exit(2);
-}
+const USAGE = 'usage: node examples/server.mjs <checkpoint> [--port 8080] [--device auto]';
+const { checkpoint, port, deviceName } = readArguments();
 
 const LONGEST_BODY = 1e6;
-const device = await openDevice(options.device);
+const device = await openDevice(deviceName).catch(tell);
 const [model, tokenizer] = await Promise.all([
   Model.open(checkpoint, { device }),
   Tokenizer.open(checkpoint),
-]);
+]).catch(tell);
 
 /** Pieces of text as tokens come; an unfinished character waits for the rest of its bytes. */
 async function* pieces(prompt, { maxTokens, temperature, topP, seed }, signal) {
   const tokens = [];
   let written = '';
-  for await (const token of generate(model, prompt, { maxTokens, temperature, topP, seed, signal })) {
+  let finishReason;
+  const onFinish = (reason) => {
+    finishReason = reason;
+  };
+  const options = { maxTokens, temperature, topP, seed, onFinish, signal };
+  for await (const token of generate(model, prompt, options)) {
     tokens.push(token);
     const text = tokenizer.decode(tokens);
     if (text.endsWith('\ufffd')) continue;
     yield { text: text.slice(written.length) };
     written = text;
   }
-  yield { done: true, tokens: tokens.length };
+  yield { done: true, tokens: tokens.length, finishReason };
 }
 
 async function readJson(request) {
@@ -87,12 +85,38 @@ const server = createServer((request, response) => {
     response.writeHead(404).end();
   }
 });
-server.listen(Number(options.port), '127.0.0.1', () =>
-  console.log(`http://127.0.0.1:${server.address().port}/generate`),
-);
+server.on('error', (error) => stop(`Cannot listen on port ${port}: ${error.code}`, 1));
+server.listen(port, '127.0.0.1', () => console.log(`http://127.0.0.1:${server.address().port}/generate`));
 process.once('SIGINT', async () => {
   server.close();
   server.closeAllConnections();
   await model.close();
   device.dispose();
 });
+
+function readArguments() {
+  try {
+    const { values, positionals } = parseArgs({
+      allowPositionals: true,
+      options: { port: { type: 'string', default: '8080' }, device: { type: 'string', default: 'auto' } },
+    });
+    const [checkpoint, ...others] = positionals;
+    if (checkpoint === undefined || others.length > 0) throw new Error('Expected one checkpoint');
+    if (!/^\d{1,5}$/.test(values.port) || Number(values.port) > 65535)
+      throw new Error(`Expected a port for --port but received ${values.port}`);
+    return { checkpoint, port: Number(values.port), deviceName: values.device };
+  } catch (error) {
+    return stop(`${error.message}\n${USAGE}`, 2);
+  }
+}
+
+/** What a user can mend is told in a line; a defect keeps its stack. */
+function tell(error) {
+  if (!(error instanceof MolaeError)) throw error;
+  stop(error.message, 1);
+}
+
+function stop(message, status) {
+  console.error(message);
+  process.exit(status);
+}

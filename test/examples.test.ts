@@ -1,6 +1,6 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { existsSync } from 'node:fs';
-import { mkdir, mkdtemp, readFile, rm, symlink } from 'node:fs/promises';
+import { mkdir, mkdtemp, readFile, rm, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
@@ -76,7 +76,7 @@ describe('examples/server.mjs', () => {
       ],
       scratch,
     );
-    expect(received.at(-1)).toEqual({ done: true, tokens: 12 });
+    expect(received.at(-1)).toEqual({ done: true, tokens: 12, finishReason: 'maxTokens' });
     expect(received.map(({ text = '' }) => text).join('')).toBe(JSON.parse(cli.stdout).text);
     expect(chunks.length).toBeGreaterThan(3);
   });
@@ -93,7 +93,7 @@ describe('examples/server.mjs', () => {
       ),
     );
     await left;
-    for (const answer of answers) expect(answer.at(-1)).toEqual({ done: true, tokens: 4 });
+    for (const answer of answers) expect(answer.at(-1)).toMatchObject({ done: true, tokens: 4 });
     for (const body of [{}, 3, { prompt: '' }, { prompt: 'a', maxTokens: -1 }])
       expect((await post(body)).status, JSON.stringify(body)).toBe(400);
     expect((await fetch(new URL('/health', url))).status).toBe(200);
@@ -106,6 +106,8 @@ describe('examples/convert-all.mjs', () => {
     const models = join(scratch, 'models');
     await mkdir(join(models, 'empty'), { recursive: true });
     await symlink(TINY, join(models, 'tiny'));
+    await writeFile(join(models, 'notes.txt'), 'no checkpoint');
+    await mkdir(join(models, '.cache'));
     const run = () =>
       runNode(
         [join(ROOT, 'examples/convert-all.mjs'), models, join(scratch, 'converted'), '--target-ratio', '0.2'],
@@ -115,6 +117,7 @@ describe('examples/convert-all.mjs', () => {
     expect(first.status).toBe(1);
     expect(first.stderr).toMatch(/^empty: .*config\.json/m);
     expect(first.stdout).toMatch(/'tiny' *│ 'converted'/);
+    expect(first.stdout).not.toMatch(/notes|cache/);
     const config = JSON.parse(await readFile(join(scratch, 'converted/tiny/config.json'), 'utf8'));
     expect(config.model_type).toBe('molae');
     await rm(join(models, 'empty'), { recursive: true });
@@ -123,6 +126,25 @@ describe('examples/convert-all.mjs', () => {
     expect(second.stdout).toMatch(/'tiny' *│ 'there already'/);
   });
 });
+
+it.each<[string, string[], number, string]>([
+  ['server.mjs', [], 2, 'Expected one checkpoint'],
+  ['server.mjs', ['nowhere'], 1, 'nowhere/config.json'],
+  ['server.mjs', [TINY, '--port', 'x'], 2, 'a port for --port'],
+  ['server.mjs', [TINY, '--bogus'], 2, "Unknown option '--bogus'"],
+  ['server.mjs', [TINY, '--device', 'gpu'], 1, 'received "gpu"'],
+  ['routing-explorer/server.mjs', ['nowhere'], 1, 'nowhere/config.json'],
+  ['convert-all.mjs', ['nowhere', 'out'], 1, 'Cannot read nowhere'],
+  ['convert-all.mjs', [TINY, 'out'], 1, 'no folders'],
+  ['convert-all.mjs', [TINY, 'out', '--target-ratio', '30'], 2, 'between 0 and 1'],
+])(
+  'examples/%s %j tells in words, without a stack, what a user can mend',
+  async (name, args, status, words) => {
+    const result = await runNode([join(ROOT, 'examples', name), ...args], ROOT);
+    expect(result).toMatchObject({ status, stdout: '', stderr: expect.stringContaining(words) });
+    expect(result.stderr).not.toMatch(/^ {4}at /m);
+  },
+);
 
 describe.skipIf(BROWSER === undefined)(
   `examples/routing-explorer${BROWSER ? '' : ' (skipped: no chromium; apt-get install chromium)'}`,

@@ -8,19 +8,10 @@ import { readFile } from 'node:fs/promises';
 import { createServer } from 'node:http';
 import { basename, resolve } from 'node:path';
 import { parseArgs } from 'node:util';
-import { calibrate, Model, openDevice, Tokenizer } from 'molae';
+import { calibrate, Model, MolaeError, openDevice, Tokenizer } from 'molae';
 
-const { values: options, positionals } = parseArgs({
-  allowPositionals: true,
-  options: { port: { type: 'string', default: '8081' }, device: { type: 'string', default: 'auto' } },
-});
-const [checkpoint] = positionals;
-if (checkpoint === undefined) {
-  console.error(
-    'usage: node examples/routing-explorer/server.mjs <checkpoint> [--port 8081] [--device auto]',
-  );
-  process.exit(2);
-}
+const USAGE = 'usage: node examples/routing-explorer/server.mjs <checkpoint> [--port 8081] [--device auto]';
+const { checkpoint, port, deviceName } = readArguments();
 
 /** More would not be readable on a page. */
 const MOST_TOKENS = 160;
@@ -31,11 +22,11 @@ const FILES = {
   '/page.css': ['page.css', 'text/css'],
 };
 
-const device = await openDevice(options.device);
+const device = await openDevice(deviceName).catch(tell);
 const [model, tokenizer] = await Promise.all([
   Model.open(checkpoint, { device }),
   Tokenizer.open(checkpoint),
-]);
+]).catch(tell);
 
 /** The tokens of a text, and for each MoE layer the experts [tokens][topK] and their weights. */
 async function explore(text) {
@@ -100,12 +91,38 @@ const server = createServer(async (request, response) => {
       .end(JSON.stringify({ error: error.message }));
   }
 });
-server.listen(Number(options.port), '127.0.0.1', () =>
-  console.log(`http://127.0.0.1:${server.address().port}`),
-);
+server.on('error', (error) => stop(`Cannot listen on port ${port}: ${error.code}`, 1));
+server.listen(port, '127.0.0.1', () => console.log(`http://127.0.0.1:${server.address().port}`));
 process.once('SIGINT', async () => {
   server.close();
   server.closeAllConnections();
   await model.close();
   device.dispose();
 });
+
+function readArguments() {
+  try {
+    const { values, positionals } = parseArgs({
+      allowPositionals: true,
+      options: { port: { type: 'string', default: '8081' }, device: { type: 'string', default: 'auto' } },
+    });
+    const [checkpoint, ...others] = positionals;
+    if (checkpoint === undefined || others.length > 0) throw new Error('Expected one checkpoint');
+    if (!/^\d{1,5}$/.test(values.port) || Number(values.port) > 65535)
+      throw new Error(`Expected a port for --port but received ${values.port}`);
+    return { checkpoint, port: Number(values.port), deviceName: values.device };
+  } catch (error) {
+    return stop(`${error.message}\n${USAGE}`, 2);
+  }
+}
+
+/** What a user can mend is told in a line; a defect keeps its stack. */
+function tell(error) {
+  if (!(error instanceof MolaeError)) throw error;
+  stop(error.message, 1);
+}
+
+function stop(message, status) {
+  console.error(message);
+  process.exit(status);
+}
