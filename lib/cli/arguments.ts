@@ -64,7 +64,7 @@ export class Arguments {
   number(name: string, least: number, most: number): number | undefined {
     const text = this.string(name);
     if (text === undefined) return undefined;
-    const value = /^(\d+(\.\d*)?|\.\d+)$/.test(text) ? Number(text) : Number.NaN;
+    const value = decimal(text);
     if (!(value >= least && value <= most)) {
       const range =
         most === Number.MAX_VALUE ? `a number from ${least} on` : `a number from ${least} to ${most}`;
@@ -134,10 +134,15 @@ export class Arguments {
   }
 
   #share(name: string, text: string): number {
-    const value = /^(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?$/i.test(text) ? Number(text) : Number.NaN;
+    const value = decimal(text);
     if (!(value > 0 && value < 1)) {
       throw this.wrong(name, 'a number between 0 and 1, both excluded (0.25 for 25%),', text);
     }
     return value;
   }
+}
+
+/** A number without a sign, as people write it (0.25, .25, 2.5e-1); NaN for anything else. */
+function decimal(text: string): number {
+  return /^(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?$/i.test(text) ? Number(text) : Number.NaN;
 }

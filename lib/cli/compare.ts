@@ -6,7 +6,6 @@ import { type ComparisonRow, compareMethods } from '../methods/compare.ts';
 import { METHODS } from '../methods/methods.ts';
 import { expertCoverage } from '../model/coverage.ts';
 import { Model } from '../model/model.ts';
-import { Tokenizer } from '../model/tokenizer.ts';
 import { defaultWindow, sampleWindows } from '../model/windows.ts';
 import type { Arguments } from './arguments.ts';
 import type { CommandDefinition } from './command.ts';
@@ -24,7 +23,7 @@ import { DEVICE_OPTION } from './option.ts';
 import type { Output } from './output.ts';
 import { withProgress } from './progress.ts';
 import { type Alignment, table, wrap } from './table.ts';
-import { readText } from './text.ts';
+import { openTokenizer, readText } from './text.ts';
 
 /** Of the text, where none is given to evaluate on. */
 const CALIBRATION_SHARE = 0.8;
@@ -147,7 +146,7 @@ async function readTexts(args: Arguments, checkpoint: string): Promise<Texts> {
   if (other !== undefined && resolve(other) === resolve(file)) {
     throw args.usage('--eval-text is the same file as --text: methods must not look at what judges them');
   }
-  const tokenizer = await Tokenizer.open(checkpoint);
+  const tokenizer = await openTokenizer(checkpoint);
   const ids = Array.from(tokenizer.encode(await readText(file)));
   if (other !== undefined) {
     return {

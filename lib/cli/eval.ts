@@ -1,15 +1,15 @@
 import { openDevice } from '../device.ts';
 import { BLOCK_DTYPES, type BlockDType } from '../dtype.ts';
+import { MolaeError } from '../errors.ts';
 import { compareModels, type ModelComparison } from '../model/compare.ts';
 import { Model, type ModelOptions } from '../model/model.ts';
 import { type Perplexity, type PerplexityOptions, perplexity } from '../model/perplexity.ts';
-import { Tokenizer } from '../model/tokenizer.ts';
 import type { CommandDefinition } from './command.ts';
 import { QUANTIZE_OPTION, STREAM_OPTION, TEXT_OPTION, WINDOW_OPTION } from './model-options.ts';
 import { DEVICE_OPTION } from './option.ts';
 import { withProgress } from './progress.ts';
 import { bytes, count, percent, table, times, wrap } from './table.ts';
-import { readText } from './text.ts';
+import { openTokenizer, readText } from './text.ts';
 
 interface Evaluation extends Perplexity {
   /** How its experts were rounded to be evaluated; `bytes` are those of the checkpoint as it is stored. */
@@ -48,8 +48,14 @@ export const evaluate: CommandDefinition = {
     const file = args.string('text');
     if (file === undefined) throw args.usage('eval needs --text <file>');
     const paths = [args.positional(0), args.string('compare')].filter((path) => path !== undefined);
-    const tokenizer = await Tokenizer.open(args.positional(0));
+    const tokenizer = await openTokenizer(args.positional(0));
     const ids = tokenizer.encode(await readText(file)).slice(0, args.positiveInteger('max-tokens'));
+    if (ids.length < 2) {
+      throw new MolaeError(
+        'INVALID_ARGUMENT',
+        `Expected a text of at least two tokens for --text, each predicts the next, but received ${ids.length}`,
+      );
+    }
     using device = await openDevice(args.device());
     const options = {
       device,

@@ -7,13 +7,13 @@ import {
   generate as generateTokens,
 } from '../model/generate.ts';
 import { Model } from '../model/model.ts';
-import { Tokenizer } from '../model/tokenizer.ts';
 import type { Arguments } from './arguments.ts';
 import type { CommandDefinition } from './command.ts';
 import { GrowingText } from './growing-text.ts';
 import { QUANTIZE_OPTION, STREAM_OPTION } from './model-options.ts';
 import { DEVICE_OPTION } from './option.ts';
 import { interruptible } from './signals.ts';
+import { openTokenizer } from './text.ts';
 
 export const generate: CommandDefinition = {
   name: 'generate',
@@ -49,7 +49,7 @@ export const generate: CommandDefinition = {
     const prompt = args.string('prompt');
     if (prompt === undefined || prompt === '') throw args.usage('generate needs --prompt <text>');
     const options = readOptions(args);
-    const tokenizer = await Tokenizer.open(args.positional(0));
+    const tokenizer = await openTokenizer(args.positional(0));
     const ids = args.has('chat')
       ? tokenizer.encode(tokenizer.applyChatTemplate([{ role: 'user', content: prompt }]))
       : tokenizer.encodePrompt(prompt);

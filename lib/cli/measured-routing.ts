@@ -1,12 +1,12 @@
 import { openDevice } from '../device.ts';
 import { MolaeError } from '../errors.ts';
 import { resolveGroups } from '../factorization/groups.ts';
-import { calibrate } from '../model/calibration.ts';
+import { calibrate, type LayerVisitor } from '../model/calibration.ts';
 import { Model } from '../model/model.ts';
 import { groupProbabilities } from '../model/routing-statistics.ts';
-import { Tokenizer } from '../model/tokenizer.ts';
 import type { ConversionPlan } from '../plan/plan-conversion.ts';
-import { readText } from './text.ts';
+import { withProgress } from './progress.ts';
+import { openTokenizer, readText } from './text.ts';
 
 /** How the routers of a model really use the groups of a plan. */
 export interface MeasuredRouting {
@@ -23,20 +23,26 @@ export async function measureRouting(
   textFile: string,
   deviceName: string,
 ): Promise<MeasuredRouting> {
-  const tokenizer = await Tokenizer.open(checkpoint);
+  const tokenizer = await openTokenizer(checkpoint);
   const ids = tokenizer.encode(await readText(textFile));
   if (ids.length === 0) {
     throw new MolaeError('INVALID_ARGUMENT', `Expected text for --text but ${textFile} has no tokens`);
   }
   using device = await openDevice(deviceName);
-  await using model = await Model.open(checkpoint, { device, stream: true });
-  const groups = resolveGroups({ groupSize }, model.checkpoint.spec.numExperts);
-  const sums = new Float64Array(groups.length);
-  await calibrate(model, ids, async ({ routing }) => {
-    for (const [g, probability] of (await groupProbabilities(routing, groups)).entries()) {
-      (sums[g] as number) += probability / moeLayers.length;
-    }
-    return undefined;
+  return await withProgress('measuring', async (signal, progress) => {
+    await using model = await Model.open(checkpoint, { device, stream: true, signal });
+    const groups = resolveGroups({ groupSize }, model.checkpoint.spec.numExperts);
+    const sums = new Float64Array(groups.length);
+    const count: LayerVisitor = async ({ routing }) => {
+      for (const [g, probability] of (await groupProbabilities(routing, groups)).entries()) {
+        (sums[g] as number) += probability / moeLayers.length;
+      }
+      return undefined;
+    };
+    await calibrate(model, ids, count, {
+      signal,
+      onProgress: ({ done, total }) => progress.update(done, total, 'routing of the text'),
+    });
+    return { tokens: ids.length, groupProbabilities: Array.from(sums) };
   });
-  return { tokens: ids.length, groupProbabilities: Array.from(sums) };
 }

@@ -1,4 +1,6 @@
-import { lstat, readdir } from 'node:fs/promises';
+import { constants } from 'node:fs';
+import { access, lstat, readdir } from 'node:fs/promises';
+import { dirname } from 'node:path';
 import { MolaeError } from '../errors.ts';
 import { attempt, ioError, systemCode } from '../files.ts';
 
@@ -33,5 +35,20 @@ export async function refuseExisting(path: string, force: boolean, kind: Replace
       'OUTPUT_EXISTS',
       `The output ${path} exists and is no ${kind.name}: it will not be replaced, even with force`,
     );
+  }
+}
+
+/**
+ * Refuses an output that cannot be made: its folder, or the nearest above it that exists, takes no files.
+ *
+ * @throws MolaeError `IO` naming that folder.
+ */
+export async function refuseUnwritable(path: string): Promise<void> {
+  const folder = dirname(path);
+  try {
+    await access(folder, constants.W_OK | constants.X_OK);
+  } catch (cause) {
+    if (systemCode(cause) !== 'ENOENT' || folder === path) throw ioError('write to', folder, cause);
+    await refuseUnwritable(folder);
   }
 }

@@ -2,7 +2,7 @@ import { readdir, readFile, realpath, rename, rm, writeFile } from 'node:fs/prom
 import { basename, dirname, join, resolve } from 'node:path';
 import { MolaeError } from '../errors.ts';
 import { attempt, ioError, makeFolder, systemCode } from '../files.ts';
-import { type ReplaceableOutput, refuseExisting } from './existing-output.ts';
+import { type ReplaceableOutput, refuseExisting, refuseUnwritable } from './existing-output.ts';
 import { OutputLock } from './output-lock.ts';
 
 /** What a stopped run was doing; another run goes on from it only if it wants exactly the same. */
@@ -65,6 +65,7 @@ export class OutputFolder {
     const path = resolve(output);
     await refuseOverlap(input, path);
     await refuseExisting(path, force, CHECKPOINT);
+    await refuseUnwritable(path);
   }
 
   /** What a stopped run to this output found out, undefined where there is none. Its reader says whether it still holds. */

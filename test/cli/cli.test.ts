@@ -290,6 +290,7 @@ describe('wrong usage', () => {
 describe('failures', () => {
   it.each<[problem: string, args: string[], words: string]>([
     ['no such folder', ['inspect', 'missing'], 'missing/config.json'],
+    ['no such folder to run', ['generate', 'missing', '--prompt', 'a'], 'missing/config.json'],
     ['numbers are names', ['inspect', '007'], '007/config.json'],
     ['control characters', ['inspect', 'a\u001b[2J\nb'], 'a\\x1b[2J\\x0ab'],
     ['a folder in the way', ['convert', TINY, ROOT, '--latent-size', '8'], 'must be separate'],
@@ -498,6 +499,17 @@ describe('what a failed conversion keeps', () => {
     for (const { stderr } of [nowhere, unread]) expect(stderr).not.toContain('kept in');
   });
 });
+
+it.skipIf(process.getuid?.() === 0)(
+  'an output in a folder that cannot be written to is refused by its name',
+  async () => {
+    const locked = join(cli.scratch, 'locked');
+    await mkdir(locked, { mode: 0o555 });
+    const { status, stderr } = await cli.run('convert', TINY, join(locked, 'a/b'), '--target-ratio', '0.3');
+    expect(status).toBe(1);
+    expect(stderr).toMatch(/^molae: Could not write to .*locked: EACCES/);
+  },
+);
 
 describe('doctor', () => {
   it('has the fields of the contract, and exit 0 with a backend missing', async () => {

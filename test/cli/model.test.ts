@@ -62,6 +62,7 @@ describe('eval', () => {
   it.each<[string, string[], number, string]>([
     ['no text', [], 2, '--text <file>'],
     ['a text that is not there', ['--text', 'nowhere.txt'], 1, 'nowhere.txt'],
+    ['a text of one token', ['--text', text, '--max-tokens', '1'], 2, 'at least two tokens for --text'],
     ['a window beyond the context', ['--text', text, '--window', '300'], 2, '2 to 256'],
   ])('%s is told apart, with nothing on stdout', async (_, args, status, words) => {
     const result = await cli.run('eval', TINY, ...args);
@@ -161,6 +162,12 @@ it('the README shows both commands', async () => {
 });
 
 describe('plan --text', () => {
+  it('shows how far it is, on stderr', async () => {
+    const { status, stderr } = await cli.run('plan', TINY, '--text', text);
+    expect(status, stderr).toBe(0);
+    expect(stderr).toMatch(/^measuring: 100% \(4 of 4\).*\n$/m);
+  });
+
   it('refuses a text without tokens: nothing was measured', async () => {
     const empty = join(cli.scratch, 'empty.txt');
     await writeFile(empty, '');
