@@ -20,7 +20,7 @@ export const generate: CommandDefinition = {
   positionals: ['checkpoint'],
   summary: 'continue a prompt',
   description: [
-    'Runs the whole model, dense or latent, token by token, and always takes the most likely one, unless --temperature, --top-p or --seed ask for a draw.',
+    'Runs the whole model, dense or latent, token by token. Takes the most likely token each time, unless --temperature, --top-p or --seed ask for a draw.',
   ],
   options: [
     { name: 'prompt', value: 'text', description: 'what to continue' },
