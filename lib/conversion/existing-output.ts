@@ -28,14 +28,14 @@ export async function refuseExisting(path: string, force: boolean, kind: Replace
     throw new MolaeError('OUTPUT_EXISTS', `The output ${path} exists and is not a folder`);
   const names = await attempt('list', path, () => readdir(path));
   if (names.length === 0) return;
-  if (!force)
-    throw new MolaeError('OUTPUT_EXISTS', `The output ${path} exists; use force (--force) to replace it`);
   if (!kind.is(names)) {
     throw new MolaeError(
       'OUTPUT_EXISTS',
       `The output ${path} exists and is no ${kind.name}: it will not be replaced, even with force`,
     );
   }
+  if (!force)
+    throw new MolaeError('OUTPUT_EXISTS', `The output ${path} exists; use force (--force) to replace it`);
 }
 
 /**

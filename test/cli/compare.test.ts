@@ -119,7 +119,7 @@ describe('compare', () => {
       'compare.md',
       'notes.txt',
     ]);
-    const other = await compare('--text', text, ...QUICK, '--out', cli.scratch, '--force');
+    const other = await compare('--text', text, ...QUICK, '--out', cli.scratch);
     expect(other).toMatchObject({
       status: 1,
       stdout: '',
