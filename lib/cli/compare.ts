@@ -3,6 +3,7 @@ import { openDense } from '../conversion/source.ts';
 import { openDevice } from '../device.ts';
 import { MolaeError } from '../errors.ts';
 import { type ComparisonRow, compareMethods } from '../methods/compare.ts';
+import type { Method } from '../methods/method.ts';
 import { METHODS } from '../methods/methods.ts';
 import { expertCoverage } from '../model/coverage.ts';
 import { Model } from '../model/model.ts';
@@ -90,7 +91,7 @@ export const compare: CommandDefinition = {
       const { evaluation } = texts;
       const calibration = sampleWindows(texts.calibration, calibrateTokens, window);
       const rows: ComparisonRow[] = [];
-      const printed = new PrintedTable(output);
+      const printed = new PrintedTable(output, request.methods);
       for await (const row of compareMethods(model, {
         ...request,
         calibration,
@@ -167,9 +168,8 @@ function checkLengths({ calibration, evaluation }: Texts, window: number): void 
   );
 }
 
-/** What the widest cells of the columns look like, for rows that are printed before the others are known. */
+/** What the widest cells of the columns but the first look like, for rows that are printed before the others are known. */
 const WIDEST = [
-  '',
   '9999',
   '100.0%',
   '99999.999',
@@ -180,13 +180,22 @@ const WIDEST = [
 ];
 const ALIGNMENTS = COLUMNS.map((_, column): Alignment => (column === 0 ? 'left' : 'right'));
 
-/** A table that is printed row by row. */
+/** A table that is printed row by row; of bytes and FLOPs it has only the ratios where a terminal is too narrow for all. */
 class PrintedTable {
   readonly #output: Output;
+  /** Rows that are as wide as any. */
+  readonly #widest: readonly (readonly string[])[];
+  readonly #isBrief: boolean;
   #started = false;
 
-  constructor(output: Output) {
+  constructor(output: Output, methods: readonly Method[]) {
+    const names = ['dense', ...methods.map(({ name }) => name)];
+    const longest = names.reduce((a, b) => (b.length > a.length ? b : a));
+    const widest = [COLUMNS, [longest, ...WIDEST]];
+    const [header = ''] = table(widest, ALIGNMENTS);
     this.#output = output;
+    this.#isBrief = header.length > (output.terminalWidth ?? Number.POSITIVE_INFINITY);
+    this.#widest = this.#isBrief ? widest.map((row) => row.map(briefly)) : widest;
   }
 
   add(row: readonly string[]): void {
@@ -196,10 +205,12 @@ class PrintedTable {
   }
 
   #print(row: readonly string[]): void {
-    const longest = METHODS.reduce(
-      (name, method) => (method.name.length > name.length ? method.name : name),
-      '',
-    );
-    this.#output.line(table([[longest, ...WIDEST.slice(1)], row], ALIGNMENTS)[1] as string);
+    const shown = this.#isBrief ? row.map(briefly) : row;
+    this.#output.line(table([...this.#widest, shown], ALIGNMENTS).at(-1) as string);
   }
+}
+
+/** `9.4 MB (0.53×)` → `0.53×`, and of the column's name no more than fits that. */
+function briefly(cell: string): string {
+  return cell.replace(/^.*\((.*)\)$/, '$1').replace('/token', '');
 }

@@ -42,6 +42,11 @@ export class Output {
     process.stderr.write(`${text}\n`);
   }
 
+  /** The columns of the terminal that results go to, undefined where they go elsewhere. */
+  get terminalWidth(): number | undefined {
+    return process.stdout.columns || undefined;
+  }
+
   /** The columns that text may take. */
   get width(): number {
     return columnsOf(process.stdout, 100);

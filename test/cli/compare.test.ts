@@ -78,6 +78,9 @@ describe('compare', () => {
     const lines = stdout.split('\n');
     expect(lines[0]).toMatch(/^method +k +removed +perplexity +above dense +bytes +FLOPs\/token +time$/);
     expect(lines[1]).toMatch(/^dense .* 0\.0% /);
+    // Under each other: header and rows end in the same column.
+    expect(lines[3]?.length).toBe(lines[0]?.length);
+    expect(lines[3]?.indexOf('×')).toBe((lines[0]?.indexOf('bytes') as number) + 'bytes'.length - 2);
     expect(lines[3]).toMatch(/^stacked-svd +4 +30\.\d% .*% +\d\.\d MB \(0\.\d\d×\)/);
     expect(stdout.replaceAll('\n', ' ')).toMatch(
       /looked at 256 tokens at most; perplexity is on \d+ others, in windows of 64/,

@@ -6,9 +6,11 @@ import { describe, expect, it } from 'vitest';
 import { COMMANDS } from '../../lib/cli/commands.ts';
 import { commandHelp, generalHelp } from '../../lib/cli/help.ts';
 import { TINY } from '../support/fixtures.ts';
-import { builtCli } from './support.ts';
+import { builtCli, ROOT } from './support.ts';
 
 const cli = builtCli();
+
+const TEXT = join(ROOT, 'test/fixtures/moby-dick.txt');
 
 /** From util-linux: runs a command on a terminal of its own. */
 const SCRIPT = '/usr/bin/script';
@@ -35,6 +37,16 @@ describe.skipIf(!existsSync(SCRIPT))('on a terminal', () => {
     const dumb = await onTerminal(80, { TERM: 'dumb' }, ...convert('lines'));
     expect(dumb).not.toMatch(ESCAPES);
     expect(dumb).toMatch(/^converting: 100% /m);
+  });
+
+  it('the table of a comparison fits 80 columns, and says all where there are more', async () => {
+    const args = ['--text', TEXT, '--target-ratio', '0.3', '--methods', 'stacked-svd,q8', '--window', '64'];
+    const compared = (columns: number) => onTerminal(columns, { TERM: 'dumb' }, 'compare', TINY, ...args);
+    const narrow = (await compared(80)).split('\n');
+    expect(Math.max(...narrow.map((line) => [...line].length))).toBeLessThanOrEqual(80);
+    expect(narrow[0]).toMatch(/^method .* above dense +bytes +FLOPs +time$/);
+    expect(narrow.find((line) => line.startsWith('q8'))).toMatch(/% +0\.53× +1\.00× +\d/);
+    expect(await compared(120)).toMatch(/^q8 .* MB \(0\.53×\)/m);
   });
 
   it('text keeps to its columns, however few', async () => {
