@@ -60,6 +60,7 @@ export const generate: CommandDefinition = {
     const show = (token: number) => {
       if (written.tokens === 0) output.piece(opening);
       output.piece(written.add(token));
+      return !output.isClosed;
     };
     const run = async (signal: AbortSignal) => {
       await using model = await Model.open(args.positional(0), {
@@ -69,6 +70,7 @@ export const generate: CommandDefinition = {
         signal,
       });
       const { finishReason, seconds } = await write(model, ids, { ...options, signal }, show);
+      if (finishReason === undefined) return;
       const { text, tokens } = written;
       const tokensPerSecond = tokens / seconds;
       output.result({ text, tokens, tokensPerSecond, finishReason, prompt }, () => [
@@ -85,19 +87,21 @@ export const generate: CommandDefinition = {
   },
 };
 
-/** Gives each token as soon as it is there. */
+/** Gives each token as soon as it is there, as long as anybody wants more: else there is no reason why it ended. */
 async function write(
   model: Model,
   prompt: readonly number[],
   options: GenerateOptions,
-  give: (token: number) => void,
-): Promise<{ readonly finishReason: FinishReason; readonly seconds: number }> {
-  let finishReason: FinishReason = 'maxTokens';
+  give: (token: number) => boolean,
+): Promise<{ readonly finishReason: FinishReason | undefined; readonly seconds: number }> {
+  let finishReason: FinishReason | undefined;
   const onFinish = (reason: FinishReason) => {
     finishReason = reason;
   };
   const started = performance.now();
-  for await (const token of generateTokens(model, prompt, { ...options, onFinish })) give(token);
+  for await (const token of generateTokens(model, prompt, { ...options, onFinish })) {
+    if (!give(token)) break;
+  }
   return { finishReason, seconds: (performance.now() - started) / 1000 };
 }
 

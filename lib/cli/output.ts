@@ -42,6 +42,11 @@ export class Output {
     process.stderr.write(`${text}\n`);
   }
 
+  /** Whether who read the results has gone away (`| head -1`). */
+  get isClosed(): boolean {
+    return process.stdout.errored !== null;
+  }
+
   /** The columns of the terminal that results go to, undefined where they go elsewhere. */
   get terminalWidth(): number | undefined {
     return process.stdout.columns || undefined;

@@ -1,3 +1,4 @@
+import { once } from 'node:events';
 import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
@@ -118,6 +119,17 @@ describe('generate', () => {
     expect(JSON.parse((await cli.run(...start, '--max-tokens', '400', '--json')).stdout).finishReason).toBe(
       'context',
     );
+  });
+
+  it('stops where nobody reads on', async () => {
+    const child = cli.start('generate', TINY, '--prompt', 'The sea', '--max-tokens', '200');
+    let stderr = '';
+    child.stderr?.on('data', (data) => {
+      stderr += data;
+    });
+    child.stdout?.once('data', () => child.stdout?.destroy());
+    expect(await once(child, 'close')).toEqual([0, null]);
+    expect(stderr).toBe('');
   });
 
   it('takes a seed or a share alone for a wish to draw, at temperature 1', async () => {
