@@ -74,6 +74,11 @@ export function byteCount(dtype: DType, shape: readonly number[]): number {
   return itemCount(dtype, shape) * constructors[dtype].BYTES_PER_ELEMENT;
 }
 
+/** Bytes of one element. */
+export function elementBytes(dtype: FloatDType): number {
+  return constructors[dtype].BYTES_PER_ELEMENT;
+}
+
 /** Throws unless `value` names a dtype. */
 export function checkDType(value: unknown, name: string): asserts value is DType {
   if (typeof value !== 'string' || !Object.hasOwn(constructors, value)) {

@@ -15,7 +15,7 @@ export type { JsonObject } from './checkpoint/json.ts';
 export type { LatentFactor, MolaeBlock } from './checkpoint/latent-format.ts';
 export type { LatentGroup, MoeLayer } from './checkpoint/layers.ts';
 export type { LoadOptions } from './checkpoint/load-experts.ts';
-export type { SafetensorsDtype, StoredFloat } from './checkpoint/safetensors/dtype.ts';
+export type { SafetensorsDtype } from './checkpoint/safetensors/dtype.ts';
 export type { TensorEntry } from './checkpoint/safetensors/header.ts';
 export { SafetensorsFile } from './checkpoint/safetensors/reader.ts';
 export { SafetensorsWriter, type TensorDeclaration } from './checkpoint/safetensors/writer.ts';

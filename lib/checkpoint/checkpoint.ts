@@ -1,4 +1,4 @@
-import { isBlockDType } from '../dtype.ts';
+import { elementBytes, type FloatDType, isBlockDType } from '../dtype.ts';
 import { expected, MolaeError } from '../errors.ts';
 import type { Experts } from '../experts.ts';
 import type { MoeBlock } from '../moe-block.ts';
@@ -9,7 +9,6 @@ import type { JsonObject } from './json.ts';
 import { type LatentFactor, latentFactorShapes, latentTensorName, type MolaeBlock } from './latent-format.ts';
 import type { MoeLayer } from './layers.ts';
 import { type LoadOptions, loadExperts, loadMoeBlock } from './load-experts.ts';
-import { DTYPE_BYTES, type StoredFloat } from './safetensors/dtype.ts';
 import { Shards } from './shards.ts';
 import { countBytes, countParameters, elementShapes } from './tally.ts';
 import { type Findings, verifyCheckpoint } from './verify.ts';
@@ -94,7 +93,7 @@ export class Checkpoint {
    *
    * @throws INVALID_ARGUMENT for a layer or operator that does not exist or an operator stored as latent factors.
    */
-  expertDtype(layer: number, operator: Operator): StoredFloat {
+  expertDtype(layer: number, operator: Operator): FloatDType {
     const { latentOperators, dtypes } = this.layer(layer);
     checkOperator(operator);
     const dtype = dtypes[operator];
@@ -125,7 +124,7 @@ export class Checkpoint {
     if (!Number.isInteger(expert) || expert < 0 || expert >= this.spec.numExperts) {
       throw expected(`an expert from 0 to ${this.spec.numExperts - 1}`, 'expert', expert);
     }
-    const itemBytes = DTYPE_BYTES[this.expertDtype(layer, operator)];
+    const itemBytes = elementBytes(this.expertDtype(layer, operator));
     const { name, elementOffset } = locateExpert(this.family, this.spec, layer, expert, operator);
     const [rows, columns] = operatorShape(this.spec, operator);
     return this.weights.readRange(name, elementOffset * itemBytes, rows * columns * itemBytes, into);

@@ -40,7 +40,7 @@ export interface Inspection {
   readonly parameters: number;
   /** Elements of the routed experts in all layers, as stored. */
   readonly expertParameters: number;
-  /** Tensors of each dtype. */
+  /** Tensors of each dtype, by its name in the files. */
   readonly dtypes: Readonly<Partial<Record<SafetensorsDtype, number>>>;
   /** Of a converted checkpoint: how it was made and the distinct sizes found, ascending. */
   readonly latent?: {

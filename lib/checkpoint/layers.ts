@@ -1,4 +1,4 @@
-import type { BlockDType } from '../dtype.ts';
+import type { BlockDType, FloatDType, WeightDType } from '../dtype.ts';
 import { largestLatentSize } from '../factorization/spec.ts';
 import { OPERATORS, type Operator } from '../operators.ts';
 import { type Family, locateExpert, type MoeSpec, operatorShape } from './family.ts';
@@ -12,7 +12,6 @@ import {
   storedFactorShape,
 } from './latent-format.ts';
 import { badCheckpoint, quote, unsupportedCheckpoint } from './problems.ts';
-import type { StoredFloat } from './safetensors/dtype.ts';
 import type { ShardedTensor, Shards } from './shards.ts';
 import type { Weights } from './weights.ts';
 
@@ -31,7 +30,7 @@ export interface MoeLayer {
   /** The decoder layer's index. */
   readonly layer: number;
   /** The dtype that each operator is read in, the same for all its experts and factors: `q8` or `q4` for factors in blocks. */
-  readonly dtypes: Readonly<Record<Operator, StoredFloat | BlockDType>>;
+  readonly dtypes: Readonly<Record<Operator, WeightDType>>;
   /** The operators that are stored as latent factors; none in a dense layer. */
   readonly latentOperators: readonly Operator[];
   /** Empty in a dense layer. */
@@ -191,11 +190,7 @@ class Verifier {
     return { experts, latentSizes, sharedGateUp };
   }
 
-  #factor(
-    name: string,
-    shape: readonly number[],
-    quantization: BlockDType | undefined,
-  ): StoredFloat | BlockDType {
+  #factor(name: string, shape: readonly number[], quantization: BlockDType | undefined): WeightDType {
     if (quantization === undefined) return this.#floatTensor(name, shape);
     const { dtype } = this.#shapedTensor(name, storedFactorShape(shape, quantization));
     if (dtype !== 'U8') {
@@ -223,7 +218,7 @@ class Verifier {
     return this.#shards.tensor(name);
   }
 
-  #floatTensor(name: string, shape: readonly number[]): StoredFloat {
+  #floatTensor(name: string, shape: readonly number[]): FloatDType {
     this.#shapedTensor(name, shape);
     return this.#weights.dtype(name);
   }
@@ -255,14 +250,14 @@ function whereLatentSize(
 class DtypeLedger {
   readonly #folder: string;
   readonly #layer: number;
-  readonly #first = new Map<Operator, { name: string; dtype: StoredFloat | BlockDType }>();
+  readonly #first = new Map<Operator, { name: string; dtype: WeightDType }>();
 
   constructor(folder: string, layer: number) {
     this.#folder = folder;
     this.#layer = layer;
   }
 
-  record(operator: Operator, name: string, dtype: StoredFloat | BlockDType): void {
+  record(operator: Operator, name: string, dtype: WeightDType): void {
     const first = this.#first.get(operator);
     if (first === undefined) {
       this.#first.set(operator, { name, dtype });
@@ -274,11 +269,11 @@ class DtypeLedger {
     }
   }
 
-  all(): Record<Operator, StoredFloat | BlockDType> {
+  all(): Record<Operator, WeightDType> {
     return { gate: this.#of('gate'), up: this.#of('up'), down: this.#of('down') };
   }
 
-  #of(operator: Operator): StoredFloat | BlockDType {
+  #of(operator: Operator): WeightDType {
     const first = this.#first.get(operator);
     if (first === undefined)
       throw badCheckpoint(this.#folder, `layer ${this.#layer} has no ${operator} matrices`);

@@ -1,23 +1,15 @@
 import type { Device } from '../device.ts';
 import { type FloatDType, isBlockDType, type TypedArrayOf, type WeightDType } from '../dtype.ts';
 import type { Shape, Tensor } from '../tensor.ts';
-import type { StoredFloat } from './safetensors/dtype.ts';
-
-const NAMES: Readonly<Record<StoredFloat, FloatDType>> = { F64: 'f64', F32: 'f32', F16: 'f16', BF16: 'bf16' };
-
-/** `BF16` → `bf16` */
-export function tensorDType(dtype: StoredFloat): FloatDType {
-  return NAMES[dtype];
-}
 
 /** A tensor on `device` with a copy of a checkpoint's bytes. */
 export function tensorFromBytes(
   device: Device,
-  dtype: StoredFloat,
+  dtype: FloatDType,
   bytes: Uint8Array,
   shape: Shape,
 ): Tensor<FloatDType> {
-  return device.tensor(tensorDType(dtype), elementsOf(tensorDType(dtype), bytes), shape);
+  return device.tensor(dtype, elementsOf(dtype, bytes), shape);
 }
 
 /** The bytes of a tensor as they are stored, read into `buffer`, which has room for them. */

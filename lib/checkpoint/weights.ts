@@ -1,11 +1,13 @@
+import { elementBytes, type FloatDType } from '../dtype.ts';
 import { callNative, native } from '../native.ts';
 import { badCheckpoint, quote, unsupportedCheckpoint } from './problems.ts';
 import { type BlockQuantization, scaleTensorName } from './quantization.ts';
-import { DTYPE_BYTES, isStoredFloat, type StoredFloat } from './safetensors/dtype.ts';
+import { isStoredFloat, tensorDType } from './safetensors/dtype.ts';
 import type { Shards } from './shards.ts';
 
 /** What quantized weights are read as: it holds their few bits and the scale's exponent. */
-const EXPANDED = 'BF16';
+const EXPANDED = 'bf16';
+const EXPANDED_BYTES = elementBytes(EXPANDED);
 
 /** Bytes of a part of a tensor, and where in it they belong. */
 export interface Piece {
@@ -38,9 +40,9 @@ export class Weights {
    * @throws UNSUPPORTED_CHECKPOINT for one that is not floating or quantized in another way, BAD_CHECKPOINT where the
    *   scales are missing or of another shape.
    */
-  dtype(name: string): StoredFloat {
+  dtype(name: string): FloatDType {
     const { dtype, shape } = this.#shards.tensor(name);
-    if (isStoredFloat(dtype)) return dtype;
+    if (isStoredFloat(dtype)) return tensorDType(dtype);
     const scales = this.scalesOf(name);
     if (scales === undefined || this.#quantization === undefined || shape.length !== 2) {
       throw unsupportedCheckpoint(
@@ -70,7 +72,7 @@ export class Weights {
   /** The bytes that a tensor has in the dtype it is read in. */
   byteLength(name: string): number {
     const { byteLength } = this.#shards.tensor(name);
-    return this.scalesOf(name) === undefined ? byteLength : byteLength * DTYPE_BYTES[EXPANDED];
+    return this.scalesOf(name) === undefined ? byteLength : byteLength * EXPANDED_BYTES;
   }
 
   /**
@@ -91,7 +93,7 @@ export class Weights {
   ): Promise<Uint8Array> {
     const scales = this.scalesOf(name);
     if (scales === undefined) return this.#shards.readRange(name, byteOffset, byteLength, into);
-    const rowBytes = (this.#shards.tensor(name).shape[1] as number) * DTYPE_BYTES[EXPANDED];
+    const rowBytes = (this.#shards.tensor(name).shape[1] as number) * EXPANDED_BYTES;
     const target = (into ?? new Uint8Array(byteLength)).subarray(0, byteLength);
     if (rowBytes === 0) return target;
     // A block of rows at a time: each is expanded on this thread.
@@ -110,7 +112,7 @@ export class Weights {
     const byteLength = this.byteLength(name);
     let step = maxBytes;
     if (this.scalesOf(name) !== undefined) {
-      const rowBytes = (this.#shards.tensor(name).shape[1] as number) * DTYPE_BYTES[EXPANDED];
+      const rowBytes = (this.#shards.tensor(name).shape[1] as number) * EXPANDED_BYTES;
       step = rowBytes * Math.max(1, Math.floor(maxBytes / Math.max(rowBytes, 1)));
     }
     const buffer = new Uint8Array(Math.min(step, byteLength));

@@ -1,8 +1,8 @@
 import { basename, resolve } from 'node:path';
 import type { MoeSpec } from '../checkpoint/family.ts';
-import { DTYPE_BYTES } from '../checkpoint/safetensors/dtype.ts';
 import { openDense } from '../conversion/source.ts';
 import type { Comparison } from '../costs/layer-costs.ts';
+import { elementBytes } from '../dtype.ts';
 import { type ConversionPlan, planConversion } from '../plan/plan-conversion.ts';
 import type { PlanOptions } from '../plan/request.ts';
 import type { CommandDefinition } from './command.ts';
@@ -40,7 +40,7 @@ export const plan: CommandDefinition = {
     await using checkpoint = await openDense(args.positional(0));
     const dtype = checkpoint.expertDtype(checkpoint.spec.layers[0] as number, 'gate');
     const common = {
-      bytesPerParameter: DTYPE_BYTES[dtype],
+      bytesPerParameter: elementBytes(dtype),
       otherParameters: checkpoint.parameters - checkpoint.expertParameters,
     };
     const uniform = planConversion(checkpoint.spec, { ...sizes, ...common });

@@ -1,8 +1,8 @@
 import type { Checkpoint } from '../checkpoint/checkpoint.ts';
 import { operatorShape } from '../checkpoint/family.ts';
-import { DTYPE_BYTES } from '../checkpoint/safetensors/dtype.ts';
 import { tensorFromBytes } from '../checkpoint/tensors.ts';
 import type { Device } from '../device.ts';
+import { elementBytes } from '../dtype.ts';
 import { OPERATORS, type Operator } from '../operators.ts';
 import type { Tensor } from '../tensor.ts';
 
@@ -14,7 +14,7 @@ export class ReadBuffers {
   constructor(checkpoint: Checkpoint) {
     const { spec, layers } = checkpoint;
     const itemBytes = [...layers.keys()].flatMap((layer) =>
-      OPERATORS.map((operator) => DTYPE_BYTES[checkpoint.expertDtype(layer, operator)]),
+      OPERATORS.map((operator) => elementBytes(checkpoint.expertDtype(layer, operator))),
     );
     const matrixBytes = spec.hiddenSize * spec.intermediateSize * Math.max(...itemBytes);
     this.#next = new Uint8Array(matrixBytes);

@@ -6,6 +6,7 @@ import {
   latentTensorName,
   storedFactorShape,
 } from '../checkpoint/latent-format.ts';
+import { storedDtype } from '../checkpoint/safetensors/dtype.ts';
 import type { TensorDeclaration } from '../checkpoint/safetensors/writer.ts';
 import { MolaeError } from '../errors.ts';
 import { OPERATORS, type Operator } from '../operators.ts';
@@ -95,7 +96,7 @@ function copyShards(
     if (scales.has(name)) continue;
     const { shape, dtype: stored } = source.tensor(name);
     const isExpanded = expanded.get(name) !== undefined;
-    const dtype = isExpanded ? weights.dtype(name) : stored;
+    const dtype = isExpanded ? storedDtype(weights.dtype(name)) : stored;
     const byteLength = isExpanded ? weights.byteLength(name) : source.tensor(name).byteLength;
     if (bytes + byteLength > MAX_COPY_BYTES) flush();
     tensors.push({ name, dtype, shape });
@@ -120,7 +121,7 @@ function denseTensors(
     ),
   );
   return [...names].map((name) => {
-    return { name, dtype: weights.dtype(name), shape: shards.tensor(name).shape };
+    return { name, dtype: storedDtype(weights.dtype(name)), shape: shards.tensor(name).shape };
   });
 }
 
@@ -148,7 +149,7 @@ function latentTensors(
     };
     return [...latentFactorShapes(sizes)].map(([factor, shape]) => ({
       name: latentTensorName(prefix, g, factor),
-      dtype: quantization === undefined ? sourceDtype(factor) : ('U8' as const),
+      dtype: quantization === undefined ? storedDtype(sourceDtype(factor)) : ('U8' as const),
       shape: storedFactorShape(shape, quantization),
     }));
   });

@@ -1,10 +1,10 @@
 import type { Checkpoint } from '../checkpoint/checkpoint.ts';
 import { locateExpert } from '../checkpoint/family.ts';
 import { expertFactor, latentTensorName, sharedFactor } from '../checkpoint/latent-format.ts';
-import { DTYPE_BYTES } from '../checkpoint/safetensors/dtype.ts';
 import type { SafetensorsWriter } from '../checkpoint/safetensors/writer.ts';
 import { tensorBytesInto } from '../checkpoint/tensors.ts';
 import type { WeightDType } from '../dtype.ts';
+import { elementBytes } from '../dtype.ts';
 import type { OperatorFactors } from '../factorization/factors.ts';
 import { gemm } from '../linalg.ts';
 import type { Operator } from '../operators.ts';
@@ -70,7 +70,7 @@ export class DenseSink implements FactorSink {
     { a, b }: OperatorFactors,
   ): Promise<void> {
     const { family, spec } = this.#checkpoint;
-    const itemBytes = DTYPE_BYTES[this.#checkpoint.expertDtype(layer, operator)];
+    const itemBytes = elementBytes(this.#checkpoint.expertDtype(layer, operator));
     for (const [index, expert] of (this.#groups(layer)[group] ?? []).entries()) {
       using own = a.slice(index);
       using product = operator === 'down' ? await gemm(b, own) : await gemm(own, b);

@@ -1,6 +1,5 @@
 import type { Checkpoint } from '../checkpoint/checkpoint.ts';
 import { namingTensor } from '../checkpoint/non-finite-tensor.ts';
-import { tensorDType } from '../checkpoint/tensors.ts';
 import type { Device } from '../device.ts';
 import { MolaeError } from '../errors.ts';
 import { consecutiveGroups, type Partition, resolveGroups } from '../factorization/groups.ts';
@@ -84,8 +83,7 @@ export class StackedSvd implements LayerMethod {
       members,
       hiddenSize,
       intermediateSize,
-      dtype: (of: Operator) =>
-        this.shapes.quantization ?? tensorDType(this.#checkpoint.expertDtype(layer, of)),
+      dtype: (of: Operator) => this.shapes.quantization ?? this.#checkpoint.expertDtype(layer, of),
       load: (of: Operator, index: number) => {
         operator = of;
         return reader.load(of, index);

@@ -120,7 +120,7 @@ describe('the trained fixture', () => {
     expect(model.expertParameters).toBe(4 * 16 * 3 * 96 * 256);
     expect(model.byteLength).toBe(16427520);
     expect(model.parameters).toBe(16427520 / 2);
-    expect(model.layer(3)).toMatchObject({ dtypes: { gate: 'BF16', up: 'BF16', down: 'BF16' }, groups: [] });
+    expect(model.layer(3)).toMatchObject({ dtypes: { gate: 'bf16', up: 'bf16', down: 'bf16' }, groups: [] });
     expect(() => model.layer(4)).toThrow(
       expect.objectContaining(molaeError('INVALID_ARGUMENT', '0, 1, 2, 3', '4')),
     );
@@ -284,7 +284,7 @@ describe('dense checkpoints that lie are refused', () => {
       'an expert is of another dtype',
       changed(expert, { dtype: 'F32' }),
       'UNSUPPORTED_CHECKPOINT',
-      [expert, 'F32', 'BF16'],
+      [expert, 'f32', 'bf16'],
     ],
     ['the router is missing', without(router), 'BAD_CHECKPOINT', [router]],
     [

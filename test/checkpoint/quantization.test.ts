@@ -68,8 +68,8 @@ describe('E4M3', () => {
     await writeTensors(join(folder, 'model.safetensors'), tensors);
     await using shards = await Shards.open(folder);
     const weights = new Weights(shards, { blockRows: 16, blockCols: 24 });
-    expect(weights.dtype('w.weight')).toBe('BF16');
-    expect(weights.dtype('expanded')).toBe('BF16');
+    expect(weights.dtype('w.weight')).toBe('bf16');
+    expect(weights.dtype('expanded')).toBe('bf16');
     const wanted = await shards.read('expanded');
     expect(await weights.read('w.weight')).toEqual(wanted);
     const rowBytes = 2 * 56;
@@ -210,7 +210,7 @@ describe.each(['F32', 'BF16'] as const)('a DeepSeek-V3 with %s block scales', (s
     const path = await writeModel(CONFIG, quantized);
     await using a = await openCheckpoint(path);
     await using b = await openCheckpoint(await writeModel(PLAIN_CONFIG, plain));
-    expect(a.layer(1).dtypes).toEqual({ gate: 'BF16', up: 'BF16', down: 'BF16' });
+    expect(a.layer(1).dtypes).toEqual({ gate: 'bf16', up: 'bf16', down: 'bf16' });
     expect(a.expertParameters).toBe(b.expertParameters);
     expect(await a.readExpert(2, 7, 'down')).toEqual(await b.readExpert(2, 7, 'down'));
     expect(await inspectCheckpoint(path)).toMatchObject({ supported: true, dtypes: { F8_E4M3: 1 + 2 * 27 } });

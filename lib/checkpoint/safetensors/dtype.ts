@@ -1,3 +1,5 @@
+import type { FloatDType } from '../../dtype.ts';
+
 /** The dtypes of the safetensors format, by the names that its headers use, with their sizes in bytes. */
 export const DTYPE_BYTES = {
   F64: 8,
@@ -25,6 +27,16 @@ const STORED_FLOATS = ['F64', 'F32', 'F16', 'BF16'] as const satisfies Safetenso
 
 /** Their names in files; those of tensors in memory are `FloatDType`. */
 export type StoredFloat = (typeof STORED_FLOATS)[number];
+
+/** `BF16` → `bf16` */
+export function tensorDType(dtype: StoredFloat): FloatDType {
+  return dtype.toLowerCase() as FloatDType;
+}
+
+/** `bf16` → `BF16` */
+export function storedDtype(dtype: FloatDType): StoredFloat {
+  return dtype.toUpperCase() as StoredFloat;
+}
 
 export function isDtype(value: unknown): value is SafetensorsDtype {
   return typeof value === 'string' && Object.hasOwn(DTYPE_BYTES, value);

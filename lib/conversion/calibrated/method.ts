@@ -1,5 +1,5 @@
 import { namingTensor } from '../../checkpoint/non-finite-tensor.ts';
-import { DTYPE_BYTES } from '../../checkpoint/safetensors/dtype.ts';
+import { elementBytes } from '../../dtype.ts';
 import type { LatentExperts } from '../../experts.ts';
 import {
   type CalibratedGroupSource,
@@ -58,10 +58,8 @@ export class CalibratedMethod implements LayerMethod {
     this.memory = choice.memory;
     this.provenance = provenanceOf(options, choice);
     this.shapes = shapesOf(choice, model.checkpoint.spec.numExperts, options.quantize);
-    this.#use = new GroupUseCounter(
-      model.checkpoint.spec,
-      this.shapes,
-      (layer) => DTYPE_BYTES[model.checkpoint.expertDtype(layer, 'gate')],
+    this.#use = new GroupUseCounter(model.checkpoint.spec, this.shapes, (layer) =>
+      elementBytes(model.checkpoint.expertDtype(layer, 'gate')),
     );
     this.#sharedGateUp = choice.sharedGateUp;
     this.fingerprint = {
