@@ -3,7 +3,10 @@ import { OPERATORS, type Operator } from '../operators.ts';
 import { groupProbability } from './distinct-groups.ts';
 import { checkSizes, type LayerSizes, positive, positiveInteger } from './sizes.ts';
 
-/** One cost before and after: `ratio` is latent / dense, above 1 where the latent form is the worse one. */
+/**
+ * One cost before and after: `ratio` is latent / dense, what is left, above 1 where the latent form is the worse one. A
+ * `targetRatio`, everywhere, is the share to remove: of the parameters it leaves a `ratio` of at most 1 − `targetRatio`.
+ */
 export interface Comparison {
   readonly dense: number;
   readonly latent: number;

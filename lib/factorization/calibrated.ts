@@ -1,6 +1,6 @@
 import { checkObject, expected } from '../errors.ts';
 import { DenseExperts, type LatentExperts } from '../experts.ts';
-import { OPERATORS, type Operator } from '../operators.ts';
+import type { Operator } from '../operators.ts';
 import { checkTensor } from '../tensor.ts';
 import {
   type CalibratedSteps,
@@ -13,7 +13,13 @@ import {
 import { type FactorStorage, GatheredFactors } from './factors.ts';
 import { type GroupedWork, progressCounter } from './grouped-work.ts';
 import { type Partition, resolveGroups } from './groups.ts';
-import { checkLatentSize, checkOperators, checkSharedLatentSize, largestLatentSize } from './spec.ts';
+import {
+  checkLatentSize,
+  checkOperators,
+  checkSharedLatentSize,
+  factoredOperators,
+  largestLatentSize,
+} from './spec.ts';
 
 /** Latent sizes of every group, by operator; operators left out stay dense. */
 export type GroupLatentSizes = Readonly<Partial<Record<Operator, readonly number[]>>>;
@@ -26,8 +32,10 @@ export interface CalibratedGroups extends CalibratedSteps, GroupedWork {
 
 /** How `factorizeCalibrated` factorizes the experts of a layer. */
 export interface CalibratedOptions extends CalibratedGroups, FactorStorage {
-  /** r, for all operators, for each, or for each operator of each group. Operators left out stay dense. */
+  /** r, for all operators, for each, or for each operator of each group. Operators without one stay dense. */
   readonly latentSize: number | Readonly<Partial<Record<Operator, number | readonly number[]>>>;
+  /** The operators to factorize; by default those that have a latent size. The others stay dense. */
+  readonly operators?: readonly Operator[] | undefined;
 }
 
 /**
@@ -83,18 +91,14 @@ export async function calibratedSpectra(
 }
 
 function checkLatentSizes(
-  { latentSize, sharedGateUp = false }: CalibratedOptions,
+  options: CalibratedOptions,
   experts: DenseExperts,
   groups: Partition,
 ): GroupLatentSizes {
-  const given = (operator: Operator) =>
-    typeof latentSize === 'object' ? latentSize?.[operator] : latentSize;
-  const operators = OPERATORS.filter((operator) => given(operator) !== undefined);
-  if (operators.length === 0) throw expected('a latent size', 'latentSize', latentSize);
-  checkOperators(operators, sharedGateUp);
+  const { latentSize, sharedGateUp = false } = options;
   const sizes: Partial<Record<Operator, readonly number[]>> = {};
-  for (const operator of operators) {
-    const own = given(operator);
+  for (const operator of factoredOperators(options)) {
+    const own = typeof latentSize === 'object' ? latentSize?.[operator] : latentSize;
     const list = Array.isArray(own) ? (own as readonly number[]) : groups.map(() => own as number);
     if (list.length !== groups.length) {
       throw expected(`${groups.length} latent sizes, one for each group`, `latentSize of ${operator}`, own);

@@ -10,9 +10,9 @@ export type Solver = 'gram' | 'svd';
 
 /** How the experts of a layer are factorized. */
 export interface FactorizationSpec {
-  /** r, for all operators or for each; at most min(n, k·m). */
+  /** r, for all operators or for each; at most min(n, k·m). Operators without one stay dense. */
   readonly latentSize: number | Readonly<Partial<Record<Operator, number>>>;
-  /** The operators to factorize; by default all. The others stay dense. */
+  /** The operators to factorize; by default those that have a latent size. The others stay dense. */
   readonly operators?: readonly Operator[] | undefined;
   /** One B for gate and up, so that z_gate = z_up. */
   readonly sharedGateUp?: boolean | undefined;
@@ -41,7 +41,7 @@ export function checkSpec(
   groups: Partition,
 ): CheckedSpec {
   const { solver = 'gram', rankReduction = 0, control = false, sharedGateUp = false } = spec;
-  const operators = checkOperators(spec.operators, sharedGateUp);
+  const operators = factoredOperators(spec);
   if (solver !== 'gram' && solver !== 'svd') throw expected('gram or svd', 'solver', solver);
   if (!Number.isSafeInteger(rankReduction) || rankReduction < 0) {
     throw expected('a non-negative integer', 'rankReduction', rankReduction);
@@ -58,7 +58,29 @@ export function checkSpec(
 }
 
 /**
- * The operators to factorize, in the order of `OPERATORS`.
+ * The operators to factorize: those asked for, otherwise those that have a latent size.
+ *
+ * @throws MolaeError `INVALID_ARGUMENT` for none, and as {@link checkOperators}.
+ */
+export function factoredOperators({
+  latentSize,
+  operators,
+  sharedGateUp,
+}: {
+  readonly latentSize: number | Readonly<Partial<Record<Operator, unknown>>>;
+  readonly operators?: readonly Operator[] | undefined;
+  readonly sharedGateUp?: boolean | undefined;
+}): Operator[] {
+  if (operators !== undefined || typeof latentSize !== 'object' || latentSize === null) {
+    return checkOperators(operators, sharedGateUp);
+  }
+  const sized = OPERATORS.filter((operator) => latentSize[operator] !== undefined);
+  if (sized.length === 0) throw expected('a latent size', 'latentSize', latentSize);
+  return checkOperators(sized, sharedGateUp);
+}
+
+/**
+ * A list of operators, in the order of `OPERATORS`.
  *
  * @throws MolaeError `INVALID_ARGUMENT` for others, for none, and for a shared B without gate and up.
  */

@@ -30,7 +30,7 @@ export interface ComparisonRow {
   readonly groupSize: number | undefined;
   /** What was to be removed; 0 for the model as it is and for methods with a width of their own. */
   readonly targetRatio: number;
-  /** Parameters of the routed experts, after / before. */
+  /** Parameters of the routed experts, after / before: what is left, at most 1 − `targetRatio`. */
   readonly ratio: number;
   readonly expertParameters: number;
   /** Of the routed experts. */

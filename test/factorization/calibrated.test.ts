@@ -1,9 +1,13 @@
 import fc from 'fast-check';
 import { afterAll, describe, expect, test } from 'vitest';
 import { DenseExperts, type LatentOperator } from '../../lib/experts.ts';
-import { calibratedSpectra, factorizeCalibrated } from '../../lib/factorization/calibrated.ts';
+import {
+  type CalibratedOptions,
+  calibratedSpectra,
+  factorizeCalibrated,
+} from '../../lib/factorization/calibrated.ts';
 import { groupBases, type LayerInputs } from '../../lib/factorization/calibrated-group.ts';
-import { factorizeExperts } from '../../lib/factorization/factorize.ts';
+import { type FactorizeOptions, factorizeExperts } from '../../lib/factorization/factorize.ts';
 import type { Operator } from '../../lib/operators.ts';
 import type { Tensor } from '../../lib/tensor.ts';
 import { openOwnDevice, openTestDevice } from '../support/device.ts';
@@ -231,6 +235,28 @@ onCpu('factorizeCalibrated', () => {
       for (const basis of Object.values(bases)) basis.dispose();
     },
   );
+
+  test('operators mean what they mean without calibration', async () => {
+    using dense = layer(3, SIZES);
+    const seen = inputs(3, SIZES);
+    const factored = async (options: CalibratedOptions) => {
+      using latent = await factorizeCalibrated(dense, seen, { groupSize: 2, ...options });
+      return [...new Set(latent.report.map(({ operator }) => operator))];
+    };
+    expect(await factored({ latentSize: 4, operators: ['down', 'gate'] })).toEqual(['gate', 'down']);
+    expect(await factored({ latentSize: { up: [4, 5], down: 3 } })).toEqual(['up', 'down']);
+    expect(await factored({ latentSize: { up: 4, down: 3 }, operators: ['up'] })).toEqual(['up']);
+    for (const factorize of [
+      (options: FactorizeOptions) => factorizeExperts(dense, options),
+      (options: FactorizeOptions) => factorizeCalibrated(dense, seen, options),
+    ]) {
+      const groupSize = 2;
+      await expect(factorize({ groupSize, latentSize: { up: 4 }, operators: ['gate'] })).rejects.toThrow(
+        /integer from 1 to .* for latentSize of gate.* but received undefined/,
+      );
+      await expect(factorize({ groupSize, latentSize: {} })).rejects.toThrow(/a latent size for latentSize/);
+    }
+  });
 
   test('names the expert and the place of a NaN', async () => {
     const random = new Random(1);

@@ -329,15 +329,19 @@ describe('factorizeExperts', () => {
     }
   });
 
-  test('operators that are left out stay the dense tensors they were', async () => {
+  test.each<[string, Partial<FactorizeOptions>]>([
+    ['asked for', { latentSize: 5, operators: ['up'] }],
+    ['given a latent size', { latentSize: { up: 5 } }],
+    ['asked for, whatever has a latent size', { latentSize: { up: 5, down: 3 }, operators: ['up'] }],
+  ])('operators that are not %s stay the dense tensors they were', async (_, options) => {
     using dense = layerOf(randomWeights(2, 12, 8, 4));
     using latent = await factorizeExperts(dense, {
       groups: [
         [3, 0],
         [1, 2],
       ],
-      latentSize: { up: 5 },
-      operators: ['up'],
+      latentSize: 1,
+      ...options,
     });
     for (const operator of ['gate', 'down'] as const) {
       const kept = latent[operator] as readonly Tensor[];

@@ -55,7 +55,7 @@ export interface SearchCandidate extends SearchedForm {
   readonly excessLoss: number;
   /** The standard error of that difference, over windows. */
   readonly standardError: number;
-  /** Parameters of the routed experts, after / before. */
+  /** Parameters of the routed experts, after / before: what is left, at most 1 − `targetRatio`. */
   readonly ratio: number;
   /** Of the routed experts, all layers, by the routing of the text that calibrates. */
   readonly flopsPerToken: number;
