@@ -20,7 +20,7 @@ export type { TensorEntry } from './checkpoint/safetensors/header.ts';
 export { SafetensorsFile } from './checkpoint/safetensors/reader.ts';
 export { SafetensorsWriter, type TensorDeclaration } from './checkpoint/safetensors/writer.ts';
 export type { ShardedTensor, Shards } from './checkpoint/shards.ts';
-export type { Piece, Weights } from './checkpoint/weights.ts';
+export type { TensorPiece, Weights } from './checkpoint/weights.ts';
 export { type CalibratedConversionReport, convertCalibrated } from './conversion/calibrated/convert.ts';
 export type { GroupUseReport } from './conversion/calibrated/group-use.ts';
 export type { CalibrationCoverage } from './conversion/calibrated/method.ts';

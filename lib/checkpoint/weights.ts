@@ -10,7 +10,7 @@ const EXPANDED = 'bf16';
 const EXPANDED_BYTES = elementBytes(EXPANDED);
 
 /** Bytes of a part of a tensor, and where in it they belong. */
-export interface Piece {
+export interface TensorPiece {
   readonly bytes: Uint8Array;
   readonly byteOffset: number;
 }
@@ -108,7 +108,7 @@ export class Weights {
   }
 
   /** A tensor in parts of about `maxBytes` (at least a row): none outlives the next. */
-  async *pieces(name: string, maxBytes: number): AsyncGenerator<Piece> {
+  async *pieces(name: string, maxBytes: number): AsyncGenerator<TensorPiece> {
     const byteLength = this.byteLength(name);
     let step = maxBytes;
     if (this.scalesOf(name) !== undefined) {

@@ -16,7 +16,7 @@ import { OutputFolder } from './output-folder.ts';
 import { copyPythonFiles, withAutoMap } from './python-files.ts';
 import { type ConversionReport, conversionReport, type LayerReport } from './report.ts';
 import { copySideFiles, writeConfig, writeIndex } from './side-files.ts';
-import { DenseSink, type FactorSink, LatentSink } from './sinks.ts';
+import { denseSink, type FactorSink, latentSink } from './sinks.ts';
 
 /** @internal Converts with the factors that a method makes. */
 export function runConversion(
@@ -49,8 +49,8 @@ class Conversion {
     this.#shards = layOutShards(checkpoint, { shapes: method.shapes, format });
     this.#sink =
       format === 'dense'
-        ? new DenseSink(checkpoint, method.shapes.groups)
-        : new LatentSink(checkpoint, method.shapes.sharedGateUp);
+        ? denseSink(checkpoint, method.shapes.groups)
+        : latentSink(checkpoint, method.shapes.sharedGateUp);
   }
 
   async run(): Promise<ConversionReport> {
@@ -170,7 +170,7 @@ class Conversion {
     const reports: LayerReport[] = [];
     for await (const { group, factors } of groups) {
       for (const [operator, each] of factors) {
-        await this.#sink.write(writer, layer, group, operator, each);
+        await this.#sink(writer, layer, group, operator, each);
         reports.push({ layer, ...each.report });
       }
     }

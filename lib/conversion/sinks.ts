@@ -11,73 +11,39 @@ import type { Operator } from '../operators.ts';
 import type { Tensor } from '../tensor.ts';
 import type { FactorShapes } from './layer-method.ts';
 
-/** Where the factors of a group go: one implementation for each output format. */
-export interface FactorSink {
-  write(
-    writer: SafetensorsWriter,
-    layer: number,
-    group: number,
-    operator: Operator,
-    factors: OperatorFactors,
-  ): Promise<void>;
-}
+/** Where the factors of a group go: one for each output format. */
+export type FactorSink = (
+  writer: SafetensorsWriter,
+  layer: number,
+  group: number,
+  operator: Operator,
+  factors: OperatorFactors,
+) => Promise<void>;
 
 /** Stores the factors: the format of a converted checkpoint. */
-export class LatentSink implements FactorSink {
-  readonly #checkpoint: Checkpoint;
-  readonly #transfer = new TensorTransfer();
-  readonly #sharedGateUp: boolean;
-
-  constructor(checkpoint: Checkpoint, sharedGateUp: boolean) {
-    this.#checkpoint = checkpoint;
-    this.#sharedGateUp = sharedGateUp;
-  }
-
-  async write(
-    writer: SafetensorsWriter,
-    layer: number,
-    group: number,
-    operator: Operator,
-    { a, b }: OperatorFactors,
-  ): Promise<void> {
-    const prefix = this.#checkpoint.family.expertsPrefix(layer);
-    await this.#transfer.write(writer, latentTensorName(prefix, group, expertFactor(operator)), a);
-    if (this.#sharedGateUp && operator === 'up') return; // the B of gate
-    await this.#transfer.write(
-      writer,
-      latentTensorName(prefix, group, sharedFactor(operator, this.#sharedGateUp)),
-      b,
-    );
-  }
+export function latentSink({ family }: Checkpoint, sharedGateUp: boolean): FactorSink {
+  const transfer = new TensorTransfer();
+  return async (writer, layer, group, operator, { a, b }) => {
+    const prefix = family.expertsPrefix(layer);
+    await transfer.write(writer, latentTensorName(prefix, group, expertFactor(operator)), a);
+    if (sharedGateUp && operator === 'up') return; // the B of gate
+    await transfer.write(writer, latentTensorName(prefix, group, sharedFactor(operator, sharedGateUp)), b);
+  };
 }
 
 /** Multiplies the factors out and stores A·B where the source has W: any engine can load and judge that. */
-export class DenseSink implements FactorSink {
-  readonly #checkpoint: Checkpoint;
-  readonly #transfer = new TensorTransfer();
-  readonly #groups: FactorShapes['groups'];
-
-  constructor(checkpoint: Checkpoint, groups: FactorShapes['groups']) {
-    this.#checkpoint = checkpoint;
-    this.#groups = groups;
-  }
-
-  async write(
-    writer: SafetensorsWriter,
-    layer: number,
-    group: number,
-    operator: Operator,
-    { a, b }: OperatorFactors,
-  ): Promise<void> {
-    const { family, spec } = this.#checkpoint;
-    const itemBytes = elementBytes(this.#checkpoint.expertDtype(layer, operator));
-    for (const [index, expert] of (this.#groups(layer)[group] ?? []).entries()) {
+export function denseSink(checkpoint: Checkpoint, groups: FactorShapes['groups']): FactorSink {
+  const { family, spec } = checkpoint;
+  const transfer = new TensorTransfer();
+  return async (writer, layer, group, operator, { a, b }) => {
+    const itemBytes = elementBytes(checkpoint.expertDtype(layer, operator));
+    for (const [index, expert] of (groups(layer)[group] ?? []).entries()) {
       using own = a.slice(index);
       using product = operator === 'down' ? await gemm(b, own) : await gemm(own, b);
       const { name, elementOffset } = locateExpert(family, spec, layer, expert, operator);
-      await this.#transfer.write(writer, name, product, elementOffset * itemBytes);
+      await transfer.write(writer, name, product, elementOffset * itemBytes);
     }
-  }
+  };
 }
 
 /**

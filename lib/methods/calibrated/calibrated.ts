@@ -83,14 +83,12 @@ export function calibratedCompressor(
   return {
     groupSize,
     async compress(layer: CalibrationLayer) {
-      const sizes = latentSize(layer.layer);
       const experts = await factorizeCalibrated(denseExperts(layer), layer, {
         ...steps,
         ...(groupsOf ? { groups: groupsOf(layer.layer) } : { groupSize }),
         sharedGateUp,
-        latentSize: Object.fromEntries(
-          operators.map((operator) => [operator, typeof sizes === 'number' ? sizes : sizes[operator]]),
-        ),
+        operators,
+        latentSize: latentSize(layer.layer),
         signal,
       });
       return replaceExperts(layer, experts);
