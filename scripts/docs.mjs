@@ -44,7 +44,7 @@ function exportsOf(index) {
       file: join(dist, `${module}.d.ts`),
       names: list
         .split(',')
-        .map((name) => name.replace('type ', '').trim())
+        .map((name) => name.trim().replace(/^type /, ''))
         .filter(Boolean),
     }),
   );
@@ -93,7 +93,7 @@ function entry(file, name) {
 /** Types of the package that a declaration names and the index does not export: nobody can name them. */
 function hiddenTypes(source, declaration) {
   const imported = [...source.matchAll(/^import (?:type )?\{([^}]+)\} from '\.[^']*';/gm)].flatMap(
-    ([, list]) => list.split(',').map((name) => name.replace('type ', '').trim()),
+    ([, list]) => list.split(',').map((name) => name.trim().replace(/^type /, '')),
   );
   const declared = [
     ...source.matchAll(/^(?:export )?(?:declare )?(?:abstract )?(?:class|interface|type) (\w+)/gm),
