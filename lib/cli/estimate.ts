@@ -1,7 +1,7 @@
-import type { Checkpoint } from '../checkpoint/checkpoint.ts';
 import { type Device, openDevice } from '../device.ts';
 import { gemm } from '../linalg.ts';
 import type { ConversionPlan } from '../plan/plan-conversion.ts';
+import type { PlannedModel } from './planned-model.ts';
 
 /** How long a conversion would take, roughly. */
 export interface TimeEstimate {
@@ -31,14 +31,14 @@ const DISK_BYTES_PER_SECOND = 1e9;
 
 /** Times a product for a tenth of a second, and scales it to the work that the plan means. */
 export async function estimateTime(
-  checkpoint: Checkpoint,
+  model: PlannedModel,
   plan: ConversionPlan,
   deviceName: string,
 ): Promise<TimeEstimate> {
   using device = await openDevice(deviceName);
   const rate = await gemmRate(device);
-  const { products, eigen } = factorizationFlops(checkpoint, plan);
-  const disk = (2 * checkpoint.byteLength + checkpoint.byteLength) / DISK_BYTES_PER_SECOND;
+  const { products, eigen } = factorizationFlops(model, plan);
+  const disk = (2 * model.byteLength + model.byteLength) / DISK_BYTES_PER_SECOND;
   return {
     seconds: products / (PRODUCT_EFFICIENCY * rate) + eigen / (EIGEN_EFFICIENCY * rate) + disk,
     device: device.kind === 'cpu' ? 'cpu' : `${device.kind}:${device.info.index}`,
@@ -52,7 +52,7 @@ export async function estimateTime(
  * residual (2·m·n·r each); per group and operator the eigenvectors (4/3·n³ to tridiagonal form, 4·n²·r there and back).
  */
 function factorizationFlops(
-  { spec }: Checkpoint,
+  { spec }: PlannedModel,
   { operators, sharedGateUp, numGroups, latentSize: r, moeLayers }: ConversionPlan,
 ): { products: number; eigen: number } {
   const { hiddenSize: n, intermediateSize: m, numExperts: N } = spec;

@@ -1,14 +1,13 @@
 import { basename, resolve } from 'node:path';
 import type { MoeSpec } from '../checkpoint/family.ts';
-import { openDense } from '../conversion/source.ts';
 import type { Comparison } from '../costs/layer-costs.ts';
-import { elementBytes } from '../dtype.ts';
 import { type ConversionPlan, planConversion } from '../plan/plan-conversion.ts';
 import type { PlanOptions } from '../plan/request.ts';
 import type { CommandDefinition } from './command.ts';
 import { estimateTime, type TimeEstimate } from './estimate.ts';
 import { type MeasuredRouting, measureRouting } from './measured-routing.ts';
 import { DEVICE_OPTION } from './option.ts';
+import { readPlannedModel } from './planned-model.ts';
 import { readSizes, SIZE_OPTIONS } from './sizes.ts';
 import { bytes, count, duration, table, times, wrap } from './table.ts';
 
@@ -18,7 +17,7 @@ export const plan: CommandDefinition = {
   summary: 'what a conversion would cost and save, before any work',
   description: [
     'Compares the routed experts before and after a conversion: what they store, compute, read and send. Costs are sums over all MoE layers; ratio is latent / dense, so above 1 the latent form is the worse one. With small groups it often computes more than it saves in storage.',
-    'Without --latent-size and --target-ratio the latent size is the width of an expert, as in the paper. Nothing is written.',
+    'Without --latent-size and --target-ratio the latent size is the width of an expert, as in the paper. Nothing is written. A folder with config.json alone is enough.',
   ],
   options: [
     ...SIZE_OPTIONS,
@@ -37,36 +36,35 @@ export const plan: CommandDefinition = {
   async run(args, output) {
     const sizes = readSizes(args);
     const device = args.device();
-    await using checkpoint = await openDense(args.positional(0));
-    const dtype = checkpoint.expertDtype(checkpoint.spec.layers[0] as number, 'gate');
-    const common = {
-      bytesPerParameter: elementBytes(dtype),
-      otherParameters: checkpoint.parameters - checkpoint.expertParameters,
-    };
-    const uniform = planConversion(checkpoint.spec, { ...sizes, ...common });
+    const model = await readPlannedModel(args.positional(0));
+    const { path, spec, bytesPerParameter, otherParameters } = model;
+    const common = { bytesPerParameter, otherParameters };
+    const uniform = planConversion(spec, { ...sizes, ...common });
     const text = args.string('text');
-    const routing =
-      text === undefined ? undefined : await measureRouting(checkpoint.path, uniform, text, device);
+    const routing = text === undefined ? undefined : await measureRouting(path, uniform, text, device);
     const planned =
-      routing === undefined
-        ? uniform
-        : withRouting(checkpoint.spec, uniform, { ...sizes, ...common }, routing);
-    const estimate = await estimateTime(checkpoint, planned, device);
+      routing === undefined ? uniform : withRouting(spec, uniform, { ...sizes, ...common }, routing);
+    const estimate = await estimateTime(model, planned, device);
     const { perLayer, weightBytesPerBatch: _, ...rest } = planned;
     const measured = routing === undefined ? {} : { measuredRouting: routing };
-    output.result({ checkpoint: checkpoint.path, ...rest, perLayer, estimate, ...measured }, () => [
-      ...wrap(`${basename(resolve(checkpoint.path))}: ${sizesInWords(planned)}`, output.width),
+    const from = otherParameters === undefined ? { configOnly: true } : {};
+    output.result({ checkpoint: path, ...from, ...rest, perLayer, estimate, ...measured }, () => [
+      ...wrap(`${basename(resolve(path))}: ${sizesInWords(planned)}`, output.width),
       ...wrap(planned.reason, output.width),
+      ...(otherParameters === undefined ? wrap(CONFIG_ONLY, output.width) : []),
       ...(routing === undefined ? [] : wrap(routingInWords(uniform, routing), output.width)),
       '',
       ...costTable(planned),
       '',
       ...wrap(worseInWords(planned), output.width),
-      ...(checkpoint.expertScales.size === 0 ? [] : wrap(QUANTIZED, output.width)),
+      ...(model.quantized ? wrap(QUANTIZED, output.width) : []),
       ...wrap(timeInWords(estimate), output.width),
     ]);
   },
 };
+
+const CONFIG_ONLY =
+  'There are no weights in the folder: sizes and dtype are those that config.json names, and what lies beside the routed experts is not counted.';
 
 const QUANTIZED =
   'The source is quantized to one byte a weight, the latent form is not: count half of the dense weight bytes above.';
@@ -116,7 +114,7 @@ function costTable(planned: ConversionPlan): string[] {
 }
 
 function cells([label, costs, humanize]: Row): string[] {
-  if (costs === undefined) return [label];
+  if (costs === undefined) return [label, 'not known'];
   const { dense, latent, ratio } = costs;
   return [label, humanize(dense), humanize(latent), times(ratio), isWorse(costs) ? 'worse' : ''];
 }

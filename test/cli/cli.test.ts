@@ -1,7 +1,8 @@
 import { once } from 'node:events';
-import { access, cp, mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { access, copyFile, cp, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { describe, expect, it } from 'vitest';
+import { describe, expect, it, onTestFinished } from 'vitest';
 import { convertCheckpoint } from '../../lib/conversion/convert.ts';
 import { TINY } from '../support/fixtures.ts';
 import { builtCli, type Finished, ROOT } from './support.ts';
@@ -359,6 +360,27 @@ describe('plan', () => {
       expect(ratio, field).toBeCloseTo((latent as number) / (dense as number), 12);
     }
     expect(planned.estimate).toMatchObject({ seconds: expect.any(Number), device: expect.any(String) });
+  });
+
+  it('needs config.json alone, and then says what it does not know', async () => {
+    const folder = await mkdtemp(join(tmpdir(), 'molae-config-'));
+    onTestFinished(() => rm(folder, { recursive: true }));
+    await copyFile(join(TINY, 'config.json'), join(folder, 'config.json'));
+    const sizes = ['--group-size', '4', '--latent-size', '64'];
+    const whole = json(await cli.run('plan', TINY, ...sizes, '--json'));
+    const planned = json(await cli.run('plan', folder, ...sizes, '--json'));
+    const { checkpoint: _, estimate: _measured, parameters: _all, ...same } = whole;
+    expect(planned).toMatchObject({ ...same, configOnly: true });
+    expect(planned).not.toHaveProperty('parameters');
+    const { stdout } = await cli.run('plan', folder, ...sizes);
+    expect(stdout.replaceAll('\n', ' ')).toContain('There are no weights in the folder');
+    expect(stdout).toMatch(/Parameters, whole model +not known/);
+    const measured = await cli.run('plan', folder, ...sizes, '--text', join(TINY, 'config.json'));
+    expect(measured).toMatchObject({ status: 1, stderr: expect.stringContaining('safetensors') });
+    const text = await readFile(join(TINY, 'config.json'), 'utf8');
+    await writeFile(join(folder, 'config.json'), text.replace('"qwen2_moe"', '"qwen2"'));
+    const unknown = await cli.run('plan', folder, ...sizes);
+    expect(unknown).toMatchObject({ status: 1, stderr: expect.stringContaining('model family "qwen2"') });
   });
 
   it('says plainly what gets worse', async () => {
