@@ -3,6 +3,7 @@
 #include <limits>
 #include <utility>
 
+#include "cpu/cpu_backend.h"
 #include "cpu/linalg/divide_and_conquer.h"
 #include "native/tensors.h"
 
@@ -142,6 +143,50 @@ MOLAE_TEST("eigenvectors: tiny and huge elements", Logic) {
   for (const double scale : {1e-30, 1e30}) {
     check_all(context, random_matrix, scale);
     check_all(context, repeated, scale);
+  }
+}
+
+// Of a symmetric matrix whose largest eigenvalues do not fit the dtype, against those of the same matrix, smaller.
+template <class Real>
+void check_largest(Context& context, DType dtype, int64_t n, int64_t top) {
+  constexpr double kSmaller = 0x1p-40;
+  const auto backend = make_cpu_backend(2);
+  constexpr double kMost = std::numeric_limits<Real>::max();
+  const double size = kMost * (2 / std::sqrt(static_cast<double>(n)));
+  std::vector<Real> a(n * n), smaller(n * n);
+  for (int64_t i = 0; i < n * n; ++i) {
+    const double value = std::clamp(context.normal(), -2.0, 2.0);
+    a[i] = static_cast<Real>(value * size);
+    smaller[i] = static_cast<Real>(value * size * kSmaller);
+  }
+  const auto solve = [&](const std::vector<Real>& matrix) {
+    const Tensor given = empty(*backend, dtype, {n, n}), values = empty(*backend, dtype, {n});
+    const Tensor vectors = empty(*backend, dtype, {top, n});
+    backend->upload(matrix.data(), given);
+    backend->eigh(given, values, vectors);
+    return std::pair{read(*backend, values), read(*backend, vectors)};
+  };
+  const auto [values, vectors] = solve(a);
+  const auto [wanted_values, wanted_vectors] = solve(smaller);
+  const double rounding = 100 * std::numeric_limits<Real>::epsilon();
+  const std::string what = std::string(dtype_name(dtype)) + ", n " + std::to_string(n) + ", top " + std::to_string(top);
+  for (int64_t i = 0; i < n; ++i) {
+    const double value = values[i] * kSmaller, wanted = wanted_values[i];
+    if (std::abs(std::abs(wanted) / (kMost * kSmaller) - 1) < 1e-3) continue;  // may or may not fit
+    const bool fits = std::abs(wanted) < kMost * kSmaller;
+    const bool right = fits ? std::abs(value - wanted) <= rounding * std::abs(wanted_values[0])
+                            : std::isinf(value) && std::signbit(value) == std::signbit(wanted);
+    expect(right, what, ": value ", i, " is ", value, ", wanted ", wanted);
+  }
+  expect_close(vectors, wanted_vectors, 1e-3, what);
+}
+
+MOLAE_TEST("eigenvectors: eigenvalues beyond the dtype are infinite, and spoil no others", Logic) {
+  for (const int64_t n : {20, 150, 600}) {
+    for (const int64_t top : {0, 1}) {
+      check_largest<float>(context, DType::F32, n, top);
+      check_largest<double>(context, DType::F64, n, top);
+    }
   }
 }
 

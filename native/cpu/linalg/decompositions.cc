@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <string>
 
 #include "core/error.h"
@@ -46,6 +47,27 @@ void svd_in(Context context, const Tensor& a, const Tensor& u, const Tensor& s, 
   call(context.workspace.get<Real>(kWork, lwork), lwork);
 }
 
+// The power of two that elements of a triangle are to be made smaller by, 0 for nearly all matrices: where eigenvalues
+// may not fit the dtype, sums on the way to all of them would overflow. LAPACK's drivers scale such matrices, too.
+template <class Real>
+int excess_of(int64_t n, const Real* a) {
+  Real largest = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t j = 0; j <= i; ++j) largest = std::max(largest, std::abs(a[i * n + j]));
+  }
+  if (largest < std::numeric_limits<Real>::max() / static_cast<Real>(16 * n)) return 0;
+  int power = 0;
+  std::frexp(largest, &power);
+  return power;
+}
+
+template <class Real>
+void scale_triangle(int64_t n, int power, Real* a) {
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t j = 0; j <= i; ++j) a[i * n + j] = std::ldexp(a[i * n + j], power);
+  }
+}
+
 // Householder to tridiagonal form once; from it all eigenvalues, by QR iteration where no vectors are asked for; the
 // leading eigenvectors by divide and conquer, transformed back. By bisection and inverse iteration (what syevr does for
 // a subset) the flat spectra of expert weights cost n top^2 to orthogonalize, and the MRRR algorithm's O(n) a vector
@@ -57,14 +79,18 @@ void eigh_in(Context context, const Tensor& a, Real* values, Real* vectors, int 
   Real* d = context.workspace.get<Real>(kVectorA, size);
   Real* e = context.workspace.get<Real>(kVectorB, size);
   Real* tau = context.workspace.get<Real>(kVectorC, size);
+  const int excess = excess_of(n, a.as<const Real>());
+  if (excess != 0) scale_triangle(n, -excess, a.as<Real>());
   tridiagonalize(context, n, a.as<Real>(), d, e, tau);
   if (top > 0) {
     tridiagonal_eigenvectors(context, n, top, d, e, values, vectors);
     multiply_by_reflections(context, n, a.as<Real>(), tau, top, vectors);
-    return;
+  } else {
+    lapack::sterf(n, d, e);
+    std::reverse_copy(d, d + n, values);
   }
-  lapack::sterf(n, d, e);
-  std::reverse_copy(d, d + n, values);
+  if (excess == 0) return;
+  for (int i = 0; i < n; ++i) values[i] = std::ldexp(values[i], excess);
 }
 
 template <class Real>
