@@ -103,8 +103,11 @@ void Module::on_wake(napi_env env, napi_value, void* context, void*) {
 
 void Module::settle(Napi::Env env) {
   const Napi::HandleScope scope(env);
-  for (uint64_t ticket : completions_->take()) {
-    const auto found = pending_.find(ticket);
+  // By index: to resolve a promise with an object is to read its `then`, which may be a getter of the user's that
+  // queues more work, and then these tickets move.
+  const std::vector<uint64_t>& done = completions_->take();
+  for (size_t i = 0; i < done.size(); ++i) {
+    const auto found = pending_.find(done[i]);
     const Pending pending = std::move(found->second);
     pending_.erase(found);
     if (pending_.empty()) napi_unref_threadsafe_function(env, wake_);

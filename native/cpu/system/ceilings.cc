@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
+#include <mutex>
 #include <vector>
 
 #include "cpu/linalg/blas.h"
@@ -117,7 +118,7 @@ size_t read_bytes() {
 }
 
 // Memory for measurements, kept for the next one: where memory is slow to come, as on many virtual machines, faulting
-// it in takes far longer than measuring. Only the device's queue gets here, so one user at a time.
+// it in takes far longer than measuring. One user at a time.
 struct Scratch {
   std::byte* data = nullptr;
   size_t bytes = 0;
@@ -185,6 +186,9 @@ double read_gbps(int threads, const Bursts& bursts) {
 }  // namespace
 
 Ceilings measure_ceilings(int threads) {
+  // Devices with other numbers of threads have queues of their own: nothing else is to be measured meanwhile.
+  static auto& turn = *new std::mutex;
+  const std::lock_guard lock(turn);
   choose_blas_kernels();
   const Bursts& bursts = MOLAE_BEST_OF(kPlain, kAvx2, kAvx512);
   return {fma_gflops(threads, bursts), sgemm_gflops(threads), read_gbps(threads, bursts)};
