@@ -299,7 +299,12 @@ describe('bad input', () => {
       'SHAPE_MISMATCH',
       /Inner sizes differ: a \[2, 3\], b \[2, 3\]/,
     ],
-    ['mixed dtypes', () => gemm(a(), device.empty('f64', [3, 2])), 'DTYPE_MISMATCH', /a is f32 but b is f64/],
+    [
+      'mixed dtypes',
+      () => gemm(a(), device.empty('f64', [3, 2])),
+      'DTYPE_MISMATCH',
+      /f32, the dtype of a, for b but received f64/,
+    ],
     [
       'out of the wrong shape',
       () => gemm(a(), a(), { transposeB: true, out: device.empty('f32', [2, 3]) }),

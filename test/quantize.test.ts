@@ -236,6 +236,6 @@ describe('experts in blocks', () => {
     expect(Tensor.is(layer.gate[0])).toBe(true);
     await expect(
       factorizeExperts(await quantizeExperts(dense, 'q8'), { groupSize: 3, latentSize: 8 }),
-    ).rejects.toThrow(/floats .* received q8/);
+    ).rejects.toThrow(/floating dtype .* received q8/);
   });
 });
