@@ -60,51 +60,54 @@ inline void sort_on_host(const cuda::RoutingPlan& plan) {
   for (int c = 0; c < chunks; ++c) cuda::scatter_chunk(cuda::HostBlock(c, cuda::kSortThreads), plan);
 }
 
-template <class Math>
-void gemm_on_host(bool dual, const cuda::GroupedGemm<typename Math::In>& args, int64_t row_tiles, int64_t max_cols,
-                  const AfterPrevious& after_previous) {
-  const auto shared = std::make_unique<cuda::GemmShared<Math>>();
-  for (int64_t x = 0; x < row_tiles; ++x) {
-    for (int64_t y = 0; y < cuda::ceil_div(max_cols, Math::kCols); ++y) {
-      const cuda::HostBlock block(static_cast<int>(x), Math::kThreads);
-      const cuda::TileIndex at{static_cast<int>(x), static_cast<int>(y)};
-      std::memset(static_cast<void*>(shared.get()), 0xff, sizeof *shared);
-      cuda::prefetch_weights<Math>(block, at, args);
-      after_previous();
-      if (dual) {
-        cuda::grouped_gemm_tile<Math, true>(block, at, args, *shared);
-      } else {
-        cuda::grouped_gemm_tile<Math, false>(block, at, args, *shared);
-      }
+// Calls body(x, y, z) for the blocks of a grid, the last z first: no result may depend on their order.
+template <class Body>
+void each_block(int64_t x_blocks, int64_t y_blocks, int64_t z_blocks, Body body) {
+  for (int64_t z = z_blocks - 1; z >= 0; --z) {
+    for (int64_t y = 0; y < y_blocks; ++y) {
+      for (int64_t x = 0; x < x_blocks; ++x) body(x, y, z);
     }
   }
+}
+
+template <class Math>
+void gemm_on_host(const cuda::GroupedGemms<typename Math::In>& args, const AfterPrevious& after_previous) {
+  const auto shared = std::make_unique<cuda::GemmShared<Math>>();
+  each_block(args.row_tiles, cuda::ceil_div(args.max_columns, Math::kCols), args.count,
+             [&](int64_t x, int64_t y, int64_t z) {
+               const cuda::HostBlock block(static_cast<int>(x), Math::kThreads);
+               const cuda::TileIndex at{static_cast<int>(x), static_cast<int>(y)};
+               std::memset(static_cast<void*>(shared.get()), 0xff, sizeof *shared);
+               cuda::prefetch_weights<Math>(block, at, args.products[z]);
+               after_previous();
+               if (args.dual) {
+                 cuda::grouped_gemm_tile<Math, true>(block, at, args.products[z], *shared);
+               } else {
+                 cuda::grouped_gemm_tile<Math, false>(block, at, args.products[z], *shared);
+               }
+             });
 }
 
 // The shapes of kernels/grouped_gemm.cuh.
 template <class In>
-void gemm_on_host(cuda::GemmTile tile, bool dual, const cuda::GroupedGemm<In>& args, int64_t row_tiles,
-                  int64_t max_cols, const AfterPrevious& after_previous = kNothingBefore) {
+void gemm_on_host(cuda::GemmTile tile, const cuda::GroupedGemms<In>& args, const AfterPrevious& after_previous) {
   using namespace cuda;
   switch (tile) {
     case GemmTile::Small:
-      return gemm_on_host<SimtMath<In, 16, 64, 64, 4, true>>(dual, args, row_tiles, max_cols, after_previous);
+      return gemm_on_host<SimtMath<In, 16, 64, 64, 4, true>>(args, after_previous);
     case GemmTile::Medium:
-      return gemm_on_host<SimtMath<In, 64, 128, 32, 3, true>>(dual, args, row_tiles, max_cols, after_previous);
+      return gemm_on_host<SimtMath<In, 64, 128, 32, 3, true>>(args, after_previous);
     case GemmTile::Large:
-      return gemm_on_host<SimtMath<In, 128, 128, 32, 3, true>>(dual, args, row_tiles, max_cols, after_previous);
+      return gemm_on_host<SimtMath<In, 128, 128, 32, 3, true>>(args, after_previous);
     default:
-      return gemm_on_host<SimtMath<In, 64, 64, 16, 2, false>>(dual, args, row_tiles, max_cols, after_previous);
+      return gemm_on_host<SimtMath<In, 64, 64, 16, 2, false>>(args, after_previous);
   }
 }
 
-// Calls body(index) for the blocks of a grid, the last splits first: no result may depend on their order.
 template <class Body>
 void each_stream_block(int64_t row_tiles, int64_t column_blocks, int64_t products, int32_t splits, Body body) {
-  for (int64_t z = products * splits - 1; z >= 0; --z) {
-    for (int64_t y = 0; y < column_blocks; ++y) {
-      for (int64_t x = 0; x < row_tiles; ++x) body(cuda::stream_index(x, y, z, splits));
-    }
-  }
+  each_block(row_tiles, column_blocks, products * splits,
+             [&](int64_t x, int64_t y, int64_t z) { body(cuda::stream_index(x, y, z, splits)); });
 }
 
 template <class In, bool kDual>
@@ -233,17 +236,19 @@ class HostRuntime {
     });
   }
   template <class In>
-  void grouped_gemm(cuda::GemmTile tile, bool dual, const cuda::GroupedGemm<In>& args, int64_t row_tiles,
-                    int64_t max_cols) {
-    if (row_tiles == 0 || max_cols == 0) return;
+  void grouped_gemm(cuda::GemmTile tile, const cuda::GroupedGemms<In>& args) {
+    if (args.row_tiles == 0 || args.max_columns == 0) return;
     submit_chained([=, seed = ++seed_](const AfterPrevious& after_previous) {
       if constexpr (is_half(cuda::DTypeOf<In>::value)) {
         if (cuda::tile_family(tile) == cuda::TileFamily::Hopper) {
-          hopper_gemm_on_host<In>(tile, {args, row_tiles, max_cols, dual}, kHopperBlocks, seed, after_previous);
+          for (int i = 0; i < args.count; ++i) {
+            hopper_gemm_on_host<In>(tile, {args.products[i], args.row_tiles, args.max_columns, args.dual},
+                                    kHopperBlocks, seed + i, after_previous);
+          }
           return;
         }
       }
-      gemm_on_host(tile, dual, args, row_tiles, max_cols, after_previous);
+      gemm_on_host(tile, args, after_previous);
     });
   }
   int multiprocessors() const { return multiprocessors_; }

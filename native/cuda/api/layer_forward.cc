@@ -61,14 +61,13 @@ class CudaRuntime {
     check(kernels::convert(gpu_->stream(), from_dtype, from, to_dtype, to, count), "converting x");
   }
   template <class In>
-  void grouped_gemm(GemmTile tile, bool dual, const GroupedGemm<In>& args, int64_t row_tiles, int64_t max_cols) {
+  void grouped_gemm(GemmTile tile, const GroupedGemms<In>& args) {
     if constexpr (is_half(DTypeOf<In>::value)) {
       if (tile_family(tile) == TileFamily::Hopper) {
-        const hopper::HopperGemm<In> product{args, row_tiles, max_cols, dual};
-        return check(kernels::hopper_gemm<In>(chain_, tile, product, multiprocessors()), "a grouped product");
+        return check(kernels::hopper_gemm<In>(chain_, tile, args, multiprocessors()), "a grouped product");
       }
     }
-    check(kernels::grouped_gemm<In>(chain_, tile, dual, args, row_tiles, max_cols), "a grouped product");
+    check(kernels::grouped_gemm<In>(chain_, tile, args), "a grouped product");
   }
   int multiprocessors() const { return gpu_->description().multiprocessors; }
   template <class In>

@@ -21,20 +21,21 @@ using SimtTile = SimtMath<In, 64, 64, 16, 2, false>;
 
 template <class Math, bool kDual>
 __global__ __launch_bounds__(Math::kThreads,
-                             1) void grouped_gemm_kernel(const __grid_constant__ GroupedGemm<typename Math::In> args) {
+                             1) void grouped_gemm_kernel(const __grid_constant__ GroupedGemms<typename Math::In> args) {
   extern __shared__ __align__(128) unsigned char bytes[];
   const TileIndex at{static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.y)};
-  prefetch_weights<Math>(DeviceBlock(), at, args);  // while the kernel before this one ends
+  const auto& product = args.products[kDual ? 0 : blockIdx.z];
+  prefetch_weights<Math>(DeviceBlock(), at, product);  // while the kernel before this one ends
   after_previous();
-  grouped_gemm_tile<Math, kDual>(DeviceBlock(), at, args, *reinterpret_cast<GemmShared<Math>*>(bytes));
+  grouped_gemm_tile<Math, kDual>(DeviceBlock(), at, product, *reinterpret_cast<GemmShared<Math>*>(bytes));
 }
 
 template <class Math>
-cudaError_t launch_grouped_gemm(Chain& chain, bool dual, const GroupedGemm<typename Math::In>& args, int64_t row_tiles,
-                                int64_t max_cols) {
-  if (row_tiles == 0 || max_cols == 0) return cudaSuccess;
-  const dim3 grid(static_cast<unsigned>(row_tiles), static_cast<unsigned>(ceil_div(max_cols, Math::kCols)));
-  const auto kernel = dual ? grouped_gemm_kernel<Math, true> : grouped_gemm_kernel<Math, false>;
+cudaError_t launch_grouped_gemm(Chain& chain, const GroupedGemms<typename Math::In>& args) {
+  if (args.row_tiles == 0 || args.max_columns == 0) return cudaSuccess;
+  const dim3 grid(static_cast<unsigned>(args.row_tiles), static_cast<unsigned>(ceil_div(args.max_columns, Math::kCols)),
+                  static_cast<unsigned>(args.count));
+  const auto kernel = args.dual ? grouped_gemm_kernel<Math, true> : grouped_gemm_kernel<Math, false>;
   return launch_chained(chain, kernel, grid, Math::kThreads, args, sizeof(GemmShared<Math>));
 }
 
@@ -58,18 +59,17 @@ cudaError_t prepare_tensor_core_tiles() {
 }
 
 template <class In>
-cudaError_t tensor_core_gemm(Chain& chain, GemmTile tile, bool dual, const GroupedGemm<In>& args, int64_t row_tiles,
-                             int64_t max_cols) {
+cudaError_t tensor_core_gemm(Chain& chain, GemmTile tile, const GroupedGemms<In>& args) {
   static_assert(SmallTile<In>::kRows == tile_rows(GemmTile::Small));
   static_assert(MediumTile<In>::kRows == tile_rows(GemmTile::Medium));
   static_assert(LargeTile<In>::kRows == tile_rows(GemmTile::Large));
   switch (tile) {
     case GemmTile::Small:
-      return launch_grouped_gemm<SmallTile<In>>(chain, dual, args, row_tiles, max_cols);
+      return launch_grouped_gemm<SmallTile<In>>(chain, args);
     case GemmTile::Medium:
-      return launch_grouped_gemm<MediumTile<In>>(chain, dual, args, row_tiles, max_cols);
+      return launch_grouped_gemm<MediumTile<In>>(chain, args);
     case GemmTile::Large:
-      return launch_grouped_gemm<LargeTile<In>>(chain, dual, args, row_tiles, max_cols);
+      return launch_grouped_gemm<LargeTile<In>>(chain, args);
     default:
       return cudaErrorInvalidValue;
   }

@@ -8,15 +8,13 @@ static_assert(SimtTile<float>::kRows == tile_rows(GemmTile::Simt));
 }  // namespace
 
 template <>
-cudaError_t grouped_gemm<float>(Chain& chain, GemmTile, bool dual, const GroupedGemm<float>& args, int64_t row_tiles,
-                                int64_t max_cols) {
-  return launch_grouped_gemm<SimtTile<float>>(chain, dual, args, row_tiles, max_cols);
+cudaError_t grouped_gemm<float>(Chain& chain, GemmTile, const GroupedGemms<float>& args) {
+  return launch_grouped_gemm<SimtTile<float>>(chain, args);
 }
 
 template <>
-cudaError_t grouped_gemm<double>(Chain& chain, GemmTile, bool dual, const GroupedGemm<double>& args, int64_t row_tiles,
-                                 int64_t max_cols) {
-  return launch_grouped_gemm<SimtTile<double>>(chain, dual, args, row_tiles, max_cols);
+cudaError_t grouped_gemm<double>(Chain& chain, GemmTile, const GroupedGemms<double>& args) {
+  return launch_grouped_gemm<SimtTile<double>>(chain, args);
 }
 
 cudaError_t prepare_simt() {

@@ -8,7 +8,6 @@
 #include "cuda/config/tile_choice.h"
 #include "cuda/logic/combine.h"
 #include "cuda/logic/grouped_gemm.h"
-#include "cuda/logic/hopper/passes.h"
 #include "cuda/logic/overlap.h"
 #include "cuda/logic/router.h"
 #include "cuda/logic/routing_plan.h"
@@ -50,25 +49,23 @@ inline constexpr int32_t kMaxRouterExperts = 3072;  // a token's scores are in s
 cudaError_t route(cudaStream_t stream, const RouterArgs& args, int64_t tokens);
 cudaError_t sort_rows(Chain& chain, const RoutingPlan& plan);
 
-// max_cols: the most rows that a weight of args.first has. dual: with args.second.
 template <class In>
-cudaError_t grouped_gemm(Chain& chain, GemmTile tile, bool dual, const GroupedGemm<In>& args, int64_t row_tiles,
-                         int64_t max_cols);
+cudaError_t grouped_gemm(Chain& chain, GemmTile tile, const GroupedGemms<In>& args);
 template <>
-cudaError_t grouped_gemm(Chain&, GemmTile, bool, const GroupedGemm<float>&, int64_t, int64_t);
+cudaError_t grouped_gemm(Chain&, GemmTile, const GroupedGemms<float>&);
 template <>
-cudaError_t grouped_gemm(Chain&, GemmTile, bool, const GroupedGemm<double>&, int64_t, int64_t);
+cudaError_t grouped_gemm(Chain&, GemmTile, const GroupedGemms<double>&);
 template <>
-cudaError_t grouped_gemm(Chain&, GemmTile, bool, const GroupedGemm<F16>&, int64_t, int64_t);
+cudaError_t grouped_gemm(Chain&, GemmTile, const GroupedGemms<F16>&);
 template <>
-cudaError_t grouped_gemm(Chain&, GemmTile, bool, const GroupedGemm<BF16>&, int64_t, int64_t);
+cudaError_t grouped_gemm(Chain&, GemmTile, const GroupedGemms<BF16>&);
 // The same by Hopper's tiles, on a GPU of compute capability 9.0 with so many multiprocessors.
 template <class In>
-cudaError_t hopper_gemm(Chain& chain, GemmTile tile, const hopper::HopperGemm<In>& args, int multiprocessors);
+cudaError_t hopper_gemm(Chain& chain, GemmTile tile, const GroupedGemms<In>& args, int multiprocessors);
 template <>
-cudaError_t hopper_gemm(Chain&, GemmTile, const hopper::HopperGemm<F16>&, int);
+cudaError_t hopper_gemm(Chain&, GemmTile, const GroupedGemms<F16>&, int);
 template <>
-cudaError_t hopper_gemm(Chain&, GemmTile, const hopper::HopperGemm<BF16>&, int);
+cudaError_t hopper_gemm(Chain&, GemmTile, const GroupedGemms<BF16>&, int);
 // The same for tiles of up to 4 rows.
 template <class In>
 cudaError_t streamed_gemm(Chain& chain, const StreamedGemm<In>& args);

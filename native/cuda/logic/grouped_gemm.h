@@ -36,6 +36,16 @@ struct GroupedGemm {
   int64_t out_stride;     // a multiple of 8
 };
 
+// What one launch computes: a product, or two of the same rows side by side, as z of gate and of up are; or a dual one.
+template <class In>
+struct GroupedGemms {
+  GroupedGemm<In> products[2];
+  int32_t count;        // of products
+  bool dual;            // with products[0].second
+  int64_t row_tiles;    // of the products' map
+  int64_t max_columns;  // the most rows that a weight of the products' first factors has
+};
+
 // Shared memory of one block: a ring of stages.
 template <class Math>
 struct GemmShared {

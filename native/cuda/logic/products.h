@@ -53,9 +53,9 @@ class Products {
     if (rows.tile == GemmTile::Stream) {
       stream_rounded(rows, operands, outs);
     } else {
-      for (size_t i = 0; i < operands.size(); ++i) {
-        multiply(false, narrow(rows, operands[i], outs[i]), rows, operands[i]);
-      }
+      GroupedGemms<In> args = side_by_side(rows, operands);
+      for (size_t i = 0; i < operands.size(); ++i) args.products[i] = narrow(rows, operands[i], outs[i]);
+      runtime_.grouped_gemm(rows.tile, args);
     }
     return outs;
   }
@@ -63,12 +63,15 @@ class Products {
   // act(W1 x1[row]) * (W2 x2[row]).
   Rounded<In> gated(const ProductRows& rows, const Operand<In>& gate, const Operand<In>& up) {
     const Rounded<In> out = matrix(rows, gate);
-    GroupedGemm<In> args = narrow(rows, gate, out);
-    args.second = up.factor;
+    GroupedGemm<In> product = narrow(rows, gate, out);
+    product.second = up.factor;
     if (rows.tile == GemmTile::Stream) {
-      stream_gated(rows, gate, up, args);
+      stream_gated(rows, gate, up, product);
     } else {
-      multiply(true, args, rows, gate);
+      GroupedGemms<In> args = side_by_side(rows, {gate});
+      args.dual = true;
+      args.products[0] = product;
+      runtime_.grouped_gemm(rows.tile, args);
     }
     return out;
   }
@@ -77,7 +80,9 @@ class Products {
   SplitSums<In> summed(const ProductRows& rows, const Operand<In>& operand) {
     if (rows.tile == GemmTile::Stream) return stream_summed(rows, {operand}, splits_of(rows, {operand}))[0];
     const SplitSums<In> out = sums(rows, operand, 1);
-    multiply(false, wide(rows, operand, out), rows, operand);
+    GroupedGemms<In> args = side_by_side(rows, {operand});
+    args.products[0] = wide(rows, operand, out);
+    runtime_.grouped_gemm(rows.tile, args);
     return out;
   }
 
@@ -100,8 +105,18 @@ class Products {
     return {operand.factor, {}, rows.tiles, activation_, true, out.data, out.stride};
   }
 
-  void multiply(bool dual, const GroupedGemm<In>& args, const ProductRows& rows, const Operand<In>& operand) {
-    runtime_.grouped_gemm(rows.tile, dual, args, rows.row_tiles, operand.max_columns);
+  // A launch, but for its products.
+  static GroupedGemms<In> side_by_side(const ProductRows& rows, const Operands& operands) {
+    GroupedGemms<In> args{};
+    args.count = static_cast<int32_t>(operands.size());
+    args.row_tiles = rows.row_tiles;
+    args.max_columns = largest(operands, &Operand<In>::max_columns);
+    return args;
+  }
+  static int64_t largest(const Operands& operands, int64_t Operand<In>::*size) {
+    int64_t most = 0;
+    for (const Operand<In>& operand : operands) most = std::max(most, operand.*size);
+    return most;
   }
 
   // --- The streaming kernel
@@ -111,23 +126,13 @@ class Products {
     for (const Operand<In>& operand : operands) columns += ceil_div(operand.max_columns, kStreamColumns);
     return rows.row_tiles * columns;
   }
-  static int64_t largest(const Operands& operands, int64_t Operand<In>::*size) {
-    int64_t most = 0;
-    for (const Operand<In>& operand : operands) most = std::max(most, operand.*size);
-    return most;
-  }
   int32_t splits_of(const ProductRows& rows, const Operands& operands) {
     return choose_splits(blocks(rows, operands), largest(operands, &Operand<In>::max_inner),
                          runtime_.multiprocessors());
   }
 
   StreamedGemm<In> streamed(const ProductRows& rows, const Operands& operands, int32_t splits) const {
-    StreamedGemm<In> args{};
-    args.count = static_cast<int32_t>(operands.size());
-    args.row_tiles = rows.row_tiles;
-    args.max_columns = largest(operands, &Operand<In>::max_columns);
-    args.splits = splits;
-    return args;
+    return {side_by_side(rows, operands), splits, 0};
   }
 
   std::vector<SplitSums<In>> stream_summed(const ProductRows& rows, const Operands& operands, int32_t splits) {

@@ -24,16 +24,10 @@ static_assert(kStreamRows == tile_rows(GemmTile::Stream) && kStreamSums <= kStre
 inline constexpr int32_t kSplitUnit = kStreamLanes * 8;
 static_assert(kMaxCount / kSplitUnit * kMaxSplits <= INT32_MAX);
 
-// One or two products of the same rows side by side, as z of gate and of up are; or one dual product.
 template <class In>
-struct StreamedGemm {
-  GroupedGemm<In> products[2];
-  int32_t count;  // of products
-  bool dual;      // with products[0].second
-  int64_t row_tiles;
-  int64_t max_columns;  // the most rows that a weight of the products has
-  int32_t splits;       // more than one: all outputs are wide, and none is dual
-  int64_t plane;        // elements from one split's output to the next one's
+struct StreamedGemm : GroupedGemms<In> {
+  int32_t splits;  // more than one: all outputs are wide, and none is dual
+  int64_t plane;   // elements from one split's output to the next one's
 };
 
 // Which block of a grid of row tiles by columns by products (and their splits).

@@ -23,6 +23,12 @@ inline constexpr int kProducerRegisters = 72;
 inline constexpr int kConsumerRegisters = 216;
 static_assert(kProducerRegisters + hopper::kConsumers * kConsumerRegisters <= (1 + hopper::kConsumers) * 168);
 
+// The products of a launch: each by persistent blocks of its own.
+template <class In>
+struct HopperGemms {
+  HopperGemm<In> products[2];
+};
+
 template <class Shape>
 constexpr size_t hopper_shared_bytes() {
   return sizeof(hopper::TileShared<Shape>) + hopper::kSwizzleBytes;  // to begin at a multiple
@@ -30,7 +36,7 @@ constexpr size_t hopper_shared_bytes() {
 
 template <class Shape>
 __global__ __launch_bounds__(kHopperThreads,
-                             1) void hopper_gemm_kernel(const __grid_constant__ HopperGemm<typename Shape::In> args) {
+                             1) void hopper_gemm_kernel(const __grid_constant__ HopperGemms<typename Shape::In> args) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   using namespace hopper;
   extern __shared__ unsigned char bytes[];
@@ -42,24 +48,29 @@ __global__ __launch_bounds__(kHopperThreads,
     DeviceGroup::fence_async();
   }
   __syncthreads();
+  const auto& product = args.products[blockIdx.y];
   const auto group = static_cast<int>(threadIdx.x) / kGroupThreads;
   if (group == kConsumers) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kProducerRegisters));
-    produce<Shape>(DeviceGroup(0), args, shared, blockIdx.x, gridDim.x);
+    produce<Shape>(DeviceGroup(0), product, shared, blockIdx.x, gridDim.x);
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kConsumerRegisters));
-    consume<Shape>(DeviceGroup(group), args, shared, blockIdx.x, gridDim.x);
+    consume<Shape>(DeviceGroup(group), product, shared, blockIdx.x, gridDim.x);
   }
 #endif
 }
 
 template <class Shape>
-cudaError_t launch_hopper_gemm(Chain& chain, const HopperGemm<typename Shape::In>& args, int multiprocessors) {
-  const auto schedule = hopper::schedule_of<Shape>(args);
+cudaError_t launch_hopper_gemm(Chain& chain, const GroupedGemms<typename Shape::In>& args, int multiprocessors) {
+  HopperGemms<typename Shape::In> gemms{};
+  for (int i = 0; i < args.count; ++i) {
+    gemms.products[i] = {args.products[i], args.row_tiles, args.max_columns, args.dual};
+  }
+  const auto schedule = hopper::schedule_of<Shape>(gemms.products[0]);
   const int64_t blocks = std::min<int64_t>(multiprocessors, schedule.row_tiles * schedule.column_tiles);
   if (blocks == 0) return cudaSuccess;
-  return launch_chained(chain, hopper_gemm_kernel<Shape>, dim3(static_cast<unsigned>(blocks)), kHopperThreads, args,
-                        hopper_shared_bytes<Shape>());
+  const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(args.count));
+  return launch_chained(chain, hopper_gemm_kernel<Shape>, grid, kHopperThreads, gemms, hopper_shared_bytes<Shape>());
 }
 
 template <class Shape>
@@ -81,7 +92,7 @@ cudaError_t prepare_hopper_tiles() {
 }
 
 template <class In>
-cudaError_t hopper_gemm_of(Chain& chain, GemmTile tile, const HopperGemm<In>& args, int multiprocessors) {
+cudaError_t hopper_gemm_of(Chain& chain, GemmTile tile, const GroupedGemms<In>& args, int multiprocessors) {
   switch (tile) {
     case GemmTile::Hopper8:
       return launch_hopper_gemm<SwappedTile<In, 8>>(chain, args, multiprocessors);
@@ -92,7 +103,7 @@ cudaError_t hopper_gemm_of(Chain& chain, GemmTile tile, const HopperGemm<In>& ar
     case GemmTile::Hopper64:
       return launch_hopper_gemm<SwappedTile<In, 64>>(chain, args, multiprocessors);
     case GemmTile::Hopper128:
-      if (args.dual && !hopper::shares_tokens(args.product)) {
+      if (args.dual && !hopper::shares_tokens(args.products[0])) {
         return launch_hopper_gemm<PairedTile<In>>(chain, args, multiprocessors);
       }
       return launch_hopper_gemm<WideTile<In>>(chain, args, multiprocessors);

@@ -3,7 +3,7 @@
 namespace molae::cuda::kernels {
 
 template <>
-cudaError_t hopper_gemm<BF16>(Chain& chain, GemmTile tile, const HopperGemm<BF16>& args, int multiprocessors) {
+cudaError_t hopper_gemm<BF16>(Chain& chain, GemmTile tile, const GroupedGemms<BF16>& args, int multiprocessors) {
   return hopper_gemm_of(chain, tile, args, multiprocessors);
 }
 
