@@ -16,7 +16,8 @@ __global__ __launch_bounds__(kSortThreads) void count_kernel(const __grid_consta
   count_chunk(DeviceBlock(), plan);
 }
 
-__global__ __launch_bounds__(kScanThreads) void plan_kernel(const __grid_constant__ RoutingPlan plan) {
+// One block is all there is: it may have the registers of a multiprocessor.
+__global__ __launch_bounds__(kScanThreads, 1) void plan_kernel(const __grid_constant__ RoutingPlan plan) {
   __shared__ PlanShared shared;
   after_previous();
   plan_rows(DeviceBlock(), plan, shared);
