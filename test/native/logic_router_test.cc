@@ -1,3 +1,4 @@
+#include <cmath>
 #include <limits>
 
 #include "core/error.h"
@@ -145,6 +146,8 @@ MOLAE_TEST("logic: activations are the CPU's", Logic) {
       const float narrow = cuda::activated(activation, static_cast<float>(x));
       expect(std::abs(narrow - wanted) <= 2e-6 * (1 + std::abs(wanted)), "f32 at ", x);
     }
+    const float nan = cuda::activated(activation, std::numeric_limits<float>::quiet_NaN());
+    expect(std::isnan(nan), "NaN went in, ", nan, " came out of activation ", static_cast<int>(activation));
   }
 }
 

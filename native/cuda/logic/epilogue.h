@@ -64,7 +64,7 @@ struct Activate {
       return Functions::quotient(x, Real(1) + Functions::exponential(exponent));
     } else {
       static_assert(kActivation == Activation::Relu2);
-      return x > Real(0) ? x * x : Real(0);
+      return x < Real(0) ? Real(0) : x * x;  // NaN stays NaN
     }
   }
 };

@@ -97,7 +97,6 @@ class HostCudaBackend final : public Backend {
     }
   }
   std::unique_ptr<LayerForward> prepare(ExpertLayer layer) override {
-    check_layer(layer, owner_);
     const char* tiles = std::getenv(cuda::kTilesVariable);
     const char* launch = std::getenv(cuda::kLaunchVariable);
     const bool graph = cuda::parse_launch_mode(launch ? launch : "") == cuda::LaunchMode::Graph;
