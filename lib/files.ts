@@ -26,8 +26,10 @@ export function systemCode(error: unknown): string | undefined {
   return error instanceof Error && 'code' in error && typeof error.code === 'string' ? error.code : undefined;
 }
 
-/** Creates a folder and what is missing above it. (Node's own `recursive` never returns where a file system such as
- * /proc answers ENOENT for good.) */
+/**
+ * Creates a folder and what is missing above it. (Node's own `recursive` never returns where a file system such as /proc
+ * answers ENOENT for good.)
+ */
 export async function makeFolder(path: string): Promise<void> {
   try {
     await mkdir(path);

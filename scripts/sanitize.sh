@@ -113,7 +113,7 @@ if [ "$kind" = thread ]; then
 fi
 
 if [ "$quick" -eq 1 ]; then
-  native --exclude 'logic: graphs with every tile'  # half a minute, for launches that other tests make
+  native --exclude 'logic: graphs with every tile'  # half a minute, for tiles and graphs that other tests run apart
 else
   native
 fi

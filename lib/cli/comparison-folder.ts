@@ -33,12 +33,12 @@ export class ComparisonFolder {
     return new ComparisonFolder(folder, isNew);
   }
 
-  /** Writes the files, in place of those of a former comparison. */
+  /** Writes the files, in place of those of a former comparison: what it has beside them goes last. */
   async write(files: ReadonlyMap<string, string>): Promise<void> {
     await attempt('write to', this.path, async () => {
-      const former = (await readdir(this.path)).filter((name) => OWN.test(name));
-      await Promise.all(former.map((name) => rm(join(this.path, name))));
       for (const [name, content] of files) await writeFile(join(this.path, name), content);
+      const stale = (await readdir(this.path)).filter((name) => OWN.test(name) && !files.has(name));
+      for (const name of stale) await rm(join(this.path, name));
     });
   }
 
