@@ -6,11 +6,11 @@ import { openTestDevice } from './support/device.ts';
 import { poisoned, Random, toTensor } from './support/random.ts';
 import {
   type DenseExpert,
+  errorOfSums,
   type Matrix,
   matrix,
   moeForward,
   multiply,
-  relativeError,
 } from './support/reference.ts';
 
 const device = await openTestDevice();
@@ -36,6 +36,9 @@ function randomExpert(random: Random, n: number, m: number, dtype: WeightDType):
     down: random.matrix(n, m, 1 / Math.sqrt(m), dtype),
   };
 }
+
+/** Of an element: 95% of the layers below put out more on average, half of them 0.58. */
+const USUAL_OUTPUT = 0.1;
 
 const layerCase = fc.record({
   seed: fc.integer(),
@@ -103,7 +106,7 @@ describe('dense experts', () => {
           c.activation,
           shared && { expert: shared, gateLogit: gateLogit?.data },
         );
-        expect(relativeError(await out.read(), wanted.data)).toBeLessThan(bound(c.dtype));
+        expect(errorOfSums(await out.read(), wanted.data, USUAL_OUTPUT)).toBeLessThan(bound(c.dtype));
       }),
       { numRuns: 150 },
     );
@@ -219,7 +222,7 @@ describe('latent experts', () => {
           c.activation,
           shared && { expert: shared, gateLogit: gateLogit?.data },
         );
-        expect(relativeError(await out.read(), wanted.data)).toBeLessThan(bound(c.dtype));
+        expect(errorOfSums(await out.read(), wanted.data, USUAL_OUTPUT)).toBeLessThan(bound(c.dtype));
       }),
       { numRuns: 150 },
     );

@@ -115,6 +115,20 @@ export function moeForward(
 
 /** ‖a − b‖ / ‖b‖ over all elements; NaN anywhere gives NaN, which no bound accepts. */
 export function relativeError(a: ArrayLike<number>, b: ArrayLike<number>): number {
+  const { difference, norm } = distance(a, b);
+  return norm === 0 ? difference : difference / norm;
+}
+
+/**
+ * The same for sums of terms that are as large as `usual`, against that where they cancel: of one token and one column
+ * hardly anything may be left, which no sum in f32 has to many digits.
+ */
+export function errorOfSums(a: ArrayLike<number>, b: ArrayLike<number>, usual: number): number {
+  const { difference, norm } = distance(a, b);
+  return difference / Math.max(norm, usual * Math.sqrt(b.length), Number.MIN_VALUE);
+}
+
+function distance(a: ArrayLike<number>, b: ArrayLike<number>): { difference: number; norm: number } {
   if (a.length !== b.length) throw new Error(`lengths differ: ${a.length}, ${b.length}`);
   let difference = 0;
   let norm = 0;
@@ -122,5 +136,5 @@ export function relativeError(a: ArrayLike<number>, b: ArrayLike<number>): numbe
     difference += ((a[i] as number) - (b[i] as number)) ** 2;
     norm += (b[i] as number) ** 2;
   }
-  return norm === 0 ? Math.sqrt(difference) : Math.sqrt(difference / norm);
+  return { difference: Math.sqrt(difference), norm: Math.sqrt(norm) };
 }
