@@ -18,6 +18,9 @@ struct PackedProduct {
   int64_t inner;  // odd only where the weight's ends
   float* sums;    // [rows][blocks * kPackedCols]
   bool first;     // sums are overwritten, not added to
+  // Where kernels that keep them store the weights as floats: blocks of [inner][kPackedCols].
+  float* kept;
+  int64_t kept_stride;  // from block to block
   // What to bring into the caches meanwhile, at an even rate: so many bytes of each of as many blocks. With few rows it
   // is what lies some way ahead, in this piece and then in the next.
   const std::byte* next;
@@ -34,9 +37,12 @@ struct PackedKernel {
 
   int64_t most_rows;  // of a product
   int64_t few_rows;   // up to so many, one pass reads the weights of all columns: pieces need not stay in a cache
-  Multiply f32, bf16, f16;
-
-  Multiply of(DType dtype) const { return dtype == DType::F32 ? f32 : dtype == DType::BF16 ? bf16 : f16; }
+  Multiply f32;
+  // Weights that have to be widened, which `keep` also stores: for half of the most rows at least.
+  struct Halves {
+    Multiply use, keep;
+  };
+  Halves bf16, f16;
 };
 
 // The best for this processor.

@@ -1,21 +1,15 @@
 #include "cpu/linear/packed_product.h"
 
 #include <algorithm>
-#include <bit>
 
 #include "core/checked.h"
 #include "cpu/linear/packed_kernel.h"
-#include "cpu/simd/convert.h"
-#include "cpu/simd/multiversion.h"
 #include "cpu/system/processor.h"
 
 namespace molae::cpu {
 namespace {
 
 constexpr int64_t kLineBytes = 64;
-
-// So many passes over a piece of halves take less time if they are widened first.
-constexpr int64_t kWidenedPasses = 4;
 
 // Pieces of the inner size, of which the weights of a group take half of the first cache as floats.
 int64_t most_steps() {
@@ -115,44 +109,17 @@ class Pieces {
   int64_t begin_ = 0;
 };
 
-typedef uint32_t Pair __attribute__((may_alias));
-
-// Pairs of bf16 to steps of floats.
-MOLAE_MULTIVERSION void widen_pairs(const Pair* pairs, int64_t inner, float* to) {
-  for (int64_t k = 0; k < inner; k += 2, pairs += kPackedCols, to += 2 * kPackedCols) {
-    for (int64_t j = 0; j < kPackedCols; ++j) to[j] = std::bit_cast<float>(pairs[j] << 16);
-    for (int64_t j = 0; j < kPackedCols; ++j) to[kPackedCols + j] = std::bit_cast<float>(pairs[j] & 0xffff0000u);
-  }
-}
-
-// A piece of halves as floats: its blocks one after the other.
-Piece widened(const Piece& piece, float* to) {
-  const DType dtype = piece.target->weight.dtype();
-  const int64_t elements = round_up(piece.inner, 2) * kPackedCols;
-  for (int64_t block = 0; block < piece.blocks; ++block) {
-    const std::byte* from = piece.weights + block * piece.block_bytes;
-    if (dtype == DType::BF16) {
-      widen_pairs(reinterpret_cast<const Pair*>(from), piece.inner, to + block * elements);
-    } else {
-      widen_elements(dtype, from, to + block * elements, elements);
-    }
-  }
-  Piece wide = piece;
-  wide.weights = reinterpret_cast<const std::byte*>(to);
-  wide.block_bytes = elements * static_cast<int64_t>(sizeof(float));
-  return wide;
-}
-
 // The first group of a part of the inner size finds most of its inputs in memory or in a cache that threads share.
 bool brings_in_inputs(const Piece& piece, const Piece& next) {
   return piece.col == 0 && next.target == piece.target && next.begin == piece.begin + piece.inner;
 }
 
 // All rows against a piece, in passes of about the same number. Each brings in its share of what is read next: so
-// memory is asked for at an even rate, which is what lets reading and computing overlap.
-void multiply_piece(const Piece& piece, DType dtype, int64_t rows, const Piece* next) {
+// memory is asked for at an even rate, which is what lets reading and computing overlap. The first of several passes
+// leaves halves in `widened` as floats.
+void multiply_piece(const Piece& piece, int64_t rows, const Piece* next, float* widened) {
   const PackedKernel& kernel = packed_kernel();
-  const auto multiply = kernel.of(dtype);
+  const DType dtype = piece.target->weight.dtype();
   const int64_t passes = ceil_divide(rows, kernel.most_rows);
   const int64_t share = next ? round_up(ceil_divide(next->bytes, passes), kLineBytes) : 0;
   const float* inputs[PackedKernel::kMostRows];
@@ -163,6 +130,8 @@ void multiply_piece(const Piece& piece, DType dtype, int64_t rows, const Piece* 
   product.x = inputs;
   product.inner = piece.inner;
   product.first = piece.begin == 0;
+  product.kept = widened;
+  product.kept_stride = round_up(piece.inner, 2) * kPackedCols;
   product.next_inner = next && brings_in_inputs(piece, *next) ? next->inner : 0;
   for (int64_t pass = 0; pass < passes; ++pass) {
     const int64_t row = rows * pass / passes;
@@ -175,7 +144,20 @@ void multiply_piece(const Piece& piece, DType dtype, int64_t rows, const Piece* 
       product.next_block_bytes = next->block_bytes;
       product.next_bytes = std::min(share, next->bytes - asked);
     }
-    multiply(product);
+    if (!is_half(dtype)) {
+      kernel.f32(product);
+      continue;
+    }
+    const PackedKernel::Halves& halves = dtype == DType::BF16 ? kernel.bf16 : kernel.f16;
+    if (passes == 1) {
+      halves.use(product);
+    } else if (pass == 0) {
+      halves.keep(product);
+      product.weights = reinterpret_cast<const std::byte*>(widened);
+      product.block_bytes = product.kept_stride * static_cast<int64_t>(sizeof(float));
+    } else {
+      kernel.f32(product);
+    }
   }
 }
 
@@ -188,13 +170,7 @@ void multiply_packed(std::span<const PackedTarget> targets, int64_t rows, int64_
   Piece piece, next;
   for (bool more = pieces.next(piece); more; piece = next) {
     more = pieces.next(next);
-    const DType dtype = piece.target->weight.dtype();
-    const Piece* after = more ? &next : nullptr;
-    if (is_half(dtype) && rows >= kWidenedPasses * packed_kernel().most_rows) {
-      multiply_piece(widened(piece, scratch), DType::F32, rows, after);
-    } else {
-      multiply_piece(piece, dtype, rows, after);
-    }
+    multiply_piece(piece, rows, more ? &next : nullptr, scratch);
   }
 }
 
