@@ -83,7 +83,9 @@ suite() {
   )
   if [ "$quick" -eq 1 ]; then
     not_run+=(
-      'test/conversion/convert-grouped.test.ts: minutes, for what convert-calibrated.test.ts calls with groups in their order'
+      'test/conversion/convert-calibrated.test.ts: minutes, for what test/methods/calibrated and the C++ tests call'
+      'test/conversion/convert-grouped.test.ts: the same, with groups that it finds'
+      'test/methods/compare.test.ts: the same, once for each method'
       'test/cli/**: processes that start, read and print around what other tests call'
       'test/docs.test.ts: mostly the TypeScript compiler'
       'test/environments.test.ts: other processes, too'
@@ -112,11 +114,11 @@ if [ "$kind" = thread ]; then
   exit 0
 fi
 
-# Side by side: the models of a GPU have one thread.
-native --filter 'logic: ' &
-models=$!
-native --exclude 'logic: '
-wait "$models"
+# Side by side: most of either half has one thread.
+native --filter 'cpu kernels: ' &
+kernels=$!
+native --exclude 'cpu kernels: '
+wait "$kernels"
 suite
 calls=20000
 if [ "$quick" -eq 1 ]; then
