@@ -8,7 +8,7 @@
 
 import { createServer } from 'node:http';
 import { parseArgs } from 'node:util';
-import { generate, Model, MolaeError, openDevice, Tokenizer } from 'molae';
+import { generate, Model, MolaeError, openDevice, TextStream, Tokenizer } from 'molae';
 
 const USAGE = 'usage: node examples/server.mjs <checkpoint> [--port 8080] [--device auto]';
 const { checkpoint, port, deviceName } = readArguments();
@@ -20,23 +20,23 @@ const [model, tokenizer] = await Promise.all([
   Tokenizer.open(checkpoint),
 ]).catch(tell);
 
-/** Pieces of text as tokens come; an unfinished character waits for the rest of its bytes. */
+/** Pieces of text as tokens come. */
 async function* pieces(prompt, { maxTokens, temperature, topP, seed }, signal) {
-  const tokens = [];
-  let written = '';
+  const stream = new TextStream(tokenizer);
+  let tokens = 0;
   let finishReason;
   const onFinish = (reason) => {
     finishReason = reason;
   };
   const options = { maxTokens, temperature, topP, seed, onFinish, signal };
   for await (const token of generate(model, prompt, options)) {
-    tokens.push(token);
-    const text = tokenizer.decode(tokens);
-    if (text.endsWith('\ufffd')) continue;
-    yield { text: text.slice(written.length) };
-    written = text;
+    tokens++;
+    const text = stream.add(token);
+    if (text !== '') yield { text };
   }
-  yield { done: true, tokens: tokens.length, finishReason };
+  const rest = stream.end();
+  if (rest !== '') yield { text: rest };
+  yield { done: true, tokens, finishReason };
 }
 
 async function readJson(request) {

@@ -7,9 +7,9 @@ import {
   generate as generateTokens,
 } from '../model/generate.ts';
 import { Model } from '../model/model.ts';
+import { TextStream } from '../model/text-stream.ts';
 import type { Arguments } from './arguments.ts';
 import type { CommandDefinition } from './command.ts';
-import { GrowingText } from './growing-text.ts';
 import { QUANTIZE_OPTION, STREAM_OPTION } from './model-options.ts';
 import { DEVICE_OPTION } from './option.ts';
 import { interruptible } from './signals.ts';
@@ -54,12 +54,14 @@ export const generate: CommandDefinition = {
       ? tokenizer.encode(tokenizer.applyChatTemplate([{ role: 'user', content: prompt }]))
       : tokenizer.encodePrompt(prompt);
     using device = await openDevice(args.device());
-    const written = new GrowingText(tokenizer);
+    const stream = new TextStream(tokenizer);
+    const written: number[] = [];
     // A chat's reader knows the question; what a text goes on from belongs to it.
     const opening = args.has('chat') ? '' : prompt;
     const show = (token: number) => {
-      if (written.tokens === 0) output.piece(opening);
-      output.piece(written.add(token));
+      if (written.length === 0) output.piece(opening);
+      written.push(token);
+      output.piece(stream.add(token));
       return !output.isClosed;
     };
     const run = async (signal: AbortSignal) => {
@@ -71,10 +73,11 @@ export const generate: CommandDefinition = {
       });
       const { finishReason, seconds } = await write(model, ids, { ...options, signal }, show);
       if (finishReason === undefined) return;
-      const { text, tokens } = written;
+      const text = tokenizer.decode(written);
+      const tokens = written.length;
       const tokensPerSecond = tokens / seconds;
       output.result({ text, tokens, tokensPerSecond, finishReason, prompt }, () => [
-        tokens === 0 ? opening : written.rest(),
+        tokens === 0 ? opening : stream.end(),
       ]);
       const why = inWords(finishReason, options, model);
       if (!output.json) output.note(`${tokens} tokens, ${tokensPerSecond.toFixed(1)} per second: ${why}`);

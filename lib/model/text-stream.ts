@@ -1,0 +1,56 @@
+import type { Tokenizer } from './tokenizer.ts';
+
+/**
+ * The text of tokens that come one by one, in pieces for a reader who gets it as it grows. A piece costs the same however
+ * long the text is.
+ *
+ * ```ts
+ * const stream = new TextStream(tokenizer);
+ * for await (const token of generate(model, prompt)) process.stdout.write(stream.add(token));
+ * process.stdout.write(stream.end());
+ * ```
+ */
+export class TextStream {
+  readonly #tokenizer: Tokenizer;
+  /** Those of the last piece, which say how the next ones continue it (with a space or without), and those after it. */
+  #tokens: number[] = [];
+  #lastPiece = 0;
+  /** Of the last piece's tokens, by themselves. */
+  #given = '';
+
+  constructor(tokenizer: Tokenizer) {
+    this.#tokenizer = tokenizer;
+  }
+
+  /** @returns what can be read since the last piece, or '': an unfinished character waits for the rest of its bytes. */
+  add(token: number): string {
+    this.#tokens.push(token);
+    const text = this.#tokenizer.decode(this.#tokens);
+    const piece = text.endsWith('\ufffd') ? '' : this.#since(text);
+    if (piece === '') return '';
+    this.#tokens = this.#tokens.slice(this.#lastPiece);
+    this.#lastPiece = this.#tokens.length;
+    this.#given = this.#tokenizer.decode(this.#tokens);
+    return piece;
+  }
+
+  /** @returns what was kept waiting, such as a character that stays unfinished. The next token begins a new text. */
+  end(): string {
+    const rest = this.#since(this.#tokenizer.decode(this.#tokens));
+    this.#tokens = [];
+    this.#lastPiece = 0;
+    this.#given = '';
+    return rest;
+  }
+
+  /** What follows the last piece. Some tokenizers take back a space before a full stop: what was given stays given. */
+  #since(text: string): string {
+    return text.slice(commonPrefix(text, this.#given));
+  }
+}
+
+function commonPrefix(a: string, b: string): number {
+  let length = 0;
+  while (length < a.length && a[length] === b[length]) length++;
+  return length;
+}
