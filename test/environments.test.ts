@@ -1,4 +1,5 @@
 import { execFile } from 'node:child_process';
+import { existsSync } from 'node:fs';
 import { cp, mkdtemp, rm, symlink } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -36,6 +37,18 @@ describe('a process', () => {
       await run(`${busy} setTimeout(() => process.exit(0), ${delay});`);
     }
   });
+
+  // build/on-host has a backend in a library of its own, which is torn down at exit as the CUDA runtime is.
+  const onHost = join(root, 'build/on-host');
+  test.skipIf(!existsSync(onHost))(
+    'that exits in mid-call of a library with exit handlers of its own stops calls before those',
+    async () => {
+      for (const delay of [0, 5, 50, 200]) {
+        const code = `${busy.replace("'cpu'", "'cuda'")} setTimeout(() => process.exit(0), ${delay});`;
+        await run(code, { ...process.env, MOLAE_PREBUILD: onHost });
+      }
+    },
+  );
 
   test('ends by itself when its work is done, with a device still open', async () => {
     const { stdout } = await run(`${busy} Promise.all(calls).then(() => console.log('done'));`);

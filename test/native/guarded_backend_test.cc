@@ -22,16 +22,17 @@ bool invoke(void (*body)(void*), void* context, PluginFailure* failure) {
   }
 }
 
-const BackendPlugin kPlugin{kBackendAbi,
-                            sizeof(BackendPlugin),
-                            "",
-                            nullptr,
-                            [](int32_t, const Backend*, PluginFailure*) { return make_cpu_backend(2).release(); },
-                            invoke,
-                            [](Backend* backend) { delete backend; }};
+const BackendPlugin kPlugin{
+    kBackendAbi,
+    sizeof(BackendPlugin),
+    "",
+    nullptr,
+    [](int32_t, const Backend*, void (*)(), PluginFailure*) { return make_cpu_backend(2).release(); },
+    invoke,
+    [](Backend* backend) { delete backend; }};
 
 MOLAE_TEST("logic: a guarded backend's decoder computes what the one inside does", Logic) {
-  const auto backend = make_guarded_backend(kPlugin, 0);
+  const auto backend = make_guarded_backend(kPlugin, 0, nullptr);
   Context guarded{*backend, context.random};
   Decoder* decoder = backend->decoder();
   expect(decoder != nullptr, "no decoder");
@@ -42,7 +43,7 @@ MOLAE_TEST("logic: a guarded backend's decoder computes what the one inside does
 }
 
 MOLAE_TEST("logic: failures of a guarded backend's decoder come through its library's handler", Logic) {
-  const auto backend = make_guarded_backend(kPlugin, 0);
+  const auto backend = make_guarded_backend(kPlugin, 0, nullptr);
   Context guarded{*backend, context.random};
   check_bad_input(guarded, *backend->decoder(), [](ErrorCode code, int64_t, const std::function<void()>& call) {
     try {

@@ -57,8 +57,8 @@ const BackendPlugin& plugin_of(const std::string& kind) {
 
 }  // namespace
 
-std::unique_ptr<Backend> load_backend(const std::string& kind, int index) {
-  return make_guarded_backend(plugin_of(kind), index);
+std::unique_ptr<Backend> load_backend(const std::string& kind, int index, void (*stop_queues)()) {
+  return make_guarded_backend(plugin_of(kind), index, stop_queues);
 }
 
 BackendProbe probe_backend(const std::string& kind) {

@@ -17,8 +17,9 @@ struct BackendProbe {
 };
 
 // The backend of `kind` ("cuda") lives in libmolae_<kind>.so beside the file this code is in: the addon, or a native
-// test. It is opened on first use and never closed. Throws DeviceUnavailable with the reason.
-std::unique_ptr<Backend> load_backend(const std::string& kind, int index);
+// test. It is opened on first use and never closed. `stop_queues` is what is to run first at the end of the process.
+// Throws DeviceUnavailable with the reason.
+std::unique_ptr<Backend> load_backend(const std::string& kind, int index, void (*stop_queues)());
 
 BackendProbe probe_backend(const std::string& kind);
 

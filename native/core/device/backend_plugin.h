@@ -10,7 +10,7 @@ namespace molae {
 
 class Backend;
 
-inline constexpr uint32_t kBackendAbi = 1;
+inline constexpr uint32_t kBackendAbi = 2;
 
 // An error on its way across the boundary. Exceptions do not cross it: two libraries that hide their symbols have each
 // their own type information of molae::Error, and whether a handler in one recognizes what the other threw depends on
@@ -30,7 +30,9 @@ struct BackendPlugin {
   void (*probe)(void* sink, void (*line)(void* sink, const char* key, const char* value));
 
   // A new backend for device `index`, or null and a failure. Its buffers name `owner` as the backend they belong to.
-  Backend* (*create)(int32_t index, const Backend* owner, PluginFailure* failure);
+  // Handlers of atexit run last-registered first, and `stop_queues` is one of ours: a library that has handlers of its
+  // own, or opens others that do, registers it again after them, so that nothing runs while they tear down.
+  Backend* (*create)(int32_t index, const Backend* owner, void (*stop_queues)(), PluginFailure* failure);
 
   // Runs body(context), which may call any method of the backend; false and a failure where it threw. The handler is
   // inside the library, next to what throws.

@@ -51,11 +51,6 @@ void Device::release() {
 
 namespace {
 
-std::unique_ptr<Backend> make_backend(const std::string& kind, int index, int threads) {
-  if (kind == "cpu") return make_cpu_backend(threads);
-  return load_backend(kind, index);
-}
-
 // Every device that was opened. Never destroyed: at process exit other threads may still be inside.
 struct Registry {
   std::mutex mutex;
@@ -70,16 +65,25 @@ struct Registry {
   static Registry* create() {
     // process.exit() does not run the cleanup hooks of the main environment. Handlers of atexit run before the
     // destructors of libraries: OpenBLAS would otherwise free its buffers in the middle of a product.
-    std::atexit([] {
-      Registry& registry = instance();
-      std::lock_guard lock(registry.mutex);
-      for (auto& [key, device] : registry.devices) {
-        if (device) device->queue().close();
-      }
-    });
+    std::atexit(stop_queues);
     return new Registry;
   }
+
+ public:
+  // May be called again.
+  static void stop_queues() {
+    Registry& registry = instance();
+    std::lock_guard lock(registry.mutex);
+    for (auto& [key, device] : registry.devices) {
+      if (device) device->queue().close();
+    }
+  }
 };
+
+std::unique_ptr<Backend> make_backend(const std::string& kind, int index, int threads) {
+  if (kind == "cpu") return make_cpu_backend(threads);
+  return load_backend(kind, index, &Registry::stop_queues);
+}
 
 }  // namespace
 

@@ -74,13 +74,13 @@ class GuardedDecoder final : public Decoder {
 
 class GuardedBackend final : public Backend {
  public:
-  GuardedBackend(const BackendPlugin& plugin, int index) : plugin_(plugin) {
+  GuardedBackend(const BackendPlugin& plugin, int index, void (*stop_queues)())
+      : plugin_(plugin), inner_(nullptr, plugin.destroy) {
     PluginFailure failure;
-    inner_ = plugin.create(index, this, &failure);
+    inner_.reset(plugin.create(index, this, stop_queues, &failure));
     if (!inner_) raise(failure);
     if (Decoder* decoder = inner_->decoder()) decoder_ = std::make_unique<GuardedDecoder>(plugin, *decoder);
   }
-  ~GuardedBackend() override { plugin_.destroy(inner_); }
 
   // These do not throw.
   DeviceInfo info() const override { return inner_->info(); }
@@ -165,14 +165,14 @@ class GuardedBackend final : public Backend {
   }
 
   const BackendPlugin& plugin_;
-  Backend* inner_ = nullptr;
+  std::unique_ptr<Backend, void (*)(Backend*)> inner_;
   std::unique_ptr<Decoder> decoder_;
 };
 
 }  // namespace
 
-std::unique_ptr<Backend> make_guarded_backend(const BackendPlugin& plugin, int index) {
-  return std::make_unique<GuardedBackend>(plugin, index);
+std::unique_ptr<Backend> make_guarded_backend(const BackendPlugin& plugin, int index, void (*stop_queues)()) {
+  return std::make_unique<GuardedBackend>(plugin, index, stop_queues);
 }
 
 }  // namespace molae

@@ -6,6 +6,7 @@
 #include "core/error.h"
 #include "cuda/api/cuda_backend.h"
 #include "cuda/api/driver.h"
+#include "cuda/api/exit_order.h"
 #include "cuda/api/library_search.h"
 
 // The library's one exported function and the table behind it. Nothing throws across it.
@@ -32,8 +33,9 @@ void describe_current(PluginFailure* failure) noexcept {
   }
 }
 
-Backend* create(int32_t index, const Backend* owner, PluginFailure* failure) {
+Backend* create(int32_t index, const Backend* owner, void (*stop_queues)(), PluginFailure* failure) {
   try {
+    set_stop_queues(stop_queues);
     return make_cuda_backend(index, owner).release();
   } catch (...) {
     describe_current(failure);

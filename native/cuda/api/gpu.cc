@@ -1,10 +1,12 @@
 #include "cuda/api/gpu.h"
 
 #include <cstdlib>
+#include <utility>
 
 #include "core/checked.h"
 #include "core/error.h"
 #include "cuda/api/check.h"
+#include "cuda/api/exit_order.h"
 #include "cuda/kernels/launch.h"
 #include "cuda/logic/raise_error.h"
 
@@ -36,9 +38,10 @@ Gpu::Gpu(int index)
   error_record_ = static_cast<unsigned long long*>(record);
   check(cudaMemsetAsync(error_record_, 0xff, sizeof *error_record_, stream_), "clearing GPU memory");
   check(kernels::prepare_grouped_gemm(), "preparing the kernels");
-  check(cudaEventCreate(&opened_), "creating an event");
+  check(cudaEventCreate(&last_), "creating an event");
   check(cudaEventCreate(&now_), "creating an event");
-  check(cudaEventRecord(opened_, stream_), "recording an event");
+  check(cudaEventRecord(last_, stream_), "recording an event");
+  stop_queues_first();
 }
 
 Gpu::~Gpu() {
@@ -47,7 +50,7 @@ Gpu::~Gpu() {
   if (cusolver_.params) Cusolver::instance().cusolverDnDestroyParams(cusolver_.params);
   if (cusolver_.handle) Cusolver::instance().cusolverDnDestroy(cusolver_.handle);
   staging_.reset();
-  for (cudaEvent_t event : {opened_, now_}) {
+  for (cudaEvent_t event : {last_, now_}) {
     if (event) cudaEventDestroy(event);
   }
   cudaFree(error_record_);
@@ -68,6 +71,7 @@ cublasHandle_t Gpu::cublas() {
   // f32 products stay f32 (TF32 would have to be asked for), and split sums of halves are added in f32.
   const auto mode = static_cast<cublasMath_t>(CUBLAS_DEFAULT_MATH | CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION);
   check(library.cublasSetMathMode(handle, mode), "opening cuBLAS");
+  stop_queues_first();
   return cublas_;
 }
 
@@ -79,15 +83,17 @@ Gpu::Solver Gpu::cusolver() {
     check(library.cusolverDnSetStream(cusolver_.handle, stream_), "opening cuSOLVER");
   }
   check(library.cusolverDnCreateParams(&cusolver_.params), "opening cuSOLVER");
+  stop_queues_first();
   return cusolver_;
 }
 
 double Gpu::timestamp() {
-  float milliseconds = 0;
+  float since_last = 0;
   check(cudaEventRecord(now_, stream_), "recording an event");
   check(cudaEventSynchronize(now_), "waiting for the GPU");
-  check(cudaEventElapsedTime(&milliseconds, opened_, now_), "reading the GPU's clock");
-  return milliseconds;
+  check(cudaEventElapsedTime(&since_last, last_, now_), "reading the GPU's clock");
+  std::swap(last_, now_);
+  return elapsed_ms_ += since_last;
 }
 
 void Gpu::synchronize() {

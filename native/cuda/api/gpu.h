@@ -46,7 +46,8 @@ class Gpu {
   // Waits for the stream; throws what kernels found wrong since the last time.
   void synchronize();
 
-  // Milliseconds between the opening of the GPU and the end of what its stream has been given, by its own clock.
+  // Milliseconds between the opening of the GPU and the end of what its stream has been given, by its own clock. As
+  // exact after days as at first: a sum of the times between one call and the next, which CUDA gives as floats.
   double timestamp();
 
   // Copies a small value from the GPU, waiting for it.
@@ -66,7 +67,8 @@ class Gpu {
   cublasHandle_t cublas_ = nullptr;
   Solver cusolver_{};
   unsigned long long* error_record_ = nullptr;
-  cudaEvent_t opened_ = nullptr;
+  double elapsed_ms_ = 0;  // until last_, the last time somebody asked
+  cudaEvent_t last_ = nullptr;
   cudaEvent_t now_ = nullptr;
 };
 

@@ -131,15 +131,30 @@ void describe(PluginFailure* failure, ErrorCode code, const char* message) {
 
 void probe(void* sink, void (*line)(void*, const char*, const char*)) { line(sink, "available", "true"); }
 
-Backend* create(int32_t index, const Backend* owner, PluginFailure* failure) {
-  if (index == 0) return new HostCudaBackend(owner);
+// As the handlers of the CUDA runtime do, this one takes away what jobs in flight need.
+std::atomic<bool> torn_down = false;
+
+void fail_where_torn_down() {
+  if (!torn_down) return;
+  std::fputs("A job ran after the backend was torn down\n", stderr);
+  std::abort();
+}
+
+Backend* create(int32_t index, const Backend* owner, void (*stop_queues)(), PluginFailure* failure) {
+  if (index == 0) {
+    std::atexit([] { torn_down = true; });
+    if (stop_queues) std::atexit(stop_queues);
+    return new HostCudaBackend(owner);
+  }
   describe(failure, ErrorCode::DeviceUnavailable, "There is one device on the host");
   return nullptr;
 }
 
 bool invoke(void (*body)(void*), void* context, PluginFailure* failure) {
+  fail_where_torn_down();
   try {
     body(context);
+    fail_where_torn_down();
     return true;
   } catch (const Error& error) {
     describe(failure, error.code(), error.what());
