@@ -1,5 +1,5 @@
 import { execFileSync } from 'node:child_process';
-import { existsSync, mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, mkdtempSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -71,6 +71,28 @@ describe.skipIf(!folder)('libmolae_cuda.so', () => {
       code: 'DEVICE_UNAVAILABLE',
       message: expect.stringContaining('no NVIDIA driver: libcuda.so.1'),
     });
+  });
+
+  it("looks for NVIDIA's wheels in the virtual environment that PATH begins with", () => {
+    const environment = join(scratch, 'environment');
+    const site = join(environment, 'lib', 'python3.12', 'site-packages', 'nvidia', 'cu13', 'lib');
+    for (const made of [join(environment, 'bin'), site]) mkdirSync(made, { recursive: true });
+    symlinkSync(process.execPath, join(environment, 'bin', 'python3')); // as a link to what is elsewhere, like any
+    writeFileSync(join(environment, 'pyvenv.cfg'), '');
+    writeFileSync(join(site, 'libcublasLt.so.13'), 'no library');
+    const script = `
+      const addon = require(${JSON.stringify(join(folder ?? '', 'molae.node'))});
+      console.log(JSON.stringify(addon.probeBackend('cuda').details));`;
+    const { VIRTUAL_ENV: _, ...env } = process.env;
+    const details: [string, string][] = JSON.parse(
+      execFileSync(process.execPath, ['-e', script], {
+        encoding: 'utf8',
+        env: { ...env, PATH: `${join(environment, 'bin')}:${process.env.PATH}` },
+      }),
+    );
+    const tried = details.filter(([key]) => key === 'tried').map(([, place]) => place);
+    const found = tried.find((place) => /environment.*libcublasLt/.test(place));
+    expect(found, tried.join('\n')).toMatch(/too short|invalid ELF/);
   });
 
   it.skipIf(!has('cc'))('says that the driver is too old', () => {

@@ -44,26 +44,36 @@ void add(std::vector<std::string>& list, const std::string& item) {
   if (std::find(list.begin(), list.end(), item) == list.end()) list.push_back(item);
 }
 
-// The installation that the python3 in PATH belongs to: not run, only looked at.
-std::string python_prefix() {
+// Two folders up.
+std::string prefix_of(const std::string& executable) {
+  const size_t bin = executable.rfind('/');
+  const size_t prefix = bin == std::string::npos || bin == 0 ? std::string::npos : executable.rfind('/', bin - 1);
+  return prefix == std::string::npos ? "" : executable.substr(0, prefix);
+}
+
+// The virtual environment, if it is one, and the installation that the python3 in PATH belongs to: not run, only looked
+// at. In a virtual environment python3 is a link to that of the installation.
+std::vector<std::string> python_prefixes() {
   for (const std::string& folder : split_path(environment("PATH"))) {
     const std::string file = folder + "/python3";
     if (access(file.c_str(), X_OK) != 0) continue;
     char real[PATH_MAX];
     if (!realpath(file.c_str(), real)) continue;
-    const std::string path = real;
-    const size_t bin = path.rfind('/');
-    const size_t prefix = bin == std::string::npos || bin == 0 ? bin : path.rfind('/', bin - 1);
-    if (prefix != std::string::npos) return path.substr(0, prefix);
+    std::vector<std::string> prefixes;
+    if (access((folder + "/../pyvenv.cfg").c_str(), R_OK) == 0) prefixes.push_back(folder + "/..");
+    prefixes.push_back(prefix_of(real));
+    return prefixes;
   }
-  return "";
+  return {};
 }
 
 std::vector<std::string> site_packages() {
+  std::vector<std::string> prefixes = python_prefixes();
+  prefixes.insert(prefixes.begin(), {environment("VIRTUAL_ENV"), environment("CONDA_PREFIX")});
+  prefixes.push_back("/usr/local");
+  if (!environment("HOME").empty()) prefixes.push_back(environment("HOME") + "/.local");
   std::vector<std::string> folders;
-  for (const std::string& prefix :
-       {environment("VIRTUAL_ENV"), environment("CONDA_PREFIX"), python_prefix(), std::string("/usr/local"),
-        environment("HOME").empty() ? std::string() : environment("HOME") + "/.local"}) {
+  for (const std::string& prefix : prefixes) {
     if (prefix.empty()) continue;
     for (const char* kind : {"/lib/python3*/site-packages", "/lib/python3*/dist-packages"}) {
       for (const std::string& folder : matches(prefix + kind)) add(folders, folder);
