@@ -13,9 +13,8 @@ def run(executable, device, hopper, smoke):
     for way in ways:
         command = [executable, "--device", device, "--cells", "all", *way, *(["--smoke"] if smoke else [])]
         done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode == 0:
-            rows += rows_of(json.loads(done.stdout))
-        else:
+        rows += rows_of(done.stdout)
+        if done.returncode != 0:
             rows.append({"what": "layer", "peer": "molae " + " ".join(way), "absent": done.stderr.strip()[-300:]})
     return rows
 
@@ -23,13 +22,19 @@ def run(executable, device, hopper, smoke):
 def read(path):
     try:
         with open(path) as file:
-            return rows_of(json.load(file))
-    except (OSError, ValueError) as error:  # a bench that was cut short
+            return rows_of(file.read())
+    except OSError as error:
         return [{"what": "layer", "peer": f"molae, {path}", "absent": str(error)}]
 
 
-def rows_of(report):
-    return [row for row in map(_row, report["results"]) if row]
+def rows_of(printed):
+    """Rows are printed one by one: those before a bench was cut off stand."""
+    for whole in (printed, printed[: printed.rfind("}") + 1] + "]}"):
+        try:
+            return [row for row in map(_row, json.loads(whole)["results"]) if row]
+        except ValueError:
+            pass
+    return []
 
 
 def _row(result):

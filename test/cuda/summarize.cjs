@@ -1,5 +1,6 @@
-// The logs of scripts/gpu-check.sh as one JSON file: summarize.cjs LOGS RESULT. Exit 1 where a step failed; the peers are no
-// step of ours. A step that there was no time for has not failed: it is in `skipped`.
+// The logs of scripts/gpu-check.sh as one JSON file: summarize.cjs LOGS RESULT. Exit 1 where a step failed; peers, torch and
+// whether the sanitizer takes the device are no steps of ours. A step that there was no time for, or too little for a
+// sanitizer, has not failed: it is in `skipped`.
 const fs = require('node:fs');
 const path = require('node:path');
 
@@ -10,12 +11,15 @@ const text = (name) => {
 };
 const tail = (value) => value.trim().split('\n').slice(-25);
 
+const isSanitizer = (name) => /^(memcheck|racecheck|initcheck)/.test(name);
+const isOurs = (name) => !['peers', 'torch', 'sanitizer'].includes(name);
+
 const steps = {};
 const skipped = [];
 for (const file of fs.readdirSync(logs).filter((name) => name.endsWith('.status'))) {
   const name = path.basename(file, '.status');
   const [word, seconds] = text(file).trim().split(' ');
-  if (word === 'skipped') {
+  if (word === 'skipped' || (word === '124' && isSanitizer(name))) {
     skipped.push(name);
     continue;
   }
@@ -30,12 +34,14 @@ const parityGraphs = text('parity_graphs.log');
 const counts = /(\d+) passed, (\d+) failed on cuda \(--seed (\d+)\)/.exec(parity);
 const readBench = (name) => {
   if (!steps[name]) return null;
-  try {
-    return JSON.parse(text(`${name}.log`));
-  } catch (error) {
-    steps[name].output = [String(error), ...tail(text(`${name}.err`))];
-    return null;
+  const written = text(`${name}.log`);
+  // Rows come one by one: what was written before a bench was cut off stands.
+  for (const whole of [written, `${written.slice(0, written.lastIndexOf('}') + 1)}\n]}`]) {
+    try {
+      return JSON.parse(whole);
+    } catch {}
   }
+  return null;
 };
 const bench = readBench('bench');
 const benchHopper = readBench('bench_hopper');
@@ -100,12 +106,14 @@ const decode = (bench?.results ?? [])
 const report = {
   date: new Date().toISOString(),
   gpu: text('gpu.log').trim(),
-  ok: Object.entries(steps).every(([name, step]) => step.ok || name === 'peers'),
+  ok: Object.entries(steps).every(([name, step]) => step.ok || !isOurs(name)),
   steps,
   skipped,
-  sanitizer: Object.keys(steps).some((name) => /^(memcheck|racecheck|initcheck)/.test(name))
+  sanitizer: Object.keys(steps).some(isSanitizer)
     ? 'ran'
-    : 'did not run: not found, not asked for, or no time',
+    : steps.sanitizer?.ok === false
+      ? 'did not run: it refused the device, or failed on the first test'
+      : 'did not run: not found, not asked for, or no time',
   parity: counts && {
     passed: Number(counts[1]),
     failed: Number(counts[2]),

@@ -33,7 +33,7 @@ ProductCase product_case(Context& context, DType dtype, DType c_dtype, int64_t m
     result.wanted[i] = alpha * result.wanted[i] + added;
     result.scale[i] = std::hypot(alpha * result.scale[i], added);
   }
-  result.relative = tolerance(c_dtype) * (is_half(dtype) && c_dtype == DType::F32 ? 0.1 : 1);
+  result.relative = is_half(dtype) && c_dtype == DType::F32 ? tolerance_of_half_sums(context) : tolerance(c_dtype);
   return result;
 }
 
