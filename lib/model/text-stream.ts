@@ -15,7 +15,7 @@ export class TextStream {
   /** Those of the last piece, which say how the next ones continue it (with a space or without), and those after it. */
   #tokens: number[] = [];
   #lastPiece = 0;
-  /** Of the last piece's tokens, by themselves. */
+  /** What was given of the last piece's tokens, as they read by themselves. */
   #given = '';
 
   constructor(tokenizer: Tokenizer) {
@@ -24,13 +24,17 @@ export class TextStream {
 
   /** @returns what can be read since the last piece, or '': an unfinished character waits for the rest of its bytes. */
   add(token: number): string {
+    if (this.#tokenizer.isSpecial(token)) return '';
     this.#tokens.push(token);
     const text = this.#tokenizer.decode(this.#tokens);
-    const piece = text.endsWith('\ufffd') ? '' : this.#since(text);
+    // Of bytes that are no characters, only the last ones may become one.
+    const waiting = text.endsWith('\ufffd') ? 1 : 0;
+    const piece = this.#since(text.slice(0, text.length - waiting));
     if (piece === '') return '';
     this.#tokens = this.#tokens.slice(this.#lastPiece);
     this.#lastPiece = this.#tokens.length;
-    this.#given = this.#tokenizer.decode(this.#tokens);
+    const alone = this.#tokenizer.decode(this.#tokens);
+    this.#given = alone.slice(0, alone.length - waiting);
     return piece;
   }
 

@@ -22,10 +22,12 @@ export interface ChatMessage {
 export class Tokenizer {
   readonly #tokenizer: HuggingFaceTokenizer;
   readonly #config: JsonObject;
+  readonly #special: ReadonlySet<number>;
   readonly #template: string | undefined;
 
   private constructor(tokenizer: HuggingFaceTokenizer, config: JsonObject, template: string | undefined) {
     this.#tokenizer = tokenizer;
+    this.#special = new Set(tokenizer.all_special_ids);
     this.#config = config;
     this.#template = template;
   }
@@ -72,6 +74,11 @@ export class Tokenizer {
 
   decode(ids: readonly number[]): string {
     return ids.length === 0 ? '' : this.#tokenizer.decode([...ids], { skip_special_tokens: true });
+  }
+
+  /** Whether a token is none of the text, such as one that ends it: `decode` leaves it out. */
+  isSpecial(id: number): boolean {
+    return this.#special.has(id);
   }
 
   /**

@@ -89,12 +89,26 @@ it('goes on after a tokenizer that takes back a space', async () => {
   expect([the, space, stop, whale].map((token) => stream.add(token))).toEqual(['the', ' ', '.', ' whale']);
 });
 
-it('no piece decodes more than its own tokens and those of the one before', () => {
-  const decode = vi.spyOn(byteLevel, 'decode');
-  const stream = new TextStream(byteLevel);
-  for (const token of byteLevel.encode('Call me Ishmael. '.repeat(50))) stream.add(token);
-  expect(Math.max(...decode.mock.calls.map(([ids]) => ids.length))).toBeLessThanOrEqual(2);
+const END = 1;
+const FIRST_OF_FOUR = 7 + 0xf0;
+
+it.each([
+  ['words', byteLevel, byteLevel.encode('Call me Ishmael. '.repeat(50))],
+  ['bytes that are no characters', metaspace, Array(200).fill(FIRST_OF_FOUR)],
+  ['special tokens', metaspace, [3, ...Array(200).fill(END), 4]],
+])('of %s no piece decodes more than its own tokens and those of the one before', (_, tokenizer, tokens) => {
+  const decode = vi.spyOn(tokenizer, 'decode');
+  const stream = new TextStream(tokenizer);
+  const text = tokens.map((token) => stream.add(token)).join('') + stream.end();
+  expect(Math.max(...decode.mock.calls.map(([ids]) => ids.length))).toBeLessThanOrEqual(3);
   decode.mockRestore();
+  expect(text).toBe(tokenizer.decode(tokens));
+});
+
+it('bytes that are no characters are given as they come', () => {
+  const stream = new TextStream(metaspace);
+  const pieces = Array.from({ length: 5 }, () => stream.add(FIRST_OF_FOUR));
+  expect(pieces).toEqual(['', '�', '�', '�', '�']);
 });
 
 async function made(definition: object, cleanUp = false): Promise<Tokenizer> {
