@@ -53,6 +53,21 @@ MOLAE_TEST("queue: what an inline job throws comes back, and the queue works on"
   expect(ran, "the next job did not run");
 }
 
+MOLAE_TEST("queue: an inline job waits for what was pushed before it, and not for what others go on pushing", Logic) {
+  constexpr int kLinks = 3000;
+  int links = 0;
+  bool ran = false;
+  DeviceQueue queue;
+  const std::function<void()> link = [&] {
+    std::this_thread::sleep_for(std::chrono::microseconds(200));
+    if (++links < kLinks && !ran) queue.push(link);
+  };
+  for (int chain = 0; chain < 2; ++chain) queue.push(link);
+  queue.run_inline([&] { ran = true; });
+  expect(links < kLinks, "it waited for jobs that were pushed after it");
+  queue.run_inline([] {});  // the last links
+}
+
 MOLAE_TEST("queue: what a job throws that nobody waits for, the next operation of its device does, once", Logic) {
   Device device(make_cpu_backend(1));
   device.run_unawaited([] { fail(ErrorCode::OutOfMemory, "no room"); });

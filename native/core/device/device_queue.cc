@@ -1,6 +1,7 @@
 #include "core/device/device_queue.h"
 
 #include <chrono>
+#include <memory>
 
 namespace molae {
 namespace {
@@ -32,21 +33,42 @@ void DeviceQueue::push(std::function<void()> job) {
 }
 
 void DeviceQueue::run_inline(const std::function<void()>& job) {
-  {
-    std::unique_lock lock(mutex_);
-    changed_.wait(lock, [&] { return jobs_.empty() && !busy_ && !closed_; });
+  std::unique_lock lock(mutex_);
+  // Nothing to wait for: the worker is left asleep.
+  if (jobs_.empty() && !busy_ && !closed_) {
     busy_ = true;
+    lock.unlock();
+    run_and_reset(busy_, false, job);
+    return;
   }
-  struct Release {
+  // Its place among the jobs is one in which the worker waits for this thread, which is gone before the worker wakes.
+  struct Turn {
+    bool begun = false, ended = false;
+  };
+  const auto turn = std::make_shared<Turn>();
+  jobs_.push_back([this, turn] {
+    std::unique_lock waiting(mutex_);
+    turn->begun = true;
+    changed_.notify_all();
+    changed_.wait(waiting, [&] { return turn->ended; });
+  });
+  changed_.notify_all();
+  changed_.wait(lock, [&] { return turn->begun; });
+  lock.unlock();
+  run_and_reset(turn->ended, true, job);
+}
+
+void DeviceQueue::run_and_reset(bool& flag, bool value, const std::function<void()>& job) {
+  struct Reset {
     DeviceQueue& queue;
-    ~Release() {
-      {
-        std::lock_guard lock(queue.mutex_);
-        queue.busy_ = false;
-      }
+    bool& flag;
+    bool value;
+    ~Reset() {
+      std::lock_guard lock(queue.mutex_);
+      flag = value;
       queue.changed_.notify_all();
     }
-  } release{*this};
+  } reset{*this, flag, value};
   job();
 }
 

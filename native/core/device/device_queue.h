@@ -30,6 +30,8 @@ class DeviceQueue {
 
  private:
   void work();
+  // Tells the others that it is done by giving `flag` the value, also where `job` throws.
+  void run_and_reset(bool& flag, bool value, const std::function<void()>& job);
   // Waits a little for a job beyond the first `seen`, without going to sleep; others that want the processor have it.
   void spin(uint64_t seen) const;
 
