@@ -93,6 +93,16 @@ export class ModelConfig {
     return value.map((item) => this.#integerFrom(0, field, item));
   }
 
+  /** An array of strings, undefined when absent. */
+  optionalStringList(field: string): readonly string[] | undefined {
+    const value = this.value(field);
+    if (value === undefined) return undefined;
+    if (!Array.isArray(value) || !value.every((item) => typeof item === 'string')) {
+      throw this.#wrong(field, value, 'an array of strings');
+    }
+    return value;
+  }
+
   /** An object, undefined when absent. */
   optionalObject(field: string): JsonObject | undefined {
     const value = this.value(field);

@@ -1,5 +1,4 @@
 import { type Checkpoint, openCheckpoint } from '../checkpoint/checkpoint.ts';
-import { ModelConfig } from '../checkpoint/config.ts';
 import type { DecoderSpec } from '../checkpoint/decoder-spec.ts';
 import { loadTensor } from '../checkpoint/load-experts.ts';
 import { checkDevice, type Device, openDevice } from '../device.ts';
@@ -101,7 +100,7 @@ export class Model {
     const device = options.device ?? (await openDevice('auto'));
     const layers: DecoderLayer[] = [];
     try {
-      const spec = readSpec(checkpoint);
+      const spec = checkpoint.decoder();
       const embedding = await loadTensor(checkpoint, 'model.embed_tokens.weight', device);
       const norm = await loadTensor(checkpoint, 'model.norm.weight', device);
       const head = spec.tiedEmbeddings ? embedding : await loadTensor(checkpoint, 'lm_head.weight', device);
@@ -326,17 +325,6 @@ export class Model {
 
 /** Tokens of a prompt that go through the model at a time. */
 const PREFILL_TOKENS = 512;
-
-function readSpec(checkpoint: Checkpoint): DecoderSpec {
-  const { family, config, path } = checkpoint;
-  if (!family.decoder) {
-    throw new MolaeError(
-      'UNSUPPORTED_CHECKPOINT',
-      `${path}: molae converts ${family.modelType} checkpoints, but cannot run them yet`,
-    );
-  }
-  return family.decoder(new ModelConfig(config, path));
-}
 
 function checkVocabulary(spec: DecoderSpec, embedding: Tensor, head: Tensor, path: string): void {
   for (const [name, tensor] of [
