@@ -180,13 +180,18 @@ describe('plan --text', () => {
     expect(stderr).toMatch(/^measuring: 100% \(4 of 4\).*\n$/m);
   });
 
-  it('refuses a text without tokens: nothing was measured', async () => {
-    const empty = join(cli.scratch, 'empty.txt');
-    await writeFile(empty, '');
-    expect(await cli.run('plan', TINY, '--text', empty)).toMatchObject({
+  it.each([
+    ['no', '', 0],
+    ['one', 'a', 1],
+  ])('refuses a text of %s token: nothing was measured', async (_, content, tokens) => {
+    const short = join(cli.scratch, 'short.txt');
+    await writeFile(short, content);
+    expect(await cli.run('plan', TINY, '--group-size', '4', '--text', short)).toMatchObject({
       status: 2,
       stdout: '',
-      stderr: expect.stringContaining('has no tokens'),
+      stderr: expect.stringContaining(
+        `Expected at least two tokens for --text but received ${tokens} tokens`,
+      ),
     });
   });
 

@@ -323,9 +323,9 @@ describe('text', () => {
     await expect(perplexity(model, ids, { window: 257 })).rejects.toThrow(
       /2 to 256 \(the model's context\) for window/,
     );
-    await expect(perplexity(model, [1])).rejects.toThrow(
-      'Expected at least two tokens for ids but received 1 tokens',
-    );
+    for (const short of [perplexity(model, [1]), compareModels(model, latent, [1])]) {
+      await expect(short).rejects.toThrow('Expected at least two tokens for ids but received 1 tokens');
+    }
   });
 
   test('token ids that are no whole numbers are refused', async () => {
