@@ -1,5 +1,5 @@
 import { once } from 'node:events';
-import { readFile, writeFile } from 'node:fs/promises';
+import { copyFile, mkdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { TINY } from '../support/fixtures.ts';
@@ -151,6 +151,20 @@ describe('generate', () => {
     expect(await text('--seed', '3')).not.toBe(greedy);
     expect(await text('--top-p', '0.95', '--seed', '3')).not.toBe(greedy);
     expect(await text('--temperature', '0', '--seed', '3')).toBe(greedy);
+  });
+
+  it('refuses a prompt that fills the context before it loads a weight', async () => {
+    const bare = join(cli.scratch, 'bare');
+    await mkdir(bare);
+    for (const name of ['config.json', 'tokenizer.json', 'tokenizer_config.json'])
+      await copyFile(join(TINY, name), join(bare, name));
+    const long = 'It was the best of times. '.repeat(60);
+    expect(await cli.run('generate', bare, '--prompt', long)).toMatchObject({
+      status: 2,
+      stdout: '',
+      stderr: expect.stringContaining("Expected 1 to 255 tokens (the model's context less one) for --prompt"),
+    });
+    expect((await cli.run('generate', bare, '--prompt', 'It was')).status).toBe(1);
   });
 
   it.each<[string, string[], number, string]>([
