@@ -129,7 +129,7 @@ export function readDecoder(
       ...differences,
     },
     rotary: {
-      ...readRotary(config, headSize * config.number('partial_rotary_factor', 1), defaults),
+      ...readRotary(config, headSize, defaults),
       neighbours: false,
     },
   };
@@ -166,8 +166,7 @@ export function readLatentAttentionDecoder(
 
 /** With YaRN and `mscale_all_dim` = a the scores are scaled by (0.1·a·ln(factor) + 1)² more. */
 function yarnScale(config: ModelConfig, { scaling }: Rotary): number {
-  const parameters = config.optionalObject('rope_parameters') ?? config.optionalObject('rope_scaling');
-  const all = numberIn(parameters, 'mscale_all_dim');
+  const all = numberIn(rotaryParameters(config), 'mscale_all_dim');
   return scaling.type === 'yarn' && all !== undefined ? yarnMagnitude(scaling.factor, all) ** 2 : 1;
 }
 
@@ -187,9 +186,15 @@ function readFrame(config: ModelConfig, { rmsNormEps }: Defaults): Omit<DecoderS
   };
 }
 
+/** Of older configs `rope_scaling`, of newer ones `rope_parameters`; with both transformers takes the older alone. */
+function rotaryParameters(config: ModelConfig): JsonObject {
+  const older = config.optionalObject('rope_scaling') ?? {};
+  return Object.keys(older).length > 0 ? older : (config.optionalObject('rope_parameters') ?? {});
+}
+
 /** Rotary settings, where older configs (`rope_theta`, `rope_scaling`) or newer ones (`rope_parameters`) have them. */
 function readRotary(config: ModelConfig, size: number, { ropeTheta }: Defaults): Omit<Rotary, 'neighbours'> {
-  const parameters = config.optionalObject('rope_parameters') ?? config.optionalObject('rope_scaling') ?? {};
+  const parameters = rotaryParameters(config);
   const theta = numberIn(parameters, 'rope_theta') ?? config.number('rope_theta', ropeTheta);
   if (!Number.isInteger(size) || size % 2 !== 0 || size < 2 || theta <= 0) {
     throw badCheckpoint(
