@@ -4,6 +4,8 @@ import type { Experts } from '../experts.ts';
 import type { MoeBlock } from '../moe-block.ts';
 import { checkOperator, type Operator } from '../operators.ts';
 import { ModelConfig } from './config.ts';
+import type { DecoderSpec } from './decoder-spec.ts';
+import { describeDecoder } from './families/index.ts';
 import { type Family, locateExpert, type MoeSpec, operatorShape } from './family.ts';
 import type { JsonObject } from './json.ts';
 import { type LatentFactor, latentFactorShapes, latentTensorName, type MolaeBlock } from './latent-format.ts';
@@ -52,11 +54,13 @@ export class Checkpoint {
   readonly expertBytes: number;
   /** Bytes of all tensors. */
   readonly byteLength: number;
+  readonly #config: ModelConfig;
 
   /** @internal Use {@link openCheckpoint}. */
   constructor({ path, config, family, spec, molae, shards, weights, verified }: Parts) {
     this.path = path;
     this.config = config.raw;
+    this.#config = config;
     this.family = family;
     this.spec = spec;
     this.format = molae === undefined ? 'dense' : 'latent';
@@ -73,6 +77,16 @@ export class Checkpoint {
       [...verified.expertTensors, ...verified.expertScales].map((name) => shards.tensor(name)),
     );
     this.byteLength = countBytes(shards.tensors.values());
+  }
+
+  /**
+   * What is needed to run the whole model.
+   *
+   * @throws UNSUPPORTED_CHECKPOINT for a family that molae converts but cannot run, or an option of one that it lacks;
+   *   BAD_CHECKPOINT for a missing or senseless field.
+   */
+  decoder(): DecoderSpec {
+    return describeDecoder(this.#config);
   }
 
   /**

@@ -1,6 +1,6 @@
 import { join } from 'node:path';
-import { readSmallFile } from './files.ts';
-import { isJsonObject, type JsonObject, parseStrictJson } from './json.ts';
+import { readJsonObject } from './files.ts';
+import { isJsonObject, type JsonObject } from './json.ts';
 import { badCheckpoint, quote } from './problems.ts';
 
 export const CONFIG_FILE = 'config.json';
@@ -25,9 +25,7 @@ export class ModelConfig {
   /** Reads `config.json` of a checkpoint's folder. */
   static async read(folder: string): Promise<ModelConfig> {
     const file = join(folder, CONFIG_FILE);
-    const raw = parseStrictJson(await readSmallFile(file, MAX_CONFIG_BYTES), file);
-    if (!isJsonObject(raw)) throw badCheckpoint(file, `is ${quote(raw)}, not a JSON object`);
-    return new ModelConfig(raw, file);
+    return new ModelConfig(await readJsonObject(file, MAX_CONFIG_BYTES), file);
   }
 
   has(field: string): boolean {
@@ -91,6 +89,16 @@ export class ModelConfig {
     const value = this.value(field) ?? [];
     if (!Array.isArray(value)) throw this.#wrong(field, value, 'an array of integers');
     return value.map((item) => this.#integerFrom(0, field, item));
+  }
+
+  /** An array of strings, undefined when absent. */
+  optionalStringList(field: string): readonly string[] | undefined {
+    const value = this.value(field);
+    if (value === undefined) return undefined;
+    if (!Array.isArray(value) || !value.every((item) => typeof item === 'string')) {
+      throw this.#wrong(field, value, 'an array of strings');
+    }
+    return value;
   }
 
   /** An object, undefined when absent. */

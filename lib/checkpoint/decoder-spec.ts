@@ -45,6 +45,8 @@ export interface LatentAttention extends AttentionSizes {
   readonly queryLatentSize: number | undefined;
   /** Elements of a head that are not rotated; the rest, shared by all heads of keys, is. */
   readonly plainSize: number;
+  /** Of the norms of both latent vectors; no config has it. */
+  readonly latentNormEps: number;
 }
 
 /** The attention of a model, by its kind. */
@@ -77,15 +79,32 @@ export type RotaryScaling =
       readonly betaFast: number;
       readonly betaSlow: number;
       readonly originalContextLength: number;
+      /** The blend of kept and stretched frequencies begins and ends at whole pairs. */
+      readonly truncate: boolean;
       /** Of cosine and sine; by default 0.1·ln(factor) + 1. */
       readonly attentionFactor: number;
     };
 
+/** What a family takes for fields that its config leaves out: what transformers takes. */
+interface Defaults {
+  readonly rmsNormEps: number;
+  readonly ropeTheta: number;
+}
+
+/** Of most families. */
+const DEFAULTS: Defaults = { rmsNormEps: 1e-6, ropeTheta: 10_000 };
+
+/** What Llama-like families do differently. By default there are no norms of queries and keys, and no windows. */
+interface Differences extends Partial<Pick<GroupedQueryAttention, 'queryKeyNorm' | 'window'>> {
+  readonly defaults?: Partial<Defaults>;
+}
+
 /** Reads what Llama-like families have in common; a family adds what differs. */
 export function readDecoder(
   config: ModelConfig,
-  differences: Partial<Pick<GroupedQueryAttention, 'queryKeyNorm' | 'window'>> = {},
+  { defaults: own, ...differences }: Differences = {},
 ): DecoderSpec {
+  const defaults = { ...DEFAULTS, ...own };
   const hiddenSize = config.positiveInteger('hidden_size');
   const heads = config.positiveInteger('num_attention_heads');
   const kvHeads = config.optionalPositiveInteger('num_key_value_heads') ?? heads;
@@ -97,7 +116,7 @@ export function readDecoder(
     );
   }
   return {
-    ...readFrame(config),
+    ...readFrame(config, defaults),
     attention: {
       kind: 'grouped-query',
       heads,
@@ -106,22 +125,28 @@ export function readDecoder(
       valueSize: headSize,
       scale: 1 / Math.sqrt(headSize),
       queryKeyNorm: 'none',
-      window: readWindow(config),
+      window: () => 0,
       ...differences,
     },
-    rotary: readRotary(config, headSize * config.number('partial_rotary_factor', 1)),
+    rotary: {
+      ...readRotary(config, headSize, defaults),
+      neighbours: false,
+    },
   };
 }
 
 /** Reads a decoder with multi-head latent attention. */
-export function readLatentAttentionDecoder(config: ModelConfig): DecoderSpec {
+export function readLatentAttentionDecoder(
+  config: ModelConfig,
+  { neighbours }: Pick<Rotary, 'neighbours'>,
+): DecoderSpec {
   const heads = config.positiveInteger('num_attention_heads');
   const plainSize = config.positiveInteger('qk_nope_head_dim');
   const rotatedSize = config.positiveInteger('qk_rope_head_dim');
   const headSize = plainSize + rotatedSize;
-  const rotary = { ...readRotary(config, rotatedSize), neighbours: true };
+  const rotary = { ...readRotary(config, rotatedSize, DEFAULTS), neighbours };
   return {
-    ...readFrame(config),
+    ...readFrame(config, DEFAULTS),
     attention: {
       kind: 'latent',
       heads,
@@ -132,6 +157,7 @@ export function readLatentAttentionDecoder(config: ModelConfig): DecoderSpec {
       kvLatentSize: config.positiveInteger('kv_lora_rank'),
       queryLatentSize: config.optionalPositiveInteger('q_lora_rank'),
       plainSize,
+      latentNormEps: 1e-6, // whatever rms_norm_eps is: DeepSeek's own code and transformers agree
       window: () => 0,
     },
     rotary,
@@ -140,8 +166,7 @@ export function readLatentAttentionDecoder(config: ModelConfig): DecoderSpec {
 
 /** With YaRN and `mscale_all_dim` = a the scores are scaled by (0.1·a·ln(factor) + 1)² more. */
 function yarnScale(config: ModelConfig, { scaling }: Rotary): number {
-  const parameters = config.optionalObject('rope_parameters') ?? config.optionalObject('rope_scaling');
-  const all = numberIn(parameters, 'mscale_all_dim');
+  const all = numberIn(rotaryParameters(config), 'mscale_all_dim');
   return scaling.type === 'yarn' && all !== undefined ? yarnMagnitude(scaling.factor, all) ** 2 : 1;
 }
 
@@ -150,36 +175,34 @@ function yarnMagnitude(factor: number, weight: number): number {
 }
 
 /** Everything but attention and rotation. */
-function readFrame(config: ModelConfig): Omit<DecoderSpec, 'attention' | 'rotary'> {
+function readFrame(config: ModelConfig, { rmsNormEps }: Defaults): Omit<DecoderSpec, 'attention' | 'rotary'> {
   return {
     hiddenSize: config.positiveInteger('hidden_size'),
     numLayers: config.positiveInteger('num_hidden_layers'),
     vocabSize: config.positiveInteger('vocab_size'),
     contextLength: config.positiveInteger('max_position_embeddings'),
-    rmsNormEps: config.number('rms_norm_eps', 1e-6),
+    rmsNormEps: config.number('rms_norm_eps', rmsNormEps),
     tiedEmbeddings: config.boolean('tie_word_embeddings', false),
   };
 }
 
-/** `sliding_window`, for all layers, unless `use_sliding_window` turns it off. */
-function readWindow(config: ModelConfig): (layer: number) => number {
-  const window = config.boolean('use_sliding_window', true)
-    ? (config.optionalPositiveInteger('sliding_window') ?? 0)
-    : 0;
-  return () => window;
+/** Of older configs `rope_scaling`, of newer ones `rope_parameters`; with both transformers takes the older alone. */
+function rotaryParameters(config: ModelConfig): JsonObject {
+  const older = config.optionalObject('rope_scaling') ?? {};
+  return Object.keys(older).length > 0 ? older : (config.optionalObject('rope_parameters') ?? {});
 }
 
 /** Rotary settings, where older configs (`rope_theta`, `rope_scaling`) or newer ones (`rope_parameters`) have them. */
-function readRotary(config: ModelConfig, size: number): Rotary {
-  const parameters = config.optionalObject('rope_parameters') ?? config.optionalObject('rope_scaling') ?? {};
-  const theta = numberIn(parameters, 'rope_theta') ?? config.number('rope_theta', 10_000);
+function readRotary(config: ModelConfig, size: number, { ropeTheta }: Defaults): Omit<Rotary, 'neighbours'> {
+  const parameters = rotaryParameters(config);
+  const theta = numberIn(parameters, 'rope_theta') ?? config.number('rope_theta', ropeTheta);
   if (!Number.isInteger(size) || size % 2 !== 0 || size < 2 || theta <= 0) {
     throw badCheckpoint(
       config.file,
       `rotary embeddings of ${size} elements with rope_theta ${theta} make no sense`,
     );
   }
-  return { theta, size, neighbours: false, scaling: readScaling(config, parameters) };
+  return { theta, size, scaling: readScaling(config, parameters) };
 }
 
 function readScaling(config: ModelConfig, parameters: JsonObject): RotaryScaling {
@@ -220,6 +243,7 @@ function readScaling(config: ModelConfig, parameters: JsonObject): RotaryScaling
         betaFast: numberIn(parameters, 'beta_fast') ?? 32,
         betaSlow: numberIn(parameters, 'beta_slow') ?? 1,
         originalContextLength: original(),
+        truncate: readTruncate(config, parameters),
         attentionFactor: numberIn(parameters, 'attention_factor') ?? yarnAttentionFactor(parameters, factor),
       };
     }
@@ -229,6 +253,12 @@ function readScaling(config: ModelConfig, parameters: JsonObject): RotaryScaling
         `rope scaling of type ${quote(type)}; supported are default, linear, dynamic, llama3, yarn`,
       );
   }
+}
+
+function readTruncate(config: ModelConfig, { truncate = true }: JsonObject): boolean {
+  if (typeof truncate !== 'boolean')
+    throw badCheckpoint(config.file, `rope scaling: truncate is ${quote(truncate)}, not true or false`);
+  return truncate;
 }
 
 /** As transformers: the ratio of two magnitudes where both weights are given, as DeepSeek does. */

@@ -1,6 +1,7 @@
 import { type FileHandle, open, stat } from 'node:fs/promises';
 import { attempt, ioError, systemCode } from '../files.ts';
-import { badCheckpoint } from './problems.ts';
+import { isJsonObject, type JsonObject, parseStrictJson } from './json.ts';
+import { badCheckpoint, quote } from './problems.ts';
 
 /** One system call moves at most this much: Linux stops at 2 GiB, and a smaller step frees its thread sooner. */
 const MAX_TRANSFER_BYTES = 256 * 1024 * 1024;
@@ -95,4 +96,15 @@ export async function readSmallFile(path: string, limit: number): Promise<Uint8A
   } finally {
     await handle.close();
   }
+}
+
+/**
+ * Reads a small file that holds a JSON object.
+ *
+ * @throws BAD_CHECKPOINT as `readSmallFile` and `parseStrictJson`, and for other JSON; IO.
+ */
+export async function readJsonObject(path: string, limit: number): Promise<JsonObject> {
+  const value = parseStrictJson(await readSmallFile(path, limit), path);
+  if (!isJsonObject(value)) throw badCheckpoint(path, `is ${quote(value)}, not a JSON object`);
+  return value;
 }

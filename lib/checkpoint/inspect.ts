@@ -2,7 +2,7 @@ import type { BlockDType } from '../dtype.ts';
 import { expected, MolaeError } from '../errors.ts';
 import { OPERATORS, type Operator } from '../operators.ts';
 import { ModelConfig } from './config.ts';
-import { baseModelType } from './families/index.ts';
+import { baseModelType, describeDecoder } from './families/index.ts';
 import type { MoeSpec } from './family.ts';
 import { LATENT_MODEL_TYPE, type MolaeBlock } from './latent-format.ts';
 import type { MoeLayer, VerifiedLayers } from './layers.ts';
@@ -21,8 +21,10 @@ export interface Inspection {
   readonly supported: boolean;
   /** Why not; empty when it is supported. */
   readonly unsupported: readonly string[];
-  /** Whether whole models of the family run here, too: `Model`, `molae eval`, `molae generate`. */
+  /** Whether the whole model runs here, too: `Model`, `molae eval`, `molae generate`. */
   readonly runs: boolean;
+  /** Why it does not, of a supported checkpoint: its experts still run and convert. */
+  readonly cannotRun?: string;
   /** What is odd but does no harm; empty where nothing is. */
   readonly warnings: readonly string[];
   /** The sizes; where the family is unknown, as far as the usual field names give them, else null. */
@@ -59,10 +61,9 @@ export interface Inspection {
 type Sizes = Pick<Inspection, 'hiddenSize' | 'intermediateSize' | 'numExperts' | 'topK' | 'numLayers'>;
 
 /** What {@link understand} found out. Later parts are missing when an earlier one is not supported. */
-interface Understanding {
+interface Understanding extends Pick<Inspection, 'runs' | 'cannotRun'> {
   readonly spec: MoeSpec | undefined;
   readonly verified: VerifiedLayers | undefined;
-  readonly runs: boolean;
   readonly latent: Inspection['latent'];
   readonly unsupported: readonly string[];
 }
@@ -78,7 +79,7 @@ export async function inspectCheckpoint(path: string): Promise<Inspection> {
   const family = baseModelType(config);
   const shards = await Shards.open(path);
   try {
-    const { spec, verified, runs, latent, unsupported } = await understand(config, shards);
+    const { spec, verified, latent, unsupported, ...running } = await understand(config, shards);
     const names = verified?.expertTensors ?? guessExpertTensors(shards);
     const tensors = [...shards.tensors.values()];
     const blocks = verified ?? { blockShapes: new Map() };
@@ -87,7 +88,7 @@ export async function inspectCheckpoint(path: string): Promise<Inspection> {
       family,
       format: config.string('model_type') === LATENT_MODEL_TYPE ? 'latent' : 'dense',
       supported: unsupported.length === 0,
-      runs,
+      ...running,
       unsupported,
       warnings: leftoverWarnings(shards),
       ...(spec === undefined ? guessSizes(config) : sizesOf(spec)),
@@ -109,17 +110,27 @@ export async function inspectCheckpoint(path: string): Promise<Inspection> {
 async function understand(config: ModelConfig, shards: Shards): Promise<Understanding> {
   const found: Partial<Findings> = {};
   const unsupported: string[] = [];
-  let runs = false;
   try {
-    const { family } = await verifyCheckpoint(config, async () => shards, found);
-    runs = family.decoder !== undefined;
+    await verifyCheckpoint(config, async () => shards, found);
   } catch (error) {
     if (!(error instanceof MolaeError) || error.code !== 'UNSUPPORTED_CHECKPOINT') throw error;
     unsupported.push(error.message);
   }
   const { spec, molae, verified } = found;
   const latent = molae && verified && latentOf(molae, [...verified.layers.values()]);
-  return { spec, verified, runs, latent, unsupported };
+  const running = unsupported.length === 0 ? howItRuns(config) : { runs: false };
+  return { spec, verified, latent, unsupported, ...running };
+}
+
+/** Also what is missing or senseless counts as a reason only: a conversion by weights needs none of it. */
+function howItRuns(config: ModelConfig): Pick<Inspection, 'runs' | 'cannotRun'> {
+  try {
+    describeDecoder(config);
+    return { runs: true };
+  } catch (error) {
+    if (!(error instanceof MolaeError)) throw error;
+    return { runs: false, cannotRun: error.message };
+  }
 }
 
 function latentOf({ method, operators, quantization }: MolaeBlock, layers: readonly MoeLayer[]) {

@@ -1,5 +1,4 @@
-import { ModelConfig } from '../checkpoint/config.ts';
-import type { MoeSpec } from '../checkpoint/family.ts';
+import type { Checkpoint } from '../checkpoint/checkpoint.ts';
 import { type CalibratedConversionReport, convertCalibrated } from '../conversion/calibrated/convert.ts';
 import type { CalibratedConversionOptions } from '../conversion/calibrated/options.ts';
 import { type ConvertOptions, convertCheckpoint } from '../conversion/convert.ts';
@@ -116,8 +115,7 @@ export const convert: CommandDefinition = {
     const options = readOptions(args);
     const [input, target] = [args.positional(0), args.positional(1)];
     const text = calibrationText(args);
-    const source = await readSource(input);
-    const calibration = text === undefined ? undefined : await readCalibration(args, text, source);
+    const { spec, calibration } = await readSource(args, input, text);
     using device = await openDevice(args.device());
     const report = await withProgress(
       'converting',
@@ -136,7 +134,7 @@ export const convert: CommandDefinition = {
       () => output.note('Stopping.'),
     );
     const chosen = searchOf(report)?.chosen ?? options;
-    const flopsPerToken = flopsChange(source.spec, report, chosen.sharedGateUp ?? false);
+    const flopsPerToken = flopsChange(spec, report, chosen.sharedGateUp ?? false);
     output.result({ ...report, flopsPerToken }, () => describe(report, flopsPerToken, output.width));
   },
 };
@@ -192,12 +190,20 @@ function calibrationText(args: Arguments): string | undefined {
   return file;
 }
 
-/** The token ids to calibrate with. */
-async function readCalibration(args: Arguments, file: string, source: Source): Promise<number[]> {
+/** What must be known of the source before the conversion opens it: its sizes, and of a text the token ids to calibrate with. */
+async function readSource(args: Arguments, path: string, text: string | undefined) {
+  await using checkpoint = await openDense(path);
+  const calibration = text === undefined ? undefined : await readCalibration(args, text, checkpoint);
+  return { spec: checkpoint.spec, calibration };
+}
+
+async function readCalibration(args: Arguments, file: string, checkpoint: Checkpoint): Promise<number[]> {
+  const decoder = checkpoint.decoder();
   const text = await readText(file);
-  const tokenizer = await Tokenizer.open(source.path);
-  const tokens = args.positiveInteger('calibrate-tokens') ?? calibrationTokens(source.spec);
-  return sampleWindows(tokenizer.encode(text), tokens, args.positiveInteger('window') ?? source.window);
+  const tokenizer = await Tokenizer.open(checkpoint.path);
+  const tokens = args.positiveInteger('calibrate-tokens') ?? calibrationTokens(checkpoint.spec);
+  const window = args.positiveInteger('window') ?? defaultWindow({ spec: decoder });
+  return sampleWindows(tokenizer.encode(text), tokens, window);
 }
 
 function readOptions(args: Arguments) {
@@ -230,22 +236,4 @@ function readOptions(args: Arguments) {
     withPython: args.has('with-python'),
     force: args.has('force'),
   };
-}
-
-/** What must be known of the source before the conversion opens it. */
-interface Source {
-  readonly path: string;
-  readonly spec: MoeSpec;
-  /** Tokens that attend to each other where nothing else is asked for. */
-  readonly window: number;
-}
-
-async function readSource(path: string): Promise<Source> {
-  await using checkpoint = await openDense(path);
-  const { family, config, spec } = checkpoint;
-  // A family without a decoder is refused by the conversion, where it would have to run.
-  const decoder = family.decoder?.(new ModelConfig(config, path)) ?? {
-    contextLength: Number.POSITIVE_INFINITY,
-  };
-  return { path, spec, window: defaultWindow({ spec: decoder }) };
 }

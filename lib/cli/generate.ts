@@ -1,6 +1,9 @@
+import { ModelConfig } from '../checkpoint/config.ts';
+import { describeDecoder } from '../checkpoint/families/index.ts';
 import { openDevice } from '../device.ts';
 import { BLOCK_DTYPES } from '../dtype.ts';
 import {
+  checkPrompt,
   DEFAULT_MAX_TOKENS,
   type FinishReason,
   type GenerateOptions,
@@ -53,6 +56,8 @@ export const generate: CommandDefinition = {
     const ids = args.has('chat')
       ? tokenizer.encode(tokenizer.applyChatTemplate([{ role: 'user', content: prompt }]))
       : tokenizer.encodePrompt(prompt);
+    // Before the weights are loaded, which may take minutes.
+    checkPrompt(ids, describeDecoder(await ModelConfig.read(args.positional(0))));
     using device = await openDevice(args.device());
     const stream = new TextStream(tokenizer);
     const written: number[] = [];

@@ -63,6 +63,7 @@ function describe(found: Inspection): string[] {
     ]),
     ...found.warnings.map((warning) => `Warning: ${warning}`),
     ...found.unsupported.map((reason) => `Not supported: ${reason}`),
+    ...(found.cannotRun === undefined ? [] : [`Cannot run: ${found.cannotRun}`]),
   ];
 }
 

@@ -1,5 +1,5 @@
 import { openDevice } from '../device.ts';
-import { MolaeError } from '../errors.ts';
+import { expectedCount } from '../errors.ts';
 import { resolveGroups } from '../factorization/groups.ts';
 import { calibrate, type LayerVisitor } from '../model/calibration.ts';
 import { Model } from '../model/model.ts';
@@ -25,9 +25,7 @@ export async function measureRouting(
 ): Promise<MeasuredRouting> {
   const tokenizer = await openTokenizer(checkpoint);
   const ids = tokenizer.encode(await readText(textFile));
-  if (ids.length === 0) {
-    throw new MolaeError('INVALID_ARGUMENT', `Expected text for --text but ${textFile} has no tokens`);
-  }
+  if (ids.length < 2) throw expectedCount('at least two tokens', '--text', `${ids.length} tokens`);
   using device = await openDevice(deviceName);
   return await withProgress('measuring', async (signal, progress) => {
     await using model = await Model.open(checkpoint, { device, stream: true, signal });

@@ -1,4 +1,4 @@
-import { MolaeError } from '../errors.ts';
+import { expectedCount, MolaeError } from '../errors.ts';
 import { awaitNative } from '../native.ts';
 import type { Tensor } from '../tensor.ts';
 import { forEachBatch } from './hidden-states.ts';
@@ -19,6 +19,8 @@ export interface ModelComparison {
 /**
  * How far another model's next-token distributions are from a reference model's, on the windows of the perplexity
  * protocol. Both models need the same vocabulary and device.
+ *
+ * @throws MolaeError `SHAPE_MISMATCH` for another vocabulary; and what `perplexity` throws.
  */
 export async function compareModels(
   reference: Model,
@@ -36,6 +38,7 @@ export async function compareModels(
   checkWindow(reference, window);
   checkWindow(other, window);
   const windows = cutWindows(ids, window);
+  if (windows.length === 0) throw expectedCount('at least two tokens', 'ids', `${ids.length} tokens`);
   const total = windows.reduce((sum, ids) => sum + ids.length, 0);
   let [divergence, agreements, tokens, done] = [0, 0, 0, 0];
   await forEachBatch(reference, windows, signal, async (batch, hidden) => {

@@ -1,4 +1,4 @@
-import { isJsonObject } from '../checkpoint/json.ts';
+import type { DecoderSpec } from '../checkpoint/decoder-spec.ts';
 import { checkCallback, expected, expectedCount } from '../errors.ts';
 import type { Model } from './model.ts';
 import { Sampler, type SamplingOptions } from './sampling.ts';
@@ -19,7 +19,8 @@ export interface GenerateOptions extends SamplingOptions {
 }
 
 /**
- * Continues a prompt of token ids, token by token.
+ * Continues a prompt of token ids, token by token, up to one of the model's `endTokens`. Of generation_config.json nothing else
+ * counts: it draws only where `options` say so.
  *
  * @throws MolaeError `INVALID_ARGUMENT` for an empty prompt or one that fills the context; `NON_FINITE`; `ABORTED`.
  */
@@ -30,23 +31,16 @@ export async function* generate(
 ): AsyncGenerator<number> {
   const { maxTokens = DEFAULT_MAX_TOKENS, onFinish, signal } = options;
   checkCallback(onFinish, 'onFinish');
-  const { contextLength } = model.spec;
   if (!Number.isSafeInteger(maxTokens) || maxTokens < 1)
     throw expected('a positive integer', 'maxTokens', maxTokens);
-  if (prompt.length === 0 || prompt.length >= contextLength) {
-    throw expectedCount(
-      `1 to ${contextLength - 1} tokens (the model's context less one)`,
-      'prompt',
-      `${prompt.length} tokens`,
-    );
-  }
+  checkPrompt(prompt, model.spec);
+  const { contextLength } = model.spec;
   const sampler = new Sampler(options);
-  const ends = endTokens(model.checkpoint.config.eos_token_id);
   using cache = model.newCache(Math.min(contextLength, prompt.length + maxTokens));
   let logits = await model.extend(cache, prompt, signal);
   for (let made = 1; ; made++) {
     const token = sampler.next(logits);
-    if (ends.has(token)) return onFinish?.('endToken');
+    if (model.endTokens.has(token)) return onFinish?.('endToken');
     yield token;
     if (made === maxTokens) return onFinish?.('maxTokens');
     if (prompt.length + made === contextLength) return onFinish?.('context');
@@ -54,8 +48,16 @@ export async function* generate(
   }
 }
 
-/** `eos_token_id`: a number, a list of them, or nothing. */
-function endTokens(value: unknown): ReadonlySet<number> {
-  const list: unknown[] = Array.isArray(value) ? value : isJsonObject(value) ? [] : [value];
-  return new Set(list.filter((id) => typeof id === 'number'));
+/** @internal Throws unless the prompt leaves room for a token in the context: what is known before any weight is read. */
+export function checkPrompt(
+  prompt: readonly number[],
+  { contextLength }: Pick<DecoderSpec, 'contextLength'>,
+): void {
+  if (prompt.length === 0 || prompt.length >= contextLength) {
+    throw expectedCount(
+      `1 to ${contextLength - 1} tokens (the model's context less one)`,
+      'prompt',
+      `${prompt.length} tokens`,
+    );
+  }
 }

@@ -72,7 +72,7 @@ export class LatentHeads implements AttentionKind {
     return { scale: this.#spec.scale, window: this.#spec.window(layer) };
   }
 
-  #projectQuery({ operations, scratch, spec }: LayerContext, h: Tensor, q: Tensor): void {
+  #projectQuery({ operations, scratch }: LayerContext, h: Tensor, q: Tensor): void {
     const { query } = this.#weights;
     if ('weight' in query) {
       operations.linear(h, query.weight, query.bias, q);
@@ -80,7 +80,7 @@ export class LatentHeads implements AttentionKind {
     }
     const latent = scratch.get('queryLatent', [q.shape[0] as number, query.down.weight.shape[0] as number]);
     operations.linear(h, query.down.weight, query.down.bias, latent);
-    operations.rmsNorm(latent, query.norm, spec.rmsNormEps, latent);
+    operations.rmsNorm(latent, query.norm, this.#spec.latentNormEps, latent);
     operations.linear(latent, query.up.weight, query.up.bias, q);
   }
 
@@ -99,13 +99,13 @@ export class LatentHeads implements AttentionKind {
 
   /** entries [T, latent + rotated]: the latent vector, normalized, and the part of the keys that is rotated. */
   #makeEntries(context: LayerContext, h: Tensor, batch: Batch, entries: Tensor): void {
-    const { operations, scratch, spec } = context;
+    const { operations, scratch } = context;
     const { keyValueDown, keyValueNorm } = this.#weights;
-    const { kvLatentSize } = this.#spec;
+    const { kvLatentSize, latentNormEps } = this.#spec;
     const latent = scratch.get('keyValueLatent', [batch.tokens, kvLatentSize]);
     operations.linear(h, keyValueDown.weight, keyValueDown.bias, entries);
     operations.copyHeadColumns(entries, latent, columns(1, 1, 0, 0, kvLatentSize));
-    operations.rmsNorm(latent, keyValueNorm, spec.rmsNormEps, latent);
+    operations.rmsNorm(latent, keyValueNorm, latentNormEps, latent);
     operations.copyHeadColumns(latent, entries, columns(1, 1, 0, 0, kvLatentSize));
     this.#rotate(context, batch, entries, 1, this.#entrySize, kvLatentSize);
   }

@@ -1,5 +1,4 @@
 import { type Checkpoint, openCheckpoint } from '../checkpoint/checkpoint.ts';
-import { ModelConfig } from '../checkpoint/config.ts';
 import type { DecoderSpec } from '../checkpoint/decoder-spec.ts';
 import { loadTensor } from '../checkpoint/load-experts.ts';
 import { checkDevice, type Device, openDevice } from '../device.ts';
@@ -10,6 +9,7 @@ import type { Tensor } from '../tensor.ts';
 import type { LayerContext } from './attention.ts';
 import { type Batch, batchAfter, batchOfSequences } from './batch.ts';
 import { KeyValueCache } from './cache.ts';
+import { readEndTokens } from './end-tokens.ts';
 import type { DecoderLayer } from './layer.ts';
 import { loadLayer } from './load-layer.ts';
 import { Operations } from './operations.ts';
@@ -43,6 +43,8 @@ export class Model {
   readonly checkpoint: Checkpoint;
   readonly device: Device;
   readonly spec: DecoderSpec;
+  /** The token ids that end a text: `eos_token_id` of config.json and of generation_config.json. */
+  readonly endTokens: ReadonlySet<number>;
   readonly #ownsDevice: boolean;
   readonly #context: LayerContext;
   readonly #turns = new Turns();
@@ -59,6 +61,7 @@ export class Model {
     device: Device;
     ownsDevice: boolean;
     spec: DecoderSpec;
+    endTokens: ReadonlySet<number>;
     embedding: Tensor;
     norm: Tensor;
     head: Tensor;
@@ -68,6 +71,7 @@ export class Model {
     this.checkpoint = parts.checkpoint;
     this.device = parts.device;
     this.spec = parts.spec;
+    this.endTokens = parts.endTokens;
     this.#ownsDevice = parts.ownsDevice;
     this.#embedding = parts.embedding;
     this.#norm = parts.norm;
@@ -87,38 +91,37 @@ export class Model {
    * `OUT_OF_MEMORY`, `ABORTED`.
    */
   static async open(path: string, options: ModelOptions = {}): Promise<Model> {
-    checkObject(options, 'options');
+    checkOptions(options);
     const { quantize } = options;
-    if (options.device !== undefined) checkDevice(options.device);
-    if (quantize !== undefined) checkBlockDType(quantize, 'quantize');
-    if (options.pack && options.stream) {
-      throw new MolaeError(
-        'INVALID_ARGUMENT',
-        'Layers that are loaded for one use each are not worth packing: leave out pack or stream',
-      );
-    }
     const checkpoint = await openCheckpoint(path);
-    const device = options.device ?? (await openDevice('auto'));
-    const layers: DecoderLayer[] = [];
+    const made: { dispose(): void }[] = [];
+    const own = <Made extends { dispose(): void }>(one: Made): Made => {
+      made.push(one);
+      return one;
+    };
     try {
-      const spec = readSpec(checkpoint);
-      const embedding = await loadTensor(checkpoint, 'model.embed_tokens.weight', device);
-      const norm = await loadTensor(checkpoint, 'model.norm.weight', device);
-      const head = spec.tiedEmbeddings ? embedding : await loadTensor(checkpoint, 'lm_head.weight', device);
+      const spec = checkpoint.decoder();
+      const endTokens = await readEndTokens(checkpoint);
+      const device = options.device ?? own(await openDevice('auto'));
+      const load = async (name: string) => own(await loadTensor(checkpoint, name, device));
+      const embedding = await load('model.embed_tokens.weight');
+      const norm = await load('model.norm.weight');
+      const head = spec.tiedEmbeddings ? embedding : await load('lm_head.weight');
       checkVocabulary(spec, embedding, head, path);
+      const layers: DecoderLayer[] = [];
       for (let index = 0; index < spec.numLayers && !options.stream; index++) {
         throwIfAborted(options.signal);
-        const layer = await loadLayer(checkpoint, spec, index, { device, quantize });
+        const layer = own(await loadLayer(checkpoint, spec, index, { device, quantize }));
         layers.push(layer);
         if (options.pack) await layer.experts.pack({ release: true, signal: options.signal });
         options.onProgress?.({ done: index + 1, total: spec.numLayers });
       }
-      const ownsDevice = options.device === undefined;
       return new Model({
         checkpoint,
         device,
-        ownsDevice,
+        ownsDevice: options.device === undefined,
         spec,
+        endTokens,
         embedding,
         norm,
         head,
@@ -126,9 +129,8 @@ export class Model {
         quantize,
       });
     } catch (error) {
-      for (const layer of layers) layer.dispose();
+      for (const one of made.reverse()) one.dispose();
       await checkpoint.close();
-      if (!options.device) device.dispose();
       throw error;
     }
   }
@@ -327,15 +329,16 @@ export class Model {
 /** Tokens of a prompt that go through the model at a time. */
 const PREFILL_TOKENS = 512;
 
-function readSpec(checkpoint: Checkpoint): DecoderSpec {
-  const { family, config, path } = checkpoint;
-  if (!family.decoder) {
+function checkOptions(options: ModelOptions): void {
+  checkObject(options, 'options');
+  if (options.device !== undefined) checkDevice(options.device);
+  if (options.quantize !== undefined) checkBlockDType(options.quantize, 'quantize');
+  if (options.pack && options.stream) {
     throw new MolaeError(
-      'UNSUPPORTED_CHECKPOINT',
-      `${path}: molae converts ${family.modelType} checkpoints, but cannot run them yet`,
+      'INVALID_ARGUMENT',
+      'Layers that are loaded for one use each are not worth packing: leave out pack or stream',
     );
   }
-  return family.decoder(new ModelConfig(config, path));
 }
 
 function checkVocabulary(spec: DecoderSpec, embedding: Tensor, head: Tensor, path: string): void {

@@ -20,8 +20,9 @@ export function rotaryFrequencies({ theta, size, scaling }: Rotary): Float32Arra
       // Peng et al. 2023 (arXiv 2309.00071): pairs that turn often are kept, those that hardly turn are stretched.
       const pairAt = (turns: number) =>
         (size * Math.log(scaling.originalContextLength / (turns * 2 * Math.PI))) / (2 * Math.log(theta));
-      const first = Math.max(0, Math.floor(pairAt(scaling.betaFast)));
-      const last = Math.min(size - 1, Math.ceil(pairAt(scaling.betaSlow)));
+      const [fast, slow] = [pairAt(scaling.betaFast), pairAt(scaling.betaSlow)];
+      const first = Math.max(0, scaling.truncate ? Math.floor(fast) : fast);
+      const last = Math.min(size - 1, scaling.truncate ? Math.ceil(slow) : slow);
       return Float32Array.from(plain, (frequency, j) => {
         const stretched = Math.min(1, Math.max(0, (j - first) / Math.max(last - first, 0.001)));
         return (frequency / scaling.factor) * stretched + frequency * (1 - stretched);

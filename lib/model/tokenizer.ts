@@ -2,8 +2,8 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Template } from '@huggingface/jinja';
 import { Tokenizer as HuggingFaceTokenizer } from '@huggingface/tokenizers';
-import { isFile, readSmallFile } from '../checkpoint/files.ts';
-import { isJsonObject, type JsonObject, parseStrictJson } from '../checkpoint/json.ts';
+import { isFile, readJsonObject } from '../checkpoint/files.ts';
+import { isJsonObject, type JsonObject } from '../checkpoint/json.ts';
 import { MolaeError } from '../errors.ts';
 
 /** Tokenizers of large vocabularies have tens of megabytes. */
@@ -43,9 +43,9 @@ export class Tokenizer {
         `${path}: there is no such file; without a tokenizer, text means nothing to the model`,
       );
     }
-    const definition = await readJson(path);
+    const definition = await readJsonObject(path, MAX_BYTES);
     const configPath = join(folder, 'tokenizer_config.json');
-    const config = (await isFile(configPath)) ? await readJson(configPath) : {};
+    const config = (await isFile(configPath)) ? await readJsonObject(configPath, MAX_BYTES) : {};
     const templatePath = join(folder, 'chat_template.jinja');
     const template = (await isFile(templatePath))
       ? await readFile(templatePath, 'utf8')
@@ -119,10 +119,4 @@ function chatTemplate(stored: unknown): string | undefined {
   if (!Array.isArray(stored)) return typeof stored === 'string' ? stored : undefined;
   const named = stored.filter(isJsonObject).find(({ name }) => name === 'default');
   return typeof named?.template === 'string' ? named.template : undefined;
-}
-
-async function readJson(path: string): Promise<JsonObject> {
-  const value = parseStrictJson(await readSmallFile(path, MAX_BYTES), path);
-  if (!isJsonObject(value)) throw new MolaeError('BAD_CHECKPOINT', `${path}: is not a JSON object`);
-  return value;
 }

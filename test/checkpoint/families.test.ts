@@ -85,6 +85,7 @@ describe.each(folders)('%s', (folder) => {
     await using golden = await openGolden(folder);
     await using checkpoint = await openCheckpoint(path);
     expect(inspection.runs).toBe(checkpoint.family.decoder !== undefined);
+    expect(inspection.cannotRun === undefined).toBe(inspection.runs);
     await expect(checkpoint.loadExperts(0, { device: 'cpu' as never })).rejects.toMatchObject({
       code: 'INVALID_ARGUMENT',
     });

@@ -1,7 +1,8 @@
 import { readFile } from 'node:fs/promises';
 import { fileURLToPath } from 'node:url';
 import { describe, expect, test } from 'vitest';
-import { describeConfig } from '../../lib/checkpoint/families/index.ts';
+import { ModelConfig } from '../../lib/checkpoint/config.ts';
+import { describeConfig, describeDecoder } from '../../lib/checkpoint/families/index.ts';
 import { molaeError } from '../support/errors.ts';
 
 type Json = Record<string, unknown>;
@@ -10,6 +11,9 @@ async function configOf(folder: string): Promise<Json> {
   const path = fileURLToPath(new URL(`../fixtures/families/${folder}/config.json`, import.meta.url));
   return JSON.parse(await readFile(path, 'utf8')) as Json;
 }
+
+const decoderOf = async (folder: string, fields: Json = {}) =>
+  describeDecoder(new ModelConfig({ ...(await configOf(folder)), ...fields }));
 
 const described = async (folder: string, fields: Json = {}) =>
   describeConfig({ ...(await configOf(folder)), ...fields });
@@ -64,6 +68,60 @@ describe('layers and shared experts by config', () => {
     expect((await described('deepseek_v2', { n_shared_experts: null })).sharedExpert).toBeUndefined();
     expect((await described('ernie4_5_moe', { moe_num_shared_experts: 0 })).sharedExpert).toBeUndefined();
     expect((await described('qwen3_next')).sharedExpert).toEqual({ intermediateSize: 20, gated: true });
+  });
+});
+
+describe('decoders by config', () => {
+  test.each<[string, number, number]>([
+    ['qwen2_moe', 1e-6, 10_000],
+    ['qwen3_moe', 1e-6, 10_000],
+    ['olmoe', 1e-5, 10_000],
+    ['mixtral', 1e-5, 1_000_000],
+    ['deepseek_v2', 1e-6, 10_000],
+    ['deepseek_v3', 1e-6, 10_000],
+  ])('%s: what is left out is what transformers takes then', async (folder, rmsNormEps, theta) => {
+    const decoder = await decoderOf(folder, { rms_norm_eps: undefined, rope_parameters: undefined });
+    expect(decoder).toMatchObject({ rmsNormEps, rotary: { theta, scaling: { type: 'default' } } });
+  });
+
+  test('qwen2: the layers that slide are those of the list, else every other one up to max_window_layers', async () => {
+    const windows = async (fields: Json) => {
+      const { attention } = await decoderOf('qwen2_moe', {
+        num_hidden_layers: 6,
+        sliding_window: 5,
+        use_sliding_window: true,
+        layer_types: undefined,
+        ...fields,
+      });
+      return [0, 1, 2, 3, 4, 5].map((layer) => attention.window(layer));
+    };
+    expect(await windows({ max_window_layers: 4 })).toEqual([5, 0, 5, 0, 0, 0]);
+    expect(await windows({ max_window_layers: 28 })).toEqual([5, 0, 5, 0, 5, 0]);
+    expect(await windows({ use_sliding_window: false })).toEqual([0, 0, 0, 0, 0, 0]);
+    const [full, sliding] = ['full_attention', 'sliding_attention'];
+    const layer_types = [full, full, full, sliding, sliding, full];
+    expect(await windows({ layer_types })).toEqual([0, 0, 0, 5, 5, 0]);
+  });
+
+  test.each<[string, Json, string, string[]]>([
+    ['qwen2_moe', { layer_types: ['sliding_attention', 'full_attention'] }, 'BAD', ['use_sliding_window']],
+    ['qwen2_moe', { layer_types: ['full_attention'] }, 'BAD', ['layer_types', '1', '2 layers']],
+    ['qwen2_moe', { layer_types: 'full_attention' }, 'BAD', ['layer_types', 'an array of strings']],
+    ['qwen2_moe', { layer_types: ['full_attention', 'conv'] }, 'UNSUPPORTED', ['layer_types', '"conv"']],
+    ['qwen3_moe', { use_sliding_window: true, sliding_window: null }, 'BAD', ['sliding_window']],
+    ['deepseek_v3', { rope_interleave: 1 }, 'BAD', ['rope_interleave', '1']],
+    [
+      'qwen3_moe',
+      { rope_parameters: { rope_type: 'yarn', factor: 2, truncate: 0 } },
+      'BAD',
+      ['truncate is 0, not true or false'],
+    ],
+    ['olmoe', { clip_qkv: 8 }, 'UNSUPPORTED', ['clip_qkv']],
+    ['phimoe', {}, 'UNSUPPORTED', ['phimoe', 'cannot run them yet']],
+  ])('%s with %j cannot be run', async (folder, fields, code, words) => {
+    await expect(decoderOf(folder, fields)).rejects.toMatchObject(
+      molaeError(`${code}_CHECKPOINT` as 'IO', ...words),
+    );
   });
 });
 

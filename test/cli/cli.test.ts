@@ -2,9 +2,9 @@ import { once } from 'node:events';
 import { access, copyFile, cp, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { describe, expect, it, onTestFinished } from 'vitest';
+import { beforeAll, describe, expect, it, onTestFinished } from 'vitest';
 import { convertCheckpoint } from '../../lib/conversion/convert.ts';
-import { TINY } from '../support/fixtures.ts';
+import { fixture, TINY } from '../support/fixtures.ts';
 import { builtCli, type Finished, ROOT } from './support.ts';
 
 const cli = builtCli();
@@ -15,6 +15,10 @@ function json({ stdout, status, stderr }: Finished): Record<string, unknown> {
   const value: unknown = JSON.parse(stdout);
   expect(value).toBeTypeOf('object');
   return value as Record<string, unknown>;
+}
+
+async function readConfig(folder: string): Promise<Record<string, unknown>> {
+  return JSON.parse(await readFile(join(folder, 'config.json'), 'utf8'));
 }
 
 async function exists(path: string): Promise<boolean> {
@@ -487,6 +491,33 @@ describe('convert', () => {
       expect(await exists(join(cli.scratch, `.stopped-${signal}.molae-partial`))).toBe(false);
     },
   );
+});
+
+describe('a checkpoint with an option of its decoder that molae lacks', () => {
+  const clipped = join(cli.scratch, 'clipped');
+  beforeAll(async () => {
+    await cp(fixture('families/olmoe'), clipped, { recursive: true });
+    const config = await readConfig(clipped);
+    await writeFile(join(clipped, 'config.json'), JSON.stringify({ ...config, clip_qkv: 8 }));
+  });
+
+  it('is supported, but does not run: inspect says why', async () => {
+    const inspected = await cli.run('inspect', clipped, '--json');
+    const cannotRun = expect.stringContaining('clip_qkv');
+    expect(json(inspected)).toMatchObject({ supported: true, unsupported: [], runs: false, cannotRun });
+    expect((await cli.run('inspect', clipped)).stdout).toMatch(/^Cannot run: .*clip_qkv/m);
+  });
+
+  it('converts by its weights, which runs no model; by a text it does not', async () => {
+    const out = join(cli.scratch, 'of-clipped');
+    const sizes = ['--group-size', '4', '--latent-size', '8'];
+    const { status, stderr } = await cli.run('convert', clipped, out, ...sizes);
+    expect({ status, stderr }).toMatchObject({ status: 0 });
+    expect(await readConfig(out)).toMatchObject({ model_type: 'molae', clip_qkv: 8 });
+    expect(
+      await cli.run('convert', clipped, `${out}-2`, ...sizes, '--calibrate', join(clipped, 'config.json')),
+    ).toMatchObject({ status: 1, stderr: expect.stringContaining('clip_qkv') });
+  });
 });
 
 describe('what a failed conversion keeps', () => {

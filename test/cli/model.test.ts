@@ -1,5 +1,5 @@
 import { once } from 'node:events';
-import { readFile, writeFile } from 'node:fs/promises';
+import { copyFile, mkdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { TINY } from '../support/fixtures.ts';
@@ -153,6 +153,20 @@ describe('generate', () => {
     expect(await text('--temperature', '0', '--seed', '3')).toBe(greedy);
   });
 
+  it('refuses a prompt that fills the context before it loads a weight', async () => {
+    const bare = join(cli.scratch, 'bare');
+    await mkdir(bare);
+    for (const name of ['config.json', 'tokenizer.json', 'tokenizer_config.json'])
+      await copyFile(join(TINY, name), join(bare, name));
+    const long = 'It was the best of times. '.repeat(60);
+    expect(await cli.run('generate', bare, '--prompt', long)).toMatchObject({
+      status: 2,
+      stdout: '',
+      stderr: expect.stringContaining("Expected 1 to 255 tokens (the model's context less one) for --prompt"),
+    });
+    expect((await cli.run('generate', bare, '--prompt', 'It was')).status).toBe(1);
+  });
+
   it.each<[string, string[], number, string]>([
     ['half a seed', ['--prompt', 'hi', '--seed', '1.5'], 2, 'an integer from 0 on for --seed'],
     ['no prompt', [], 2, '--prompt <text>'],
@@ -180,13 +194,18 @@ describe('plan --text', () => {
     expect(stderr).toMatch(/^measuring: 100% \(4 of 4\).*\n$/m);
   });
 
-  it('refuses a text without tokens: nothing was measured', async () => {
-    const empty = join(cli.scratch, 'empty.txt');
-    await writeFile(empty, '');
-    expect(await cli.run('plan', TINY, '--text', empty)).toMatchObject({
+  it.each([
+    ['no', '', 0],
+    ['one', 'a', 1],
+  ])('refuses a text of %s token: nothing was measured', async (_, content, tokens) => {
+    const short = join(cli.scratch, 'short.txt');
+    await writeFile(short, content);
+    expect(await cli.run('plan', TINY, '--group-size', '4', '--text', short)).toMatchObject({
       status: 2,
       stdout: '',
-      stderr: expect.stringContaining('has no tokens'),
+      stderr: expect.stringContaining(
+        `Expected at least two tokens for --text but received ${tokens} tokens`,
+      ),
     });
   });
 

@@ -1,7 +1,7 @@
 import { cp, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { afterAll, describe, expect, test } from 'vitest';
-import { openCheckpoint } from '../../lib/checkpoint/checkpoint.ts';
+import { afterAll, describe, expect, onTestFinished, test, vi } from 'vitest';
+import { Checkpoint, openCheckpoint } from '../../lib/checkpoint/checkpoint.ts';
 import { SafetensorsFile } from '../../lib/checkpoint/safetensors/reader.ts';
 import { convertCheckpoint } from '../../lib/conversion/convert.ts';
 import type { DenseExperts, Experts } from '../../lib/experts.ts';
@@ -15,7 +15,8 @@ import { groupProbabilities, routingStatistics } from '../../lib/model/routing-s
 import { Sampler, type SamplingOptions } from '../../lib/model/sampling.ts';
 import { Tokenizer } from '../../lib/model/tokenizer.ts';
 import { cutWindows } from '../../lib/model/windows.ts';
-import { expertsTolerance, openTestDevice } from '../support/device.ts';
+import { expertsTolerance, openOwnDevice, openTestDevice } from '../support/device.ts';
+import { molaeError } from '../support/errors.ts';
 import { fixture, TINY } from '../support/fixtures.ts';
 import { relativeError } from '../support/reference.ts';
 import { outputFolder, temporaryFolder } from '../support/temporary.ts';
@@ -65,6 +66,29 @@ describe('a converted model', () => {
       klDivergence: 0,
       topOneAgreement: 1,
     });
+  });
+});
+
+describe('opening a model that fails', () => {
+  test('gives back the memory of all that was loaded', async () => {
+    using own = await openOwnDevice();
+    const controller = new AbortController();
+    const opening = Model.open(source, {
+      device: own,
+      signal: controller.signal,
+      onProgress: () => controller.abort(),
+    });
+    await expect(opening).rejects.toMatchObject({ code: 'ABORTED' });
+    expect(own.memoryUsage().tensors).toBe(0);
+  });
+
+  test('closes the files where there is no such device', async () => {
+    vi.stubEnv('MOLAE_BACKEND', 'tpu');
+    onTestFinished(() => void vi.unstubAllEnvs());
+    const close = vi.spyOn(Checkpoint.prototype, 'close');
+    onTestFinished(() => close.mockRestore());
+    await expect(Model.open(source)).rejects.toThrow('MOLAE_BACKEND');
+    expect(close).toHaveBeenCalledOnce();
   });
 });
 
@@ -214,6 +238,27 @@ describe('generation', () => {
     expect(called).toBe(false);
   });
 
+  test('ends at the tokens of config.json and of generation_config.json, which must be JSON', async () => {
+    const chat = join(folder, 'chat');
+    await cp(source, chat, { recursive: true });
+    const settings = join(chat, 'generation_config.json');
+    const [first, second, third] = (await take(3, prompt)) as [number, number, number];
+    const tokens = async (eos_token_id: unknown) => {
+      await writeFile(settings, JSON.stringify({ eos_token_id, temperature: 9, do_sample: true }));
+      await using other = await Model.open(chat, { device });
+      return { made: await take(3, prompt, {}, other), ends: other.endTokens };
+    };
+    expect(await tokens([4095, third])).toEqual({ made: [first, second], ends: new Set([0, 4095, third]) });
+    expect(await tokens(second)).toEqual({ made: [first], ends: new Set([0, second]) });
+    expect(await tokens(undefined)).toEqual({ made: [first, second, third], ends: new Set([0]) });
+    for (const broken of ['{', '[]']) {
+      await writeFile(settings, broken);
+      await expect(Model.open(chat, { device })).rejects.toMatchObject(
+        molaeError('BAD_CHECKPOINT', settings),
+      );
+    }
+  });
+
   test('stops when aborted', async () => {
     const controller = new AbortController();
     const tokens: number[] = [];
@@ -323,9 +368,9 @@ describe('text', () => {
     await expect(perplexity(model, ids, { window: 257 })).rejects.toThrow(
       /2 to 256 \(the model's context\) for window/,
     );
-    await expect(perplexity(model, [1])).rejects.toThrow(
-      'Expected at least two tokens for ids but received 1 tokens',
-    );
+    for (const short of [perplexity(model, [1]), compareModels(model, latent, [1])]) {
+      await expect(short).rejects.toThrow('Expected at least two tokens for ids but received 1 tokens');
+    }
   });
 
   test('token ids that are no whole numbers are refused', async () => {

@@ -12,7 +12,7 @@ export const deepseekV2: Family = {
   modelType: 'deepseek_v2',
   ...deepseekTensors,
 
-  decoder: readLatentAttentionDecoder,
+  decoder: (config) => readLatentAttentionDecoder(config, { neighbours: true }),
 
   describe(config) {
     const sizes = describeDeepseek(config);

@@ -12,7 +12,8 @@ export const deepseekV3: Family = {
   modelType: 'deepseek_v3',
   ...sigmoidRouterTensors,
 
-  decoder: readLatentAttentionDecoder,
+  decoder: (config) =>
+    readLatentAttentionDecoder(config, { neighbours: config.boolean('rope_interleave', true) }),
 
   describe(config) {
     for (const [field, wanted] of [

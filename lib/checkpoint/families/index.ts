@@ -1,4 +1,5 @@
 import { ModelConfig } from '../config.ts';
+import type { DecoderSpec } from '../decoder-spec.ts';
 import type { Family, MoeSpec } from '../family.ts';
 import type { JsonObject } from '../json.ts';
 import { LATENT_MODEL_TYPE } from '../latent-format.ts';
@@ -68,4 +69,19 @@ export function familyOf(config: ModelConfig): Family {
 export function describeConfig(raw: JsonObject): MoeSpec {
   const config = new ModelConfig(raw);
   return familyOf(config).describe(config);
+}
+
+/**
+ * What is needed to run the whole model of a config, by its family.
+ *
+ * @throws UNSUPPORTED_CHECKPOINT for a family that molae converts but cannot run, or an option of one that it lacks;
+ * BAD_CHECKPOINT for a missing or senseless field.
+ */
+export function describeDecoder(config: ModelConfig): DecoderSpec {
+  const { modelType, decoder } = familyOf(config);
+  if (decoder) return decoder(config);
+  throw unsupportedCheckpoint(
+    config.file,
+    `molae converts ${modelType} checkpoints, but cannot run them yet`,
+  );
 }

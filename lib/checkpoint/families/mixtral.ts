@@ -7,7 +7,15 @@ import { blockSparseTensors } from './tensor-names.ts';
 export const mixtral: Family = {
   modelType: 'mixtral',
   ...blockSparseTensors(),
-  decoder: (config) => readDecoder(config),
+
+  decoder(config) {
+    const window = config.optionalPositiveInteger('sliding_window') ?? 0;
+    return readDecoder(config, {
+      window: () => window,
+      defaults: { rmsNormEps: 1e-5, ropeTheta: 1_000_000 },
+    });
+  },
+
   describe(config) {
     const sizes = readSizes(config, { intermediateSize: 'intermediate_size' });
     return { ...sizes, router: { scoring: 'softmax', topK: sizes.topK, renormalize: true } };

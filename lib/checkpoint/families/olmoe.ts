@@ -14,7 +14,7 @@ export const olmoe: Family = {
   decoder(config) {
     if (config.has('clip_qkv'))
       throw unsupportedCheckpoint(config.file, 'clip_qkv: clipped attention inputs cannot be run');
-    return readDecoder(config, { queryKeyNorm: 'all' });
+    return readDecoder(config, { queryKeyNorm: 'all', defaults: { rmsNormEps: 1e-5 } });
   },
 };
 

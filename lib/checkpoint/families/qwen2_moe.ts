@@ -1,5 +1,7 @@
+import type { ModelConfig } from '../config.ts';
 import { readDecoder } from '../decoder-spec.ts';
 import type { Family } from '../family.ts';
+import { badCheckpoint, quote, unsupportedCheckpoint } from '../problems.ts';
 import { describeQwenMoe } from './qwen_moe.ts';
 import { qwenMoeTensors, qwenSharedExpertTensors } from './tensor-names.ts';
 
@@ -16,9 +18,37 @@ export const qwen2Moe: Family = {
   decoder(config) {
     const slides = config.boolean('use_sliding_window', false);
     const window = slides ? config.positiveInteger('sliding_window') : 0;
-    const firstSliding = slides ? config.nonNegativeInteger('max_window_layers') : 0;
-    return readDecoder(config, { window: (layer) => (layer >= firstSliding ? window : 0) });
+    const isSliding = slidingLayers(config, slides);
+    return readDecoder(config, { window: (layer) => (isSliding(layer) ? window : 0) });
   },
 
   sharedExpertTensors: qwenSharedExpertTensors,
 };
+
+/** The layers that `layer_types` lists; where there is no list, as transformers makes it: every other one up to `max_window_layers`. */
+function slidingLayers(config: ModelConfig, slides: boolean): (layer: number) => boolean {
+  const types = config.optionalStringList('layer_types');
+  if (types === undefined) {
+    const end = slides ? config.nonNegativeInteger('max_window_layers') : 0;
+    return (layer) => layer < end && layer % 2 === 0;
+  }
+  const numLayers = config.positiveInteger('num_hidden_layers');
+  if (types.length !== numLayers) {
+    throw badCheckpoint(config.file, `layer_types has ${types.length} entries for ${numLayers} layers`);
+  }
+  for (const type of types) {
+    if (type !== FULL && type !== SLIDING) {
+      throw unsupportedCheckpoint(
+        config.file,
+        `layer_types has ${quote(type)}; supported are ${FULL}, ${SLIDING}`,
+      );
+    }
+    if (type === SLIDING && !slides) {
+      throw badCheckpoint(config.file, `layer_types has ${SLIDING}, but use_sliding_window is not true`);
+    }
+  }
+  return (layer) => types[layer] === SLIDING;
+}
+
+const FULL = 'full_attention';
+const SLIDING = 'sliding_attention';

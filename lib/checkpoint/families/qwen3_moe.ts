@@ -8,5 +8,10 @@ export const qwen3Moe: Family = {
   modelType: 'qwen3_moe',
   ...qwenMoeTensors,
   describe: describeQwenMoe,
-  decoder: (config) => readDecoder(config, { queryKeyNorm: 'head' }),
+
+  decoder(config) {
+    const slides = config.boolean('use_sliding_window', false);
+    const window = slides ? config.positiveInteger('sliding_window') : 0;
+    return readDecoder(config, { queryKeyNorm: 'head', window: () => window });
+  },
 };
