@@ -85,6 +85,15 @@ export function throwIfAborted(signal: AbortSignal | undefined): void {
   if (signal?.aborted) throw abortedError(signal);
 }
 
+/** The options that everything has which takes a while: INVALID_ARGUMENT where they are something else, ABORTED at once where it need not begin. */
+export function checkWorkOptions(options: {
+  readonly onProgress?: unknown;
+  readonly signal?: AbortSignal | undefined;
+}): void {
+  checkCallback(options.onProgress, 'onProgress');
+  throwIfAborted(options.signal);
+}
+
 /** The sizes of a shape, for a message: `[2, 3]`. */
 export function shapeText(shape: readonly number[]): string {
   return `[${shape.join(', ')}]`;

@@ -1,4 +1,4 @@
-import { MolaeError, throwIfAborted } from '../errors.ts';
+import { checkWorkOptions, MolaeError, throwIfAborted } from '../errors.ts';
 import type { Model } from '../model/model.ts';
 import { perplexity } from '../model/perplexity.ts';
 import { checkDenseModel, compressModel } from './compressed-model.ts';
@@ -52,6 +52,7 @@ export interface ComparisonRow {
  */
 export async function* compareMethods(model: Model, request: CompareRequest): AsyncGenerator<ComparisonRow> {
   const { signal, onProgress } = request;
+  checkWorkOptions(request);
   const combinations = combine(request);
   checkDenseModel(model);
   for (const combination of combinations) check(model, request, combination);

@@ -1,6 +1,6 @@
 import type { MoeSpec } from '../checkpoint/family.ts';
 import type { Device } from '../device.ts';
-import { throwIfAborted } from '../errors.ts';
+import { checkWorkOptions, throwIfAborted } from '../errors.ts';
 import type { Experts } from '../experts.ts';
 import type { MoeBlock } from '../moe-block.ts';
 import type { Routing } from '../routing.ts';
@@ -52,6 +52,7 @@ export async function calibrateParts(
   options: CalibrationOptions = {},
 ): Promise<void> {
   const { window = defaultWindow(model), signal, onProgress } = options;
+  checkWorkOptions(options);
   checkWindow(model, window);
   const { hiddenSize, layers } = model.checkpoint.spec;
   const parts: TextPart[] = [];

@@ -1,4 +1,4 @@
-import { expectedCount, MolaeError } from '../errors.ts';
+import { checkWorkOptions, expectedCount, MolaeError } from '../errors.ts';
 import { awaitNative } from '../native.ts';
 import type { Tensor } from '../tensor.ts';
 import { forEachBatch } from './hidden-states.ts';
@@ -29,6 +29,7 @@ export async function compareModels(
   options: PerplexityOptions = {},
 ): Promise<ModelComparison> {
   const { window = defaultWindow(reference), signal, onProgress } = options;
+  checkWorkOptions(options);
   if (reference.spec.vocabSize !== other.spec.vocabSize) {
     throw new MolaeError(
       'SHAPE_MISMATCH',

@@ -3,7 +3,7 @@ import type { DecoderSpec } from '../checkpoint/decoder-spec.ts';
 import { loadTensor } from '../checkpoint/load-experts.ts';
 import { checkDevice, type Device, openDevice } from '../device.ts';
 import { type BlockDType, checkBlockDType } from '../dtype.ts';
-import { checkObject, expected, MolaeError, shapeText, throwIfAborted } from '../errors.ts';
+import { checkObject, checkWorkOptions, expected, MolaeError, shapeText, throwIfAborted } from '../errors.ts';
 import type { MoeBlock } from '../moe-block.ts';
 import type { Tensor } from '../tensor.ts';
 import type { LayerContext } from './attention.ts';
@@ -331,6 +331,7 @@ const PREFILL_TOKENS = 512;
 
 function checkOptions(options: ModelOptions): void {
   checkObject(options, 'options');
+  checkWorkOptions(options);
   if (options.device !== undefined) checkDevice(options.device);
   if (options.quantize !== undefined) checkBlockDType(options.quantize, 'quantize');
   if (options.pack && options.stream) {

@@ -1,4 +1,4 @@
-import { expectedCount } from '../errors.ts';
+import { checkWorkOptions, expectedCount } from '../errors.ts';
 import { awaitNative } from '../native.ts';
 import type { Tensor } from '../tensor.ts';
 import { forEachBatch } from './hidden-states.ts';
@@ -60,6 +60,7 @@ export async function lossesByWindow(
   ids: ArrayLike<number>,
   { window = defaultWindow(model), signal, onProgress }: PerplexityOptions = {},
 ): Promise<WindowLoss[]> {
+  checkWorkOptions({ signal, onProgress });
   checkWindow(model, window);
   const windows = cutWindows(ids, window);
   if (windows.length === 0) throw expectedCount('at least two tokens', 'ids', `${ids.length} tokens`);

@@ -82,6 +82,20 @@ describe('opening a model that fails', () => {
     expect(own.memoryUsage().tensors).toBe(0);
   });
 
+  test('heeds a signal that has fired and refuses what is none, also where no layer is loaded', async () => {
+    const open = (options: object) => Model.open(source, { device, stream: true, ...options });
+    await expect(open({ signal: AbortSignal.abort() })).rejects.toMatchObject({ code: 'ABORTED' });
+    for (const [options, name] of [
+      [{ signal: 1 }, 'signal'],
+      [{ onProgress: 'x' }, 'onProgress'],
+    ] as const) {
+      const refused = { code: 'INVALID_ARGUMENT', message: expect.stringContaining(name) };
+      await expect(open(options)).rejects.toMatchObject(refused);
+      await expect(perplexity(model, ids, options as object)).rejects.toMatchObject(refused);
+      await expect(compareModels(model, model, ids, options as object)).rejects.toMatchObject(refused);
+    }
+  });
+
   test('closes the files where there is no such device', async () => {
     vi.stubEnv('MOLAE_BACKEND', 'tpu');
     onTestFinished(() => void vi.unstubAllEnvs());
