@@ -103,6 +103,15 @@ test('the perplexity of a text does not depend on which windows go through the m
   );
 });
 
+test('models of other vocabularies are not compared, and both are named', async () => {
+  const path = fixture('families/olmoe');
+  await using other = await Model.open(path, { device });
+  await expect(compareModels(model, other, ids)).rejects.toMatchObject({
+    code: 'SHAPE_MISMATCH',
+    message: expect.stringContaining(`${source} has a vocabulary of 4096 tokens, ${path} one of 64`),
+  });
+});
+
 describe('calibration', () => {
   test('delivers the inputs that PyTorch saw at every MoE layer, and the routing of them', async () => {
     const bytes = await golden.read('input_ids');
