@@ -12,7 +12,7 @@ import type { CommandDefinition } from './command.ts';
 import { QUANTIZE_OPTION, STREAM_OPTION, TEXT_OPTION, WINDOW_OPTION } from './model-options.ts';
 import { DEVICE_OPTION } from './option.ts';
 import { withProgress } from './progress.ts';
-import { bytes, count, percent, table, times, wrap } from './table.ts';
+import { bytes, count, counted, percent, table, times, wrap } from './table.ts';
 import { openTokenizer, readText } from './text.ts';
 
 interface Evaluation extends Perplexity {
@@ -203,7 +203,7 @@ function describe({ first, second, divergence }: Result, width: number): string[
     ],
     ['left', 'right', 'right', 'right'],
   );
-  const scored = `${first.tokens} predictions in windows of ${first.window} tokens.`;
+  const scored = `${counted(first.tokens, 'prediction')} in windows of ${first.window} tokens.`;
   if (!divergence) return [...lines, '', ...wrap(scored, width)];
   return [
     ...lines,

@@ -335,6 +335,11 @@ describe('inspect', () => {
 });
 
 describe('plan', () => {
+  it('calls one expert an expert', async () => {
+    const { stdout } = await cli.run('plan', TINY, '--group-size', '1', '--latent-size', '64');
+    expect(stdout).toContain('4 MoE layers, 16 groups of 1 expert, latent size 64\n');
+  });
+
   it('agrees with inspect, and with the formulas', async () => {
     const [k, r, n, m, N, K] = [4, 64, 256, 96, 16, 4];
     const inspected = json(await cli.run('inspect', TINY, '--json'));
