@@ -288,6 +288,15 @@ describe('wrong usage', () => {
   });
 });
 
+it('too little text to calibrate with is told in words of the options', async () => {
+  const text = ['--calibrate', join(ROOT, 'test/fixtures/moby-dick.txt'), '--calibrate-tokens', '5'];
+  const { status, stderr } = await cli.run('convert', TINY, 'never', '--target-ratio', '0.3', ...text);
+  expect(status).toBe(2);
+  expect(stderr).toMatch(
+    /^molae: Expected at least 1024 tokens for --calibrate and --calibrate-tokens but received 256 tokens\n/,
+  );
+});
+
 describe('failures', () => {
   it.each<[problem: string, args: string[], words: string]>([
     ['no such folder', ['inspect', 'missing'], 'missing/config.json'],
