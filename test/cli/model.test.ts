@@ -195,7 +195,8 @@ describe('generate', () => {
     ['half a seed', ['--prompt', 'hi', '--seed', '1.5'], 2, 'an integer from 0 on for --seed'],
     ['no prompt', [], 2, '--prompt <text>'],
     ['a chat without a template', ['--prompt', 'hi', '--chat'], 1, 'no chat template'],
-    ['a share above 1', ['--prompt', 'hi', '--top-p', '2'], 2, 'from 0 to 1'],
+    ['a share above 1', ['--prompt', 'hi', '--top-p', '2'], 2, 'above 0, at most 1 for --top-p'],
+    ['a share of 0', ['--prompt', 'hi', '--top-p', '0'], 2, 'above 0, at most 1 for --top-p'],
   ])('%s is told apart', async (_, args, status, words) => {
     expect(await cli.run('generate', TINY, ...args)).toMatchObject({
       status,
