@@ -108,7 +108,10 @@ export class Device {
     return callNative(() => this.native.memoryUsage());
   }
 
-  /** Lets go of the device; tensors and work in flight stay valid. The last one to leave frees its workspaces. */
+  /**
+   * Lets go of the device: work in flight finishes, and tensors can still be read, written and disposed. What needs new tensors
+   * of it is `DISPOSED` from now on, that of layers and models on it included. The last one to leave frees its workspaces.
+   */
   dispose(): void {
     this.#native?.dispose();
     this.#native = undefined;

@@ -191,12 +191,19 @@ describe('lifetimes', () => {
     expect(own.memoryUsage().tensors).toBe(before);
   });
 
-  test('a disposed device refuses new work; its tensors stay readable', async () => {
+  test('a disposed device refuses new work; its tensors stay readable and writable, and work in flight finishes', async () => {
     const other = await openDevice('cpu');
-    const tensor = other.tensor('f32', Float32Array.of(4));
+    const tensor = other.tensor('f32', Float32Array.of(4), [1, 1]);
+    const product = gemm(tensor, tensor);
     other.dispose();
-    expect(() => other.empty('f32', [1])).toThrow(expect.objectContaining({ code: 'DISPOSED' }));
+    const disposed = expect.objectContaining({ code: 'DISPOSED' });
+    expect(() => other.empty('f32', [1])).toThrow(disposed);
+    await expect(gemm(tensor, tensor)).rejects.toEqual(disposed);
+    await expect(tensor.to('f64')).rejects.toEqual(disposed);
     expect([...(await tensor.read())]).toEqual([4]);
+    expect([...(await (await product).read())]).toEqual([16]);
+    await tensor.write(Float32Array.of(5));
+    expect([...tensor.readSync()]).toEqual([5]);
   });
 });
 

@@ -60,6 +60,15 @@ export class Arguments {
     );
   }
 
+  /** A number above 0, at most 1. */
+  probability(name: string): number | undefined {
+    const text = this.string(name);
+    if (text === undefined) return undefined;
+    const value = decimal(text);
+    if (!(value > 0 && value <= 1)) throw this.wrong(name, 'a number above 0, at most 1', text);
+    return value;
+  }
+
   /** A number from `least` to `most`. */
   number(name: string, least: number, most: number): number | undefined {
     const text = this.string(name);

@@ -47,7 +47,7 @@ export const compare: CommandDefinition = {
     {
       name: 'target-ratio',
       value: 'p,…',
-      description: "shares of the routed experts' parameters to remove (0.25,0.5)",
+      description: "shares of the routed experts' parameters to remove, such as 0.25,0.5; required",
     },
     { name: 'methods', value: 'a,…', description: 'the methods (all)' },
     {

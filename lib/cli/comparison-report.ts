@@ -2,7 +2,7 @@ import { renderChart } from '../chart.ts';
 import type { ComparisonRow } from '../methods/compare.ts';
 import type { LayerCoverage } from '../model/coverage.ts';
 import { comparisonCharts, increase } from './comparison-charts.ts';
-import { bytes, count, duration, percent, times } from './table.ts';
+import { bytes, count, counted, duration, percent, times } from './table.ts';
 
 /** Methods side by side on one model and text. */
 export interface Comparison {
@@ -65,8 +65,7 @@ export function explanation({ window, tokens, coverage = [], note }: Comparison)
 function coverageInWords(coverage: readonly LayerCoverage[]): string {
   const worst = coverage.reduce((a, b) => (b.fewestTokens < a.fewestTokens ? b : a));
   const unused = coverage.reduce((sum, { unusedExperts }) => sum + unusedExperts.length, 0);
-  const lacking =
-    unused === 0 ? 'every expert saw some' : `${unused} ${unused === 1 ? 'expert' : 'experts'} saw none`;
+  const lacking = unused === 0 ? 'every expert saw some' : `${counted(unused, 'expert')} saw none`;
   return `Of the tokens that methods looked at, ${lacking}; in layer ${worst.layer}, which is covered worst, the rarest expert saw ${worst.fewestTokens}, the median ${worst.medianTokens}.`;
 }
 

@@ -7,7 +7,7 @@ import { type Comparison, layerCosts } from '../costs/layer-costs.ts';
 import { bitsOf } from '../dtype.ts';
 import type { SearchCandidate, SearchedForm, SearchReport } from '../methods/calibrated/search.ts';
 import { OPERATORS, type Operator } from '../operators.ts';
-import { bytes, count, duration, relative, table, times, wrap } from './table.ts';
+import { bytes, count, counted, duration, relative, table, times, wrap } from './table.ts';
 
 /** Per token, over all MoE layers, of the latent form, whichever form was written; by measured routing where there is one. */
 export function flopsChange(
@@ -65,7 +65,9 @@ export function describe(report: ConversionReport, flopsPerToken: Change, width:
     ...searched(searchOf(report), width),
     ...coverage(report, width),
     `Took ${duration(seconds)}, peak memory ${bytes(peakBytes)}.`,
-    ...(resumedFiles > 0 ? [`Went on from a stopped run, which had finished ${resumedFiles} files.`] : []),
+    ...(resumedFiles > 0
+      ? [`Went on from a stopped run, which had finished ${counted(resumedFiles, 'file')}.`]
+      : []),
   ];
 }
 
@@ -141,7 +143,7 @@ function coverage(report: ConversionReport | CalibratedConversionReport, width: 
   if (unusedExperts.length > 0) {
     const named = unusedExperts.slice(0, 5).map(([layer, expert]) => `${layer}.${expert}`);
     lines.push(
-      `${unusedExperts.length} experts saw none (layer.expert: ${named.join(', ')}${unusedExperts.length > 5 ? ', …' : ''}): a longer text would serve them.`,
+      `${counted(unusedExperts.length, 'expert')} saw none (layer.expert: ${named.join(', ')}${unusedExperts.length > 5 ? ', …' : ''}): a longer text would serve them.`,
     );
   }
   return [...lines.flatMap((line) => wrap(line, width)), ''];
@@ -155,9 +157,9 @@ function sizesInWords({ latentSizes, groupSize, quantization, layers }: Conversi
       : Object.entries(latentSizes)
           .map(([operator, size]) => `${operator} ${Number(size.toFixed(1))}`)
           .join(', ');
-  const count = new Set(layers.map(({ layer }) => layer)).size;
+  const converted = new Set(layers.map(({ layer }) => layer)).size;
   const blocks = quantization === undefined ? '' : `, factors in blocks of ${bitsOf(quantization)} bits`;
-  return `${count} MoE layers, groups of ${groupSize} experts, latent size ${latentSize}${blocks}`;
+  return `${counted(converted, 'MoE layer')}, groups of ${counted(groupSize, 'expert')}, latent size ${latentSize}${blocks}`;
 }
 
 function changes(

@@ -1,14 +1,18 @@
+import { ModelConfig } from '../checkpoint/config.ts';
+import type { DecoderSpec } from '../checkpoint/decoder-spec.ts';
+import { describeDecoder } from '../checkpoint/families/index.ts';
 import { openDevice } from '../device.ts';
 import { BLOCK_DTYPES, type BlockDType } from '../dtype.ts';
 import { MolaeError } from '../errors.ts';
-import { compareModels, type ModelComparison } from '../model/compare.ts';
+import { checkVocabularies, compareModels, type ModelComparison } from '../model/compare.ts';
 import { Model, type ModelOptions } from '../model/model.ts';
 import { type Perplexity, type PerplexityOptions, perplexity } from '../model/perplexity.ts';
+import { checkWindow, defaultWindow } from '../model/windows.ts';
 import type { CommandDefinition } from './command.ts';
 import { QUANTIZE_OPTION, STREAM_OPTION, TEXT_OPTION, WINDOW_OPTION } from './model-options.ts';
 import { DEVICE_OPTION } from './option.ts';
 import { withProgress } from './progress.ts';
-import { bytes, count, percent, table, times, wrap } from './table.ts';
+import { bytes, count, counted, percent, table, times, wrap } from './table.ts';
 import { openTokenizer, readText } from './text.ts';
 
 interface Evaluation extends Perplexity {
@@ -29,7 +33,11 @@ export const evaluate: CommandDefinition = {
   options: [
     TEXT_OPTION,
     WINDOW_OPTION,
-    { name: 'compare', value: 'checkpoint', description: 'another checkpoint, such as the converted one' },
+    {
+      name: 'compare',
+      value: 'checkpoint',
+      description: 'another checkpoint of the same vocabulary, such as the converted one',
+    },
     { name: 'max-tokens', value: 'T', description: 'use the first T tokens of the text only' },
     STREAM_OPTION,
     {
@@ -56,12 +64,13 @@ export const evaluate: CommandDefinition = {
         `Expected a text of at least two tokens for --text, each predicts the next, but received ${ids.length}`,
       );
     }
+    const window = commonWindow(await Promise.all(paths.map(readDecoder)), args.positiveInteger('window'));
     using device = await openDevice(args.device());
     const options = {
       device,
       stream: args.has('stream'),
       quantize: args.oneOf('quantize', BLOCK_DTYPES),
-      window: args.positiveInteger('window'),
+      window,
     };
     const evaluated = await withProgress('evaluating', (signal, progress) =>
       evaluateAll(paths, ids, { ...options, signal }, (...at) => progress.update(...at)),
@@ -69,6 +78,29 @@ export const evaluate: CommandDefinition = {
     output.result(asJson(evaluated), () => describe(evaluated, output.width));
   },
 };
+
+/** What is known of a model before its weights are read. */
+interface Decoder {
+  readonly checkpoint: { readonly path: string };
+  readonly spec: DecoderSpec;
+}
+
+async function readDecoder(path: string): Promise<Decoder> {
+  return { checkpoint: { path }, spec: describeDecoder(await ModelConfig.read(path)) };
+}
+
+/**
+ * The window of all models: their perplexities do not compare in others.
+ *
+ * @throws MolaeError for models that cannot be compared, and a window that does not fit them.
+ */
+function commonWindow(decoders: readonly Decoder[], wanted: number | undefined): number {
+  const [first, second] = decoders;
+  if (first && second) checkVocabularies(first, second);
+  const window = wanted ?? Math.min(...decoders.map(defaultWindow));
+  for (const decoder of decoders) checkWindow(decoder, window);
+  return window;
+}
 
 /** One model on a text, or two and how far their predictions are from each other. */
 interface Result {
@@ -164,7 +196,7 @@ function describe({ first, second, divergence }: Result, width: number): string[
     ],
     ['left', 'right', 'right', 'right'],
   );
-  const scored = `${first.tokens} predictions in windows of ${first.window} tokens.`;
+  const scored = `${counted(first.tokens, 'prediction')} in windows of ${first.window} tokens.`;
   if (!divergence) return [...lines, '', ...wrap(scored, width)];
   return [
     ...lines,

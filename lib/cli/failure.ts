@@ -83,14 +83,17 @@ function inWordsOfOptions({ message }: MolaeError, options: readonly OptionDefin
   let text = message.replace(/ of type \w+$/, '');
   for (const { name } of options) {
     const own = camelCase(name);
-    // A single word is a name only where a value of it is complained of.
     const named =
-      own === name
-        ? new RegExp(`(?<=\\bfor )${own}(?= but received)`, 'g')
-        : new RegExp(`\\b${own}(s\\b|\\b of (gate|up|down)\\b|\\b)`, 'g');
+      own === name ? complaintOf(own) : new RegExp(`\\b${own}(s\\b|\\b of (gate|up|down)\\b|\\b)`, 'g');
     text = text.replaceAll(named, `--${name}`);
   }
-  return text;
+  // Two options of `convert` make one argument.
+  return text.replaceAll(complaintOf('calibration'), '--calibrate and --calibrate-tokens');
+}
+
+/** A single word is a name only where a value of it is complained of. */
+function complaintOf(word: string): RegExp {
+  return new RegExp(`(?<=\\bfor )${word}(?= but received)`, 'g');
 }
 
 function complain(problem: string, hint: string | undefined): void {

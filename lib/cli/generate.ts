@@ -125,12 +125,10 @@ function inWords(reason: FinishReason, { maxTokens }: GenerateOptions, { spec }:
 }
 
 function readOptions(args: Arguments) {
-  const topP = args.number('top-p', 0, 1);
-  if (topP === 0) throw args.wrong('top-p', 'a number above 0, at most 1', '0');
   return {
     maxTokens: args.positiveInteger('max-tokens') ?? DEFAULT_MAX_TOKENS,
     temperature: args.number('temperature', 0, Number.MAX_VALUE),
-    topP,
+    topP: args.probability('top-p'),
     seed: args.integer('seed'),
   };
 }

@@ -5,7 +5,7 @@ import type { OptionDefinition } from './option.ts';
 export const TEXT_OPTION: OptionDefinition = {
   name: 'text',
   value: 'file',
-  description: 'the text, in UTF-8',
+  description: 'the text, in UTF-8; required',
 };
 
 export const WINDOW_OPTION: OptionDefinition = {

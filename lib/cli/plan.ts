@@ -9,7 +9,7 @@ import { type MeasuredRouting, measureRouting } from './measured-routing.ts';
 import { DEVICE_OPTION } from './option.ts';
 import { readPlannedModel } from './planned-model.ts';
 import { readSizes, SIZE_OPTIONS } from './sizes.ts';
-import { bytes, count, duration, table, times, wrap } from './table.ts';
+import { bytes, count, counted, duration, table, times, wrap } from './table.ts';
 
 export const plan: CommandDefinition = {
   name: 'plan',
@@ -86,11 +86,11 @@ function routingInWords(
   { tokens, groupProbabilities }: MeasuredRouting,
 ): string {
   const measured = groupProbabilities.reduce((sum, probability) => sum + probability, 0);
-  return `Routing measured on ${tokens} tokens: ${measured.toFixed(2)} groups a token; uniform routing would use ${distinctGroups.toFixed(2)}.`;
+  return `Routing measured on ${counted(tokens, 'token')}: ${measured.toFixed(2)} groups a token; uniform routing would use ${distinctGroups.toFixed(2)}.`;
 }
 
 function sizesInWords({ groupSize, numGroups, latentSize, moeLayers }: ConversionPlan): string {
-  return `${moeLayers.length} MoE layers, ${numGroups} ${numGroups === 1 ? 'group' : 'groups'} of ${groupSize} experts, latent size ${latentSize}`;
+  return `${counted(moeLayers.length, 'MoE layer')}, ${counted(numGroups, 'group')} of ${counted(groupSize, 'expert')}, latent size ${latentSize}`;
 }
 
 type Row = readonly [label: string, costs: Comparison | undefined, humanize: (value: number) => string];

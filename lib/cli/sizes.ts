@@ -8,7 +8,7 @@ export const SIZE_OPTIONS: readonly OptionDefinition[] = [
     name: 'group-size',
     value: 'k',
     description:
-      'experts that share one latent space, a divisor of their number; by default the planner chooses',
+      'experts that share one latent space, a divisor of their number; by default the planner chooses (1 for convert --calibrate --target-ratio)',
   },
   { name: 'latent-size', value: 'r', description: 'width of the latent spaces' },
   {

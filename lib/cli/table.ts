@@ -45,6 +45,11 @@ export function count(value: number): string {
   return scaled(value, '');
 }
 
+/** 1 → `1 file`, 3 → `3 files`: a number in full, of a noun that takes an s. */
+export function counted(value: number, noun: string): string {
+  return `${value} ${noun}${value === 1 ? '' : 's'}`;
+}
+
 /** 9437184 → `9.4 MB` */
 export function bytes(value: number): string {
   return scaled(value, 'B');

@@ -30,12 +30,7 @@ export async function compareModels(
 ): Promise<ModelComparison> {
   const { window = defaultWindow(reference), signal, onProgress } = options;
   checkWorkOptions(options);
-  if (reference.spec.vocabSize !== other.spec.vocabSize) {
-    throw new MolaeError(
-      'SHAPE_MISMATCH',
-      `The models have ${reference.spec.vocabSize} and ${other.spec.vocabSize} tokens: their predictions cannot be compared`,
-    );
-  }
+  checkVocabularies(reference, other);
   checkWindow(reference, window);
   checkWindow(other, window);
   const windows = cutWindows(ids, window);
@@ -83,4 +78,20 @@ async function compareLogits(model: Model, p: Tensor, q: Tensor) {
     model.device.native.compareDistributions(p.native, q.native, divergences.native, agreements.native),
   );
   return { divergences: await divergences.read(), agreements: await agreements.read() };
+}
+
+/** A model, or what is known of one before it is loaded. */
+interface WithVocabulary {
+  readonly checkpoint: Pick<Model['checkpoint'], 'path'>;
+  readonly spec: Pick<Model['spec'], 'vocabSize'>;
+}
+
+/** @internal Throws unless both models predict as many tokens. */
+export function checkVocabularies(reference: WithVocabulary, other: WithVocabulary): void {
+  const [ours, theirs] = [reference.spec.vocabSize, other.spec.vocabSize];
+  if (ours === theirs) return;
+  throw new MolaeError(
+    'SHAPE_MISMATCH',
+    `${reference.checkpoint.path} has a vocabulary of ${ours} tokens, ${other.checkpoint.path} one of ${theirs}: their predictions cannot be compared`,
+  );
 }

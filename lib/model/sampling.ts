@@ -38,16 +38,11 @@ export class Sampler {
   next(logits: Float32Array): number {
     const best = argmax(logits);
     if (this.#temperature === 0) return best;
-    const largest = logits[best] as number;
-    const weights = Float64Array.from(logits, (logit) => Math.exp((logit - largest) / this.#temperature));
-    const order = this.#topP < 1 ? mostLikely(weights, this.#topP) : Int32Array.from(weights, (_, i) => i);
-    const total = order.reduce((sum, token) => sum + (weights[token] as number), 0);
-    let left = this.#uniform() * total;
-    for (const token of order) {
-      left -= weights[token] as number;
-      if (left < 0) return token;
-    }
-    return best;
+    const weights = weightsOf(logits, logits[best] as number, this.#temperature);
+    const kept = this.#topP < 1 ? nucleus(weights, this.#topP) : weights;
+    const drawn = draw(kept, this.#uniform());
+    if (drawn === undefined) return best;
+    return kept === weights ? drawn : tokenOfRank(weights, kept, drawn);
   }
 }
 
@@ -61,16 +56,67 @@ function argmax(logits: Float32Array): number {
   return best;
 }
 
-/** The fewest tokens, best first, that reach the share `topP` of all weight. */
-function mostLikely(weights: Float64Array, topP: number): Int32Array {
-  const total = weights.reduce((sum, weight) => sum + weight, 0);
-  const order = Int32Array.from(weights, (_, i) => i).sort(
-    (a, b) => (weights[b] as number) - (weights[a] as number),
-  );
+// Plain loops from here on: callbacks and sorts of a whole vocabulary took most of the time of a token.
+
+/** Probabilities but for a common factor; 1 for the most likely token. */
+function weightsOf(logits: Float32Array, largest: number, temperature: number): Float64Array {
+  const weights = new Float64Array(logits.length);
+  for (let i = 0; i < logits.length; i++)
+    weights[i] = Math.exp(((logits[i] as number) - largest) / temperature);
+  return weights;
+}
+
+/** Where a share `uniform` of the sum of all weights is reached; undefined where rounding lets it be nowhere. */
+function draw(weights: Float64Array, uniform: number): number | undefined {
+  let left = uniform * sum(weights);
+  for (let i = 0; i < weights.length; i++) {
+    left -= weights[i] as number;
+    if (left < 0) return i;
+  }
+  return undefined;
+}
+
+/** The fewest weights, largest first, that reach the share `topP` of all weight. */
+function nucleus(weights: Float64Array, topP: number): Float64Array {
+  const total = sum(weights);
+  // What weighs less than this, be it the whole vocabulary, sums to less than topP leaves out: it need not be sorted.
+  const least = ((1 - topP) * total) / weights.length;
+  const likely = largestFirst(weights, least);
+  // All where rounding keeps them from reaching it: what is missing then is too little to be drawn.
+  return likely.subarray(0, howManyReach(likely, topP * total));
+}
+
+/** The weights of at least `least`, sorted. */
+function largestFirst(weights: Float64Array, least: number): Float64Array {
+  const chosen = new Float64Array(weights.length);
+  let count = 0;
+  for (let i = 0; i < weights.length; i++) {
+    if ((weights[i] as number) >= least) chosen[count++] = weights[i] as number;
+  }
+  return chosen.subarray(0, count).sort().reverse();
+}
+
+/** How many of the first weights sum to `wanted`; undefined where all of them do not. */
+function howManyReach(weights: Float64Array, wanted: number): number | undefined {
   let reached = 0;
-  const count = order.findIndex((token) => {
-    reached += weights[token] as number;
-    return reached >= topP * total;
-  });
-  return count < 0 ? order : order.subarray(0, count + 1);
+  for (let i = 0; i < weights.length; i++) {
+    reached += weights[i] as number;
+    if (reached >= wanted) return i + 1;
+  }
+  return undefined;
+}
+
+/** The token whose weight has this place among those sorted, the largest first; of equal ones the lower token comes first. */
+function tokenOfRank(weights: Float64Array, sorted: Float64Array, rank: number): number {
+  const weight = sorted[rank] as number;
+  let token = -1;
+  for (let equals = rank - sorted.indexOf(weight); equals >= 0; equals--)
+    token = weights.indexOf(weight, token + 1);
+  return token;
+}
+
+function sum(weights: Float64Array): number {
+  let total = 0;
+  for (let i = 0; i < weights.length; i++) total += weights[i] as number;
+  return total;
 }

@@ -82,7 +82,8 @@ export class Tokenizer {
   }
 
   /**
-   * A conversation as the text that the model was trained on.
+   * A conversation as the text that the model was trained on, special tokens included: it goes to `encode`, since
+   * `encodePrompt` would put them there once more.
    *
    * @throws MolaeError `UNSUPPORTED_CHECKPOINT` where the checkpoint has no chat template, or one that refuses the
    *   conversation or cannot be read.

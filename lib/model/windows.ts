@@ -1,19 +1,26 @@
-import { expected } from '../errors.ts';
-import type { Model } from './model.ts';
+import type { DecoderSpec } from '../checkpoint/decoder-spec.ts';
+import { expected, MolaeError } from '../errors.ts';
+
+/** A model, or what is known of one before it is loaded. */
+interface WithContext {
+  readonly spec: Pick<DecoderSpec, 'contextLength'>;
+}
 
 /** Tokens that attend to each other where nothing else is asked for: 256, or the context where that is shorter. */
-export function defaultWindow({ spec }: { readonly spec: Pick<Model['spec'], 'contextLength'> }): number {
+export function defaultWindow({ spec }: WithContext): number {
   return Math.min(256, spec.contextLength);
 }
 
 /** @internal Throws unless windows of this length fit the model. */
-export function checkWindow(model: Model, window: number): void {
-  if (!Number.isSafeInteger(window) || window < 2 || window > model.spec.contextLength) {
-    throw expected(
-      `an integer from 2 to ${model.spec.contextLength} (the model's context)`,
-      'window',
-      window,
+export function checkWindow({ spec: { contextLength } }: WithContext, window: number): void {
+  if (contextLength < 2) {
+    throw new MolaeError(
+      'UNSUPPORTED_CHECKPOINT',
+      "The model's context is a single token: there is no other that it could predict",
     );
+  }
+  if (!Number.isSafeInteger(window) || window < 2 || window > contextLength) {
+    throw expected(`an integer from 2 to ${contextLength} (the model's context)`, 'window', window);
   }
 }
 

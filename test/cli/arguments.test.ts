@@ -12,6 +12,16 @@ it.each(['', '-1', '1,5', '0x1', 'Infinity', '1e999', ' 1'])('%j is no number', 
   expect(() => given(text).number('x', 0, Number.MAX_VALUE)).toThrow('a number from 0 on for --x');
 });
 
+it.each(['0', '1.1', 'x'])('%j is no probability to reach', (text) => {
+  expect(() => given(text).probability('x')).toThrow(
+    `a number above 0, at most 1 for --x but received "${text}"`,
+  );
+});
+
+it.each(['1', '1e-9'])('%s is one', (text) => {
+  expect(given(text).probability('x')).toBe(Number(text));
+});
+
 it.each(['1.5', '-1', '1e3', '9007199254740993'])('%j is no integer from 0 on', (text) => {
   expect(() => given(text).integer('x')).toThrow('an integer from 0 on for --x');
 });

@@ -292,6 +292,15 @@ describe('wrong usage', () => {
   });
 });
 
+it('too little text to calibrate with is told in words of the options', async () => {
+  const text = ['--calibrate', join(ROOT, 'test/fixtures/moby-dick.txt'), '--calibrate-tokens', '5'];
+  const { status, stderr } = await cli.run('convert', TINY, 'never', '--target-ratio', '0.3', ...text);
+  expect(status).toBe(2);
+  expect(stderr).toMatch(
+    /^molae: Expected at least 1024 tokens for --calibrate and --calibrate-tokens but received 256 tokens\n/,
+  );
+});
+
 describe('failures', () => {
   it.each<[problem: string, args: string[], words: string]>([
     ['no such folder', ['inspect', 'missing'], 'missing/config.json'],
@@ -339,6 +348,11 @@ describe('inspect', () => {
 });
 
 describe('plan', () => {
+  it('calls one expert an expert', async () => {
+    const { stdout } = await cli.run('plan', TINY, '--group-size', '1', '--latent-size', '64');
+    expect(stdout).toContain('4 MoE layers, 16 groups of 1 expert, latent size 64\n');
+  });
+
   it('agrees with inspect, and with the formulas', async () => {
     const [k, r, n, m, N, K] = [4, 64, 256, 96, 16, 4];
     const inspected = json(await cli.run('inspect', TINY, '--json'));

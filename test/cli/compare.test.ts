@@ -210,6 +210,13 @@ describe('compare', () => {
     expect(result.stderr).toContain(words);
   });
 
+  it('tells in its help what is required, and shows no default of it', async () => {
+    const { stdout } = await cli.run('compare', '--help');
+    const options = stdout.replaceAll(/\s+/g, ' ').split(' --');
+    for (const option of ['text <file>', 'target-ratio <p,…>'])
+      expect(options).toContainEqual(expect.stringMatching(new RegExp(`^${option} [^(]*; required$`)));
+  });
+
   it('a converted checkpoint is refused: it has no dense experts left', async () => {
     const out = join(cli.scratch, 'latent');
     await cli.run('convert', TINY, out, '--group-size', '4', '--latent-size', '64');

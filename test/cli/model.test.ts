@@ -2,7 +2,8 @@ import { once } from 'node:events';
 import { copyFile, mkdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
-import { TINY } from '../support/fixtures.ts';
+import { copyWithConfig } from '../support/changed-config.ts';
+import { fixture, TINY } from '../support/fixtures.ts';
 import { builtCli } from './support.ts';
 
 const cli = builtCli();
@@ -11,6 +12,13 @@ await writeFile(
   text,
   'It was the best of times, it was the worst of times, it was the age of wisdom. '.repeat(30),
 );
+
+/** A copy of the test model with another context. */
+async function withContext(contextLength: number): Promise<string> {
+  const path = join(cli.scratch, `context-${contextLength}`);
+  await copyWithConfig(TINY, path, { max_position_embeddings: contextLength });
+  return path;
+}
 
 describe('eval', () => {
   it('reports perplexity, predictions, window and speed as one JSON object', async () => {
@@ -69,6 +77,36 @@ describe('eval', () => {
     const result = await cli.run('eval', TINY, ...args);
     expect(result).toMatchObject({ status, stdout: '' });
     expect(result.stderr).toContain(words);
+  });
+
+  it('refuses models of other vocabularies before it evaluates any, and names both', async () => {
+    const other = fixture('families/olmoe');
+    const { status, stdout, stderr } = await cli.run('eval', TINY, '--compare', other, '--text', text);
+    expect({ status, stdout }).toEqual({ status: 1, stdout: '' });
+    // No line of progress before it.
+    expect(stderr).toBe(
+      `molae: ${TINY} has a vocabulary of 4096 tokens, ${other} one of 64: their predictions cannot be compared\n`,
+    );
+  });
+
+  it('takes a window for both that fits both: the shorter context, or what is given, refused before any work', async () => {
+    const short = await withContext(100);
+    const both = (...more: string[]) =>
+      cli.run('eval', TINY, '--compare', short, '--text', text, '--max-tokens', '250', ...more);
+    const { compare, ...first } = JSON.parse((await both('--json')).stdout);
+    expect([first.window, compare.window]).toEqual([100, 100]);
+    expect(compare).toMatchObject({ perplexity: first.perplexity, klDivergence: 0 });
+    const { status, stdout, stderr } = await both('--window', '200');
+    expect({ status, stdout }).toEqual({ status: 2, stdout: '' });
+    expect(stderr).toMatch(/^molae: Expected an integer from 2 to 100 .* for --window but received 200\n/);
+  });
+
+  it('says of a model whose context is one token that there is nothing to predict', async () => {
+    const { status, stderr } = await cli.run('eval', await withContext(1), '--text', text);
+    expect({ status, stderr }).toEqual({
+      status: 1,
+      stderr: expect.stringMatching(/^molae: The model's context is a single token: there is no other/),
+    });
   });
 
   it('a text that is not UTF-8 is refused', async () => {
@@ -171,7 +209,8 @@ describe('generate', () => {
     ['half a seed', ['--prompt', 'hi', '--seed', '1.5'], 2, 'an integer from 0 on for --seed'],
     ['no prompt', [], 2, '--prompt <text>'],
     ['a chat without a template', ['--prompt', 'hi', '--chat'], 1, 'no chat template'],
-    ['a share above 1', ['--prompt', 'hi', '--top-p', '2'], 2, 'from 0 to 1'],
+    ['a share above 1', ['--prompt', 'hi', '--top-p', '2'], 2, 'above 0, at most 1 for --top-p'],
+    ['a share of 0', ['--prompt', 'hi', '--top-p', '0'], 2, 'above 0, at most 1 for --top-p'],
   ])('%s is told apart', async (_, args, status, words) => {
     expect(await cli.run('generate', TINY, ...args)).toMatchObject({
       status,

@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { bytes, count, duration, relative, table, times, wrap } from '../../lib/cli/table.ts';
+import { bytes, count, counted, duration, relative, table, times, wrap } from '../../lib/cli/table.ts';
 
 describe('table', () => {
   it('aligns by column and trims the ends of lines', () => {
@@ -25,6 +25,12 @@ describe('numbers for people', () => {
     [99_960_000, '100 M'],
     [671e9, '671 G'],
   ])('count %d', (value, text) => expect(count(value)).toBe(text));
+
+  it.each([
+    [0, '0 files'],
+    [1, '1 file'],
+    [1234, '1234 files'],
+  ])('counted %d', (value, text) => expect(counted(value, 'file')).toBe(text));
 
   it.each([
     [0, '0 B'],

@@ -12,7 +12,6 @@ import { type FinishReason, generate } from '../../lib/model/generate.ts';
 import { Model } from '../../lib/model/model.ts';
 import { perplexity } from '../../lib/model/perplexity.ts';
 import { groupProbabilities, routingStatistics } from '../../lib/model/routing-statistics.ts';
-import { Sampler, type SamplingOptions } from '../../lib/model/sampling.ts';
 import { Tokenizer } from '../../lib/model/tokenizer.ts';
 import { cutWindows } from '../../lib/model/windows.ts';
 import { expertsTolerance, openOwnDevice, openTestDevice } from '../support/device.ts';
@@ -140,6 +139,15 @@ test('the perplexity of a text does not depend on which windows go through the m
   expect(Math.abs(Math.exp(loss / tokens) / together.perplexity - 1)).toBeLessThan(
     expertsTolerance(device, 5e-7),
   );
+});
+
+test('models of other vocabularies are not compared, and both are named', async () => {
+  const path = fixture('families/olmoe');
+  await using other = await Model.open(path, { device });
+  await expect(compareModels(model, other, ids)).rejects.toMatchObject({
+    code: 'SHAPE_MISMATCH',
+    message: expect.stringContaining(`${source} has a vocabulary of 4096 tokens, ${path} one of 64`),
+  });
 });
 
 describe('calibration', () => {
@@ -284,50 +292,6 @@ describe('generation', () => {
     })();
     await expect(run).rejects.toMatchObject({ code: 'ABORTED' });
     expect(tokens).toHaveLength(3);
-  });
-});
-
-describe('sampling', () => {
-  const logits = Float32Array.from([1, 3, 2, 0].map(Math.log));
-
-  test('draws each token as often as its probability says', () => {
-    const sampler = new Sampler({ temperature: 1, seed: 3 });
-    const counts = [0, 0, 0, 0];
-    for (let i = 0; i < 6000; i++)
-      (counts[sampler.next(Float32Array.of(Math.log(1), Math.log(3), Math.log(2), -50))] as number)++;
-    expect((counts[1] as number) / 6000).toBeCloseTo(1 / 2, 1);
-    expect((counts[2] as number) / 6000).toBeCloseTo(1 / 3, 1);
-    expect(counts[3]).toBe(0);
-  });
-
-  test('topP keeps the fewest tokens that reach it', () => {
-    const sampler = new Sampler({ temperature: 1, topP: 0.8, seed: 4 });
-    const seen = new Set(
-      Array.from({ length: 500 }, () => sampler.next(Float32Array.of(0, Math.log(3), Math.log(2), -50))),
-    );
-    expect([...seen].sort()).toEqual([1, 2]);
-  });
-
-  test('topP or a seed alone ask for a draw, at temperature 1; a temperature of 0 does not draw', () => {
-    const draws = (options: SamplingOptions) => {
-      const sampler = new Sampler(options);
-      return Array.from({ length: 20 }, () =>
-        sampler.next(Float32Array.of(0, Math.log(3), Math.log(2), -50)),
-      );
-    };
-    expect(draws({ topP: 0.9 })).toEqual(draws({ temperature: 1, topP: 0.9 }));
-    expect(draws({ seed: 5 })).toEqual(draws({ temperature: 1, seed: 5 }));
-    expect(new Set(draws({ seed: 5 })).size).toBeGreaterThan(1);
-    const greedy = new Array(20).fill(1);
-    expect(draws({})).toEqual(greedy);
-    expect(draws({ temperature: 0, topP: 0.9, seed: 5 })).toEqual(greedy);
-  });
-
-  test('logits that are not finite, and senseless options, are refused', () => {
-    expect(() => new Sampler().next(logits)).toThrow(expect.objectContaining({ code: 'NON_FINITE' }));
-    for (const options of [{ temperature: -1 }, { topP: 0 }, { topP: 1.1 }, { seed: 0.5 }]) {
-      expect(() => new Sampler(options)).toThrow(expect.objectContaining({ code: 'INVALID_ARGUMENT' }));
-    }
   });
 });
 
