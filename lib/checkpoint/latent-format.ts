@@ -84,8 +84,14 @@ export function storedFactorShape(
   return [...shape.slice(0, -1), byteCount(quantization, [1, shape.at(-1) ?? 0])];
 }
 
-/** The config.json of a converted checkpoint, from that of its source. */
-export function buildLatentConfig(source: JsonObject, block: MolaeBlock): Record<string, unknown> {
+/**
+ * The config.json of a converted checkpoint, from that of its source. Without `auto_map`: the classes that the source names
+ * there for transformers know nothing of latent experts.
+ */
+export function buildLatentConfig(
+  { auto_map: _, ...source }: JsonObject,
+  block: MolaeBlock,
+): Record<string, unknown> {
   const { version, method, operators, quantization, groups } = block;
   return {
     ...source,

@@ -1,9 +1,12 @@
+import { existsSync } from 'node:fs';
 import { readdir, readFile, realpath, rename, rm, writeFile } from 'node:fs/promises';
 import { basename, dirname, join, resolve } from 'node:path';
 import { MolaeError } from '../errors.ts';
 import { attempt, ioError, makeFolder, systemCode } from '../files.ts';
 import { type ReplaceableOutput, refuseExisting, refuseUnwritable } from './existing-output.ts';
+import { refuseMountPoint } from './mount-point.ts';
 import { OutputLock } from './output-lock.ts';
+import { syncToDisk } from './sync.ts';
 
 /** What a stopped run was doing; another run goes on from it only if it wants exactly the same. */
 const PLAN_FILE = 'molae-conversion.json';
@@ -14,13 +17,19 @@ const DONE = '.done';
 /** What a stopped run had found out before it made files. */
 const MEMORY_FILE = 'molae-memory.json';
 
+/** The output itself, beside all that is kept for another run. */
+const RESULT = 'result';
+
+/** What renaming a folder to one that has files in it fails with. */
+const OCCUPIED = ['ENOTEMPTY', 'EEXIST'];
+
 const CHECKPOINT: ReplaceableOutput = {
   name: 'checkpoint',
   is: (files) => files.includes('config.json') && files.some((name) => name.endsWith('.safetensors')),
 };
 
 /**
- * The folder a conversion writes to: a hidden one beside the output, which takes the output's place when all is done.
+ * The folder a conversion writes to: in a hidden one beside the output, whose place it takes when all is done.
  * What a stopped run has finished is found again by the next run with the same plan.
  */
 export class OutputFolder {
@@ -28,11 +37,19 @@ export class OutputFolder {
   readonly path: string;
   /** Where it is being made. */
   readonly partial: string;
+  /** Has that, and what is kept for another run. */
+  readonly #folder: string;
+  /** Where what is replaced is meanwhile. */
+  readonly #replaced: string;
+  readonly #force: boolean;
   readonly #lock: OutputLock;
 
-  private constructor(path: string, lock: OutputLock) {
+  private constructor(path: string, force: boolean, lock: OutputLock) {
     this.path = path;
-    this.partial = partialPath(path);
+    this.#folder = partialPath(path);
+    this.partial = join(this.#folder, RESULT);
+    this.#replaced = `${this.#folder}-replaced`;
+    this.#force = force;
     this.#lock = lock;
   }
 
@@ -46,8 +63,9 @@ export class OutputFolder {
     await attempt('create', dirname(path), () => makeFolder(dirname(path)));
     const lock = await OutputLock.acquire(join(dirname(path), `.${basename(path)}.molae-lock`), path);
     try {
+      const folder = new OutputFolder(path, force, lock);
+      await folder.#recover();
       await refuseExisting(path, force, CHECKPOINT); // a rival may have finished meanwhile
-      const folder = new OutputFolder(path, lock);
       await folder.#resumeOrStart(JSON.stringify(plan));
       return folder;
     } catch (error) {
@@ -65,6 +83,7 @@ export class OutputFolder {
     const path = resolve(output);
     await refuseOverlap(input, path);
     await refuseExisting(path, force, CHECKPOINT);
+    await refuseMountPoint(path);
     await refuseUnwritable(path);
   }
 
@@ -87,17 +106,22 @@ export class OutputFolder {
 
   /** Keeps what a run that is stopped need not find out again. */
   remember(memory: unknown): Promise<void> {
-    return this.#write(join(this.partial, MEMORY_FILE), JSON.stringify(memory));
+    return this.#write(join(this.#folder, MEMORY_FILE), JSON.stringify(memory));
   }
 
   /** What was recorded with a finished file, undefined where it is still to be made. */
   async finished(file: string): Promise<unknown> {
+    const path = this.#record(file);
     try {
-      return JSON.parse(await readFile(this.#record(file), 'utf8'));
+      const record: unknown = JSON.parse(await readFile(path, 'utf8'));
+      if (existsSync(join(this.partial, file))) return record;
     } catch (cause) {
       if (systemCode(cause) === 'ENOENT' || cause instanceof SyntaxError) return undefined;
-      throw ioError('read', this.#record(file), cause);
+      throw ioError('read', path, cause);
     }
+    // Killed when the result was in its place: the record must not vouch for the file while it is made again.
+    await attempt('remove', path, () => rm(path));
+    return undefined;
   }
 
   /** Records that a file is finished, with what the report needs to know of it. */
@@ -107,25 +131,22 @@ export class OutputFolder {
     await attempt('rename', path, () => rename(`${path}.tmp`, path));
   }
 
-  /** Puts the result in its place; the records of finished files go. */
+  /**
+   * Puts the result in its place, once it is on the disk; only then all else goes.
+   *
+   * @throws OUTPUT_EXISTS where something has come there meanwhile; IO.
+   */
   async commit(): Promise<void> {
-    for (const name of await attempt('list', this.partial, () => readdir(this.partial))) {
-      const isRecord = name.endsWith(DONE) || name.endsWith('.tmp');
-      if (isRecord || name === PLAN_FILE || name === MEMORY_FILE) await this.remove(name);
-    }
-    const old = await this.#setAside();
-    await attempt('rename', this.path, () => rename(this.partial, this.path));
-    if (old !== undefined) await attempt('remove', old, () => rm(old, { recursive: true }));
-  }
-
-  async remove(name: string): Promise<void> {
-    const path = join(this.partial, name);
-    await attempt('remove', path, () => rm(path, { force: true }));
+    await this.#sync();
+    const isReplacement = await this.#takePlace();
+    await syncToDisk(dirname(this.path));
+    await attempt('remove', this.#folder, () => rm(this.#folder, { recursive: true }));
+    if (isReplacement) await this.#removeReplaced();
   }
 
   /** Throws away everything made so far. */
   async discard(): Promise<void> {
-    await rm(this.partial, { recursive: true, force: true }).catch(() => {});
+    await rm(this.#folder, { recursive: true, force: true }).catch(() => {});
   }
 
   /** Lets another run have the output. */
@@ -134,28 +155,61 @@ export class OutputFolder {
   }
 
   async #resumeOrStart(plan: string): Promise<void> {
-    const path = join(this.partial, PLAN_FILE);
-    const before = await readFile(path, 'utf8').catch(() => undefined);
-    if (before === plan) return;
-    await attempt('remove', this.partial, () => rm(this.partial, { recursive: true, force: true }));
+    const path = join(this.#folder, PLAN_FILE);
+    const isResumed = (await readFile(path, 'utf8').catch(() => undefined)) === plan;
+    if (!isResumed) {
+      await attempt('remove', this.#folder, () => rm(this.#folder, { recursive: true, force: true }));
+    }
     await attempt('create', this.partial, () => makeFolder(this.partial));
-    await this.#write(path, plan);
+    if (!isResumed) await this.#write(path, plan);
   }
 
-  async #setAside(): Promise<string | undefined> {
-    const old = `${this.partial}-replaced`;
+  /** A killed run may have left what it replaced beside its place: that goes back, or away if the new one has arrived. */
+  async #recover(): Promise<void> {
     try {
-      await rm(old, { recursive: true, force: true });
-      await rename(this.path, old);
-      return old;
+      await rename(this.#replaced, this.path);
     } catch (cause) {
-      if (systemCode(cause) === 'ENOENT') return undefined;
+      const code = systemCode(cause) ?? '';
+      if (OCCUPIED.includes(code)) return this.#removeReplaced();
+      // ENOTDIR: a file has come there, which is refused.
+      if (code !== 'ENOENT' && code !== 'ENOTDIR') throw ioError('put back', this.path, cause);
+    }
+  }
+
+  /** Finished files were synced before they got their records. */
+  async #sync(): Promise<void> {
+    const list = (path: string) => attempt('list', path, () => readdir(path));
+    const records = new Set(await list(this.#folder));
+    const others = (await list(this.partial)).filter((name) => !records.has(`${name}${DONE}`));
+    await Promise.all(others.map((name) => syncToDisk(join(this.partial, name))));
+    await syncToDisk(this.partial);
+  }
+
+  /** Whether something was there. It is back if the result cannot take its place. */
+  async #takePlace(): Promise<boolean> {
+    try {
+      await rename(this.partial, this.path); // an empty folder may be there
+      return false;
+    } catch (cause) {
+      if (!OCCUPIED.includes(systemCode(cause) ?? '')) throw ioError('rename', this.path, cause);
+    }
+    await refuseExisting(this.path, this.#force, CHECKPOINT);
+    await attempt('replace', this.path, () => rename(this.path, this.#replaced));
+    try {
+      await rename(this.partial, this.path);
+      return true;
+    } catch (cause) {
+      await attempt('put back', this.path, () => rename(this.#replaced, this.path));
       throw ioError('replace', this.path, cause);
     }
   }
 
+  #removeReplaced(): Promise<void> {
+    return attempt('remove', this.#replaced, () => rm(this.#replaced, { recursive: true }));
+  }
+
   #record(file: string): string {
-    return join(this.partial, `${file}${DONE}`);
+    return join(this.#folder, `${file}${DONE}`);
   }
 
   async #write(path: string, text: string): Promise<void> {

@@ -18,6 +18,9 @@ import { type ConversionReport, conversionReport, type LayerReport } from './rep
 import { copySideFiles, writeConfig, writeIndex } from './side-files.ts';
 import { denseSink, type FactorSink, latentSink } from './sinks.ts';
 
+/** What another run may not meet any more; an output that came while this one worked can be moved away. */
+const RESUMABLE: readonly string[] = ['ABORTED', 'IO', 'OUTPUT_EXISTS'];
+
 /** @internal Converts with the factors that a method makes. */
 export function runConversion(
   checkpoint: Checkpoint,
@@ -76,8 +79,8 @@ class Conversion {
       });
     } catch (error) {
       // What was finished stays for the next run where that can succeed.
-      const resumable = error instanceof MolaeError && (error.code === 'ABORTED' || error.code === 'IO');
-      if (!resumable) await folder.discard();
+      const isResumable = error instanceof MolaeError && RESUMABLE.includes(error.code);
+      if (!isResumable) await folder.discard();
       throw error;
     } finally {
       await folder.close();

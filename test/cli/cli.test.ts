@@ -549,8 +549,8 @@ describe('what a failed conversion keeps', () => {
     const finished = names.filter((name) => name.endsWith('.done'));
     expect(finished.length).toBeGreaterThan(1);
     const last = (finished[0] as string).replace(/-\d+-of-(\d+)\.safetensors.*/, '-$1-of-$1.safetensors');
-    await rm(join(partial('kept'), last), { force: true });
-    await mkdir(join(partial('kept'), last));
+    await rm(join(partial('kept'), 'result', last), { force: true });
+    await mkdir(join(partial('kept'), 'result', last));
     const { status, stderr } = await cli.run(...args('kept'));
     expect(status).toBe(1);
     expect(stderr).toMatch(

@@ -1,5 +1,5 @@
 import { spawn } from 'node:child_process';
-import { mkdir, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
+import { cp, mkdir, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeEach, describe, expect, test } from 'vitest';
@@ -98,6 +98,25 @@ describe('a converted checkpoint', () => {
     }
     const { auto_map } = JSON.parse(await readFile(join(output, 'config.json'), 'utf8'));
     expect(auto_map).toMatchObject({ AutoConfig: 'configuration_molae.MolaeConfig' });
+  });
+
+  test('has the code that the source brings for transformers: its tokenizer may be in it, and dense experts need the rest', async () => {
+    const copy = `${output}-source`;
+    await cp(source, copy, { recursive: true });
+    const config = JSON.parse(await readFile(join(copy, 'config.json'), 'utf8'));
+    const auto_map = { AutoConfig: 'configuration_own.OwnConfig' };
+    await writeFile(join(copy, 'config.json'), JSON.stringify({ ...config, auto_map }));
+    const code = ['configuration_own.py', 'tokenization_own.py', 'tiktoken.model'];
+    for (const name of code) await writeFile(join(copy, name), `of ${name}`);
+    for (const [format, kept] of [
+      ['latent', undefined],
+      ['dense', auto_map],
+    ] as const) {
+      await convert({ format, force: true }, copy);
+      for (const name of code) expect(await readFile(join(output, name), 'utf8')).toBe(`of ${name}`);
+      // The source's classes know nothing of latent experts.
+      expect(JSON.parse(await readFile(join(output, 'config.json'), 'utf8')).auto_map).toEqual(kept);
+    }
   });
 
   test('the report counts what the files have', async () => {

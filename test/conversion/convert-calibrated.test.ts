@@ -5,6 +5,7 @@ import { openCheckpoint } from '../../lib/checkpoint/checkpoint.ts';
 import { convertCalibrated } from '../../lib/conversion/calibrated/convert.ts';
 import type { CalibratedConversionOptions } from '../../lib/conversion/calibrated/options.ts';
 import { convertCheckpoint } from '../../lib/conversion/convert.ts';
+import type { ConvertProgress } from '../../lib/conversion/options.ts';
 import { openDevice } from '../../lib/device.ts';
 import { calibrationTokens } from '../../lib/model/calibration.ts';
 import { KeptInputs, keptInputBytes } from '../../lib/model/kept-inputs.ts';
@@ -136,8 +137,17 @@ describe('calibrated conversion', () => {
     await convert(options);
     const wanted = await contents(output);
     output = join(root, 'stopped-sequential');
-    await stopAndGoOn((own) => convert({ ...options, ...own }));
+    const steps: string[] = [];
+    const onProgress = ({ done, total }: ConvertProgress) => steps.push(`${done} of ${total}`);
+    const { report } = await stopAndGoOn(
+      (own) => convert({ ...options, ...own }),
+      (own) => convert({ ...options, ...own, onProgress }),
+    );
     expect(await contents(output)).toEqual(wanted);
+    // Finished layers are factorized again for what follows them, which is no progress.
+    expect(report.resumedFiles).toBeGreaterThan(0);
+    expect(steps.length).toBeLessThan(128);
+    expect(steps).toEqual(steps.map((_, i) => `${128 - steps.length + i + 1} of 128`));
   });
 
   test('as dense experts it is the same model', async () => {

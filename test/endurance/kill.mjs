@@ -3,11 +3,12 @@
 //
 //   node test/endurance/kill.mjs [--points 50] [--seed 1] [--source folder] [--package dist]
 //
-// A point is one operation on the file system (see kill-at.mjs); every fifth run is killed twice in a row. Prints one
-// JSON object, and exits with 1 where a result differs.
+// A point is one operation on the file system (see kill-at.mjs); every fifth run is killed twice in a row, and every third
+// replaces a checkpoint, of which there must be one at any time. Prints one JSON object, and exits with 1 where a result
+// differs.
 import { spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
+import { cp, mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -32,11 +33,11 @@ function random(most) {
 
 const folder = await mkdtemp(join(tmpdir(), 'molae-kill-'));
 
-function convert(output, killAt) {
+function convert(output, killAt, force = false) {
   const script = `
     import { convertCheckpoint } from ${JSON.stringify(resolve(values.package, 'index.js'))};
     const report = await convertCheckpoint(${JSON.stringify(values.source)}, ${JSON.stringify(output)},
-      { groupSize: 4, latentSize: 16 });
+      { groupSize: 4, latentSize: 16, force: ${force} });
     console.log(report.resumedFiles);`;
   const env = { ...process.env, MOLAE_KILL_AT: String(killAt), MOLAE_COUNT_TO: join(folder, 'count') };
   const child = spawn(
@@ -67,6 +68,10 @@ async function contents(path) {
   return JSON.stringify(await Promise.all(names.map(async (name) => [name, await hash(name)])));
 }
 
+async function isOneOf(wanted, path) {
+  return wanted.includes(await contents(path).catch(String));
+}
+
 const failures = [];
 let resumed = 0;
 let total = 0;
@@ -79,19 +84,26 @@ try {
   const wanted = await contents(undisturbed);
   for (let point = 0; point < Number(values.points); point++) {
     const output = join(folder, `out-${point}`);
+    const replaced = join(folder, `.out-${point}.molae-partial-replaced`);
+    const force = point % 3 === 2;
+    if (force) await cp(values.source, output, { recursive: true });
     const killed = [];
     for (let time = 0; time < (point % 5 === 4 ? 2 : 1); time++) {
       // Near the end, where files move into place, as often as everywhere else together.
       const at = random(2) === 1 ? random(total) : total + 1 - random(Math.min(12, total));
       killed.push(at);
-      const { signal } = await convert(output, at);
+      const { signal } = await convert(output, at, force);
+      if (force && !(await isOneOf([before, wanted], output)) && !(await isOneOf([before], replaced)))
+        failures.push(`${killed}: neither the old checkpoint nor the new one is there`);
       // A resumed run has less to do, and may be done before the second point.
       if (signal !== 'SIGKILL' && time === 0) failures.push(`${killed}: was not killed (${signal})`);
     }
     // Killed as the very last thing, the output is there.
     const isThere = (await readdir(folder)).includes(`out-${point}`);
-    if (!isThere) {
-      const last = await convert(output, 1e9);
+    if (force || !isThere) {
+      const last = await convert(output, 1e9, force);
+      const left = (await readdir(folder)).filter((name) => name.startsWith(`.out-${point}.`));
+      if (left.length > 0) failures.push(`${killed}: ${left} is left over`);
       if (last.code !== 0) failures.push(`${killed}: the next run failed: ${last.complaint}`);
       resumed += Number(last.text);
     }

@@ -100,14 +100,16 @@ export class CalibratedMethod implements LayerMethod {
         this.#text,
         async (layer) => {
           await this.#use.count(layer);
-          if (!left.has(layer.layer) && !sequential) return undefined;
+          const isWanted = left.delete(layer.layer);
+          if (!isWanted && !sequential) return undefined;
           const { numExperts } = this.#model.checkpoint.spec;
           this.#counts.set(layer.layer, await expertCounts(layer.routing, numExperts));
           const made = new GatheredFactors();
           try {
-            const groups = this.#factorize(layer, step, sequential ? made : undefined);
+            const counted = isWanted ? step : () => {};
+            const groups = this.#factorize(layer, counted, sequential ? made : undefined);
             await namingTensor(this.#model.checkpoint, layer.layer, async () => {
-              if (left.delete(layer.layer)) await write(layer.layer, groups);
+              if (isWanted) await write(layer.layer, groups);
               else for await (const _ of groups); // written by an earlier run: only what follows needs it
             });
             if (!sequential) return undefined;

@@ -31,13 +31,13 @@ export const calibrated4Bits: Method = calibratedIn('q4', {
 });
 
 function calibratedIn(dtype: BlockDType | undefined, named: Pick<Method, 'name' | 'summary'>): Method {
+  const quantized = dtype !== undefined;
   return {
     ...named,
     grouped: true,
-    check: checkAllocation,
+    check: (request) => checkAllocation(request, quantized),
     async prepare(request) {
       const { groupSize = CALIBRATED_GROUP_SIZE } = request;
-      const quantized = dtype !== undefined;
       const { latentSizes } = await allocateOverLayers({ ...request, groupSize, quantized });
       const sizesOf = (layer: number) => latentSizes.get(layer) as LayerLatentSizes;
       return calibratedCompressor(request, { groupSize }, sizesOf, { dtype });
@@ -57,12 +57,12 @@ export const calibratedUniform: Method = {
   },
 };
 
-function checkAllocation(request: MethodRequest): void {
+function checkAllocation(request: MethodRequest, quantized: boolean): void {
   const { groupSize, latentSize } = planSizes({
     ...request,
     groupSize: request.groupSize ?? CALIBRATED_GROUP_SIZE,
   });
-  const least = stepFor(request.model.checkpoint.spec.hiddenSize);
+  const least = stepFor(request.model.checkpoint.spec.hiddenSize, quantized);
   if (latentSize >= least) return;
   const wanted = `a share that leaves a latent size of ${least} with groupSize ${groupSize}`;
   throw expected(wanted, 'targetRatio', request.targetRatio);

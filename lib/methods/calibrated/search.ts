@@ -1,4 +1,5 @@
 import type { MoeSpec } from '../../checkpoint/family.ts';
+import { type BlockDType, checkBlockDType } from '../../dtype.ts';
 import { expected, expectedCount, MolaeError, throwIfAborted } from '../../errors.ts';
 import type { LatentExperts } from '../../experts.ts';
 import type { CalibratedSteps } from '../../factorization/calibrated-group.ts';
@@ -36,6 +37,8 @@ export interface SearchOptions extends CalibratedSteps, Grouping {
   readonly sharedGateUp?: boolean | undefined;
   /** What is factorized, where that is not to be searched for. */
   readonly operators?: readonly Operator[] | undefined;
+  /** The blocks that the factors are to come in: candidates are judged with theirs in such. CPU only. */
+  readonly quantize?: BlockDType | undefined;
   readonly signal?: AbortSignal | undefined;
   /** Called before each candidate; how many there are in all is known by the end only. */
   readonly onCandidate?: ((candidate: SearchedForm) => void) | undefined;
@@ -75,7 +78,7 @@ export interface SearchReport {
 /**
  * Tries forms of latent experts on a held-out part of the calibration text: group sizes first; then, with the best of
  * them, one B for gate and up, and down left dense (with less for gate and up). Each is converted in memory, with experts
- * grouped as asked for where a group size leaves a choice.
+ * grouped as asked for where a group size leaves a choice, and with factors in blocks where they are to be stored so.
  *
  * Of all candidates whose loss is within one standard error of the lowest (of the paired difference, over windows), the
  * one that computes least is taken.
@@ -86,7 +89,8 @@ export interface SearchReport {
 export async function searchCalibrated(model: Model, options: SearchOptions): Promise<SearchReport> {
   checkDenseModel(model);
   const { spec } = model.checkpoint;
-  const { targetRatio, operators, sharedGateUp } = options;
+  const { targetRatio, operators, sharedGateUp, quantize } = options;
+  if (quantize !== undefined) checkBlockDType(quantize, 'quantize');
   checkGrouping(options, options.groupSize, spec.numExperts);
   if (!(targetRatio > 0 && targetRatio < 1))
     throw expected('a share between 0 and 1', 'targetRatio', targetRatio);
@@ -180,7 +184,7 @@ class Trials {
   }
 
   async run(form: SearchedForm): Promise<void> {
-    const { signal, onCandidate, ...steps } = this.#options;
+    const { signal, onCandidate, quantize, ...steps } = this.#options;
     const { calibration, heldOut, window } = this.#split;
     throwIfAborted(signal);
     onCandidate?.(form);
@@ -193,7 +197,7 @@ class Trials {
       { signal },
       { ...form, groupsOf: groups.size > 0 ? (layer) => groups.get(layer) as Partition : undefined },
       (layer) => latentSizes.get(layer) as LayerLatentSizes,
-      stepsOf(steps),
+      { ...stepsOf(steps), dtype: quantize },
     );
     using compressed = await compressModel(model, asRouted(compressor), calibration, { window, signal });
     const seconds = (performance.now() - started) / 1000;
@@ -223,14 +227,16 @@ class Trials {
 
   /** Nothing where the form cannot meet the target. */
   async #allocate(form: SearchedForm): Promise<Allocation | undefined> {
-    const { targetRatio, signal } = this.#options;
+    const { targetRatio, quantize, signal } = this.#options;
     const { calibration, window } = this.#split;
+    const quantized = quantize !== undefined;
     const { groupSize } = form;
     const hasChoice = groupsByAffinity(this.#options, groupSize, this.#model.checkpoint.spec.numExperts);
     const groupsOf = hasChoice
       ? (layer: CalibrationLayer) => this.#grouping.groups(layer, groupSize)
       : undefined;
-    const request = { model: this.#model, calibration, window, targetRatio, signal, groupsOf, ...form };
+    const text = { model: this.#model, calibration, window, signal };
+    const request = { ...text, targetRatio, quantized, groupsOf, ...form };
     const reason = unreachableReason(request);
     if (reason === undefined) return allocateOverLayers(request);
     this.#unreachable.push({ ...form, reason });

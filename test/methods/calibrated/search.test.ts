@@ -2,6 +2,7 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { convertCalibrated } from '../../../lib/conversion/calibrated/convert.ts';
+import { calibrated, calibrated4Bits } from '../../../lib/methods/calibrated/calibrated.ts';
 import {
   chooseCandidate,
   pairedDifference,
@@ -9,13 +10,17 @@ import {
   searchCalibrated,
   searchedGroupSizes,
 } from '../../../lib/methods/calibrated/search.ts';
+import { compareMethods } from '../../../lib/methods/compare.ts';
 import { Model } from '../../../lib/model/model.ts';
 import { perplexity } from '../../../lib/model/perplexity.ts';
 import { Tokenizer } from '../../../lib/model/tokenizer.ts';
 import { cutWindows } from '../../../lib/model/windows.ts';
+import { OPERATORS } from '../../../lib/operators.ts';
 import { openOwnDevice } from '../../support/device.ts';
 import { fixture, TINY } from '../../support/fixtures.ts';
+import { specOf } from '../../support/sizes.ts';
 import { temporaryFolder } from '../../support/temporary.ts';
+import { requestFor } from '../support.ts';
 
 const source = TINY;
 const device = await openOwnDevice();
@@ -64,6 +69,40 @@ describe('search', () => {
     expect(best).toBeLessThan(1.3 * original.perplexity);
   });
 
+  test('judges factors in blocks where such are to be stored', async () => {
+    const { candidates } = await search({ groupSize: 4, operators: OPERATORS, quantize: 'q4' });
+    const windows = cutWindows(calibration, WINDOW);
+    const isHeldOut = (_: unknown, i: number) => i % 4 === 3;
+    const rows = compareMethods(model, {
+      methods: [calibrated, calibrated4Bits],
+      targetRatios: [0.5],
+      groupSizes: [4],
+      window: WINDOW,
+      calibration: windows.filter((own, i) => !isHeldOut(own, i)).flat(),
+      evaluation: windows.filter(isHeldOut).flat(),
+    });
+    const reached = new Map<string, number>();
+    for await (const row of rows) reached.set(row.method, row.perplexity);
+    expect(candidates[0]?.perplexity).toBe(reached.get(calibrated4Bits.name));
+    expect(candidates[0]?.perplexity).not.toBe(reached.get(calibrated.name));
+  });
+
+  test('takes latent sizes in whole blocks into account where there is room for some', async () => {
+    const large = {
+      streams: false,
+      checkpoint: { format: 'dense', spec: specOf(1024, 64, 8, 2, 1) },
+      spec: { contextLength: 1024 },
+    } as unknown as Model;
+    const least = (quantize: 'q8' | undefined) =>
+      searchCalibrated(large, { calibration, window: WINDOW, targetRatio: 0.99, quantize });
+    await expect(least('q8')).rejects.toThrow(/a latent size of 32 for gate, up, down takes/);
+    await expect(least(undefined)).rejects.toThrow(/a latent size of 16 for gate, up, down takes/);
+    // With groups of one, 32 directions are more than half of the 64 x 1024 elements; 16 are not.
+    const request = { ...requestFor({ n: 1024, m: 64, experts: 8, topK: 2, tokens: 0 }, 0.6), groupSize: 1 };
+    calibrated.check(request);
+    expect(() => calibrated4Bits.check(request)).toThrow(/a share that leaves a latent size of 32/);
+  });
+
   test('names the forms that cannot meet the target, and refuses where none can', async () => {
     const { unreachable, chosen } = await search({ groupSize: 16, targetRatio: 0.7, sharedGateUp: false });
     expect(unreachable).toHaveLength(1);
@@ -85,6 +124,7 @@ describe('search', () => {
     await expect(search(everything)).rejects.toThrow(/Nothing is left to search for/);
     await expect(search({ targetRatio: 1 })).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' });
     await expect(search({ groupSize: 3 })).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' });
+    await expect(search({ quantize: 'q5' as never })).rejects.toThrow(/q8 or q4 for quantize/);
     await using streaming = await Model.open(source, { device, stream: true });
     await expect(searchCalibrated(streaming, { calibration, targetRatio: 0.5 })).rejects.toThrow(
       /all layers in memory/,
