@@ -7,7 +7,11 @@ import { attempt, makeFolder } from '../files.ts';
 /** Files that a comparison writes: no others are removed. */
 const OWN = /^compare(-[a-z-]+\.svg|\.json|\.md)$/;
 
-const COMPARISON: ReplaceableOutput = { name: 'comparison', is: (files) => files.includes('compare.json') };
+const COMPARISON: ReplaceableOutput = {
+  name: 'comparison',
+  is: (files) => files.includes('compare.json'),
+  owns: () => true, // what else there is stays
+};
 
 /** Where the files of a comparison go, known to be writable before the work begins. */
 export class ComparisonFolder {

@@ -1,4 +1,4 @@
-import { constants } from 'node:fs';
+import { constants, type Dirent } from 'node:fs';
 import { access, lstat, readdir } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { MolaeError } from '../errors.ts';
@@ -10,11 +10,13 @@ export interface ReplaceableOutput {
   readonly name: string;
   /** Whether a folder with these files is one. */
   is(files: readonly string[]): boolean;
+  /** Whether an entry of such a folder may be lost with it. */
+  owns(entry: Dirent): boolean;
 }
 
 /**
  * The one rule of every output folder: one that exists and is not empty is replaced only when asked, and only when it is of
- * the kind that is written.
+ * the kind that is written and has nothing else in it.
  *
  * @throws MolaeError `OUTPUT_EXISTS`; `IO`.
  */
@@ -26,9 +28,9 @@ export async function refuseExisting(path: string, force: boolean, kind: Replace
   if (stats === undefined) return;
   if (!stats.isDirectory())
     throw new MolaeError('OUTPUT_EXISTS', `The output ${path} exists and is not a folder`);
-  const names = await attempt('list', path, () => readdir(path));
-  if (names.length === 0) return;
-  if (!kind.is(names)) {
+  const entries = await attempt('list', path, () => readdir(path, { withFileTypes: true }));
+  if (entries.length === 0) return;
+  if (!kind.is(entries.map(({ name }) => name))) {
     throw new MolaeError(
       'OUTPUT_EXISTS',
       `The output ${path} exists and is no ${kind.name}: it will not be replaced, even with force`,
@@ -36,6 +38,13 @@ export async function refuseExisting(path: string, force: boolean, kind: Replace
   }
   if (!force)
     throw new MolaeError('OUTPUT_EXISTS', `The output ${path} exists; use force (--force) to replace it`);
+  const foreign = entries.find((entry) => !kind.owns(entry));
+  if (foreign) {
+    throw new MolaeError(
+      'OUTPUT_EXISTS',
+      `The output ${path} has ${foreign.name} in it, which is no part of a ${kind.name} and would be lost: it will not be replaced, even with force`,
+    );
+  }
 }
 
 /**

@@ -1,11 +1,13 @@
 import { existsSync } from 'node:fs';
 import { readdir, readFile, realpath, rename, rm, writeFile } from 'node:fs/promises';
 import { basename, dirname, join, resolve } from 'node:path';
+import { CONFIG_FILE } from '../checkpoint/config.ts';
 import { MolaeError } from '../errors.ts';
 import { attempt, ioError, makeFolder, systemCode } from '../files.ts';
 import { type ReplaceableOutput, refuseExisting, refuseUnwritable } from './existing-output.ts';
 import { refuseMountPoint } from './mount-point.ts';
 import { OutputLock } from './output-lock.ts';
+import { SIDE_FILES } from './side-files.ts';
 import { syncToDisk } from './sync.ts';
 
 /** What a stopped run was doing; another run goes on from it only if it wants exactly the same. */
@@ -20,12 +22,15 @@ const MEMORY_FILE = 'molae-memory.json';
 /** The output itself, beside all that is kept for another run. */
 const RESULT = 'result';
 
+const WEIGHTS = '.safetensors';
+
 /** What renaming a folder to one that has files in it fails with. */
 const OCCUPIED = ['ENOTEMPTY', 'EEXIST'];
 
 const CHECKPOINT: ReplaceableOutput = {
   name: 'checkpoint',
-  is: (files) => files.includes('config.json') && files.some((name) => name.endsWith('.safetensors')),
+  is: (files) => files.includes(CONFIG_FILE) && files.some((name) => name.endsWith(WEIGHTS)),
+  owns: (entry) => entry.isFile() && (entry.name.endsWith(WEIGHTS) || SIDE_FILES.test(entry.name)),
 };
 
 /**
@@ -54,7 +59,7 @@ export class OutputFolder {
   }
 
   /**
-   * @param plan identifies source and options; a partial folder of another plan is thrown away.
+   * @param plan identifies source and options; what a stopped run of another plan has finished is thrown away with force only.
    * @throws OUTPUT_EXISTS, OUTPUT_BUSY, INVALID_ARGUMENT when the output is the source or no checkpoint; IO.
    */
   static async open(input: string, output: string, plan: unknown, force: boolean): Promise<OutputFolder> {
@@ -102,6 +107,20 @@ export class OutputFolder {
     const folder = partialPath(resolve(output));
     const names = await readdir(folder).catch(() => []);
     return { folder, files: names.filter((name) => name.endsWith(DONE)).length };
+  }
+
+  /**
+   * For a run that cannot go on from where another one was stopped.
+   *
+   * @throws OUTPUT_EXISTS where that has finished something, unless forced.
+   */
+  static async refuseDiscarding(output: string, force: boolean): Promise<void> {
+    const { folder, files } = await OutputFolder.kept(output);
+    if (files === 0 || force) return;
+    throw new MolaeError(
+      'OUTPUT_EXISTS',
+      `A stopped conversion of another source or with other options has finished ${files} files in ${folder}: the same one goes on from there; use force (--force) to begin anew`,
+    );
   }
 
   /** Keeps what a run that is stopped need not find out again. */
@@ -158,6 +177,7 @@ export class OutputFolder {
     const path = join(this.#folder, PLAN_FILE);
     const isResumed = (await readFile(path, 'utf8').catch(() => undefined)) === plan;
     if (!isResumed) {
+      await OutputFolder.refuseDiscarding(this.path, this.#force);
       await attempt('remove', this.#folder, () => rm(this.#folder, { recursive: true, force: true }));
     }
     await attempt('create', this.partial, () => makeFolder(this.partial));

@@ -9,7 +9,7 @@ import { attempt } from '../files.ts';
  * Tokenizer, generation settings, licence, and the code that `auto_map` names (in tokenizer_config.json, too): what belongs
  * to a checkpoint beside config and weights.
  */
-const SIDE_FILES = /\.(json|txt|model|jinja|tiktoken|py)$|^(LICENSE|NOTICE)/i;
+export const SIDE_FILES = /\.(json|txt|model|jinja|tiktoken|py)$|^(LICENSE|NOTICE)/i;
 const MAX_BYTES = 256 * 1024 ** 2;
 
 /** Copies the tokenizer's and other small files of a checkpoint. The model card stays: it describes the source. */

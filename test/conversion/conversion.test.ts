@@ -222,19 +222,23 @@ describe('a run that stops', () => {
     expect(resumed.layers).toEqual(fresh.layers);
   });
 
-  test('is not resumed by a run with other options', async () => {
+  test('is not resumed by a run with other options, which throws away what it had finished with force only', async () => {
     const controller = new AbortController();
     await expect(
       convert({ signal: controller.signal, onProgress: ({ layer }) => layer === 1 && controller.abort() }),
     ).rejects.toMatchObject({ code: 'ABORTED' });
-    expect((await convert({ latentSize: 32 })).resumedFiles).toBe(0);
+    await expect(convert({ latentSize: 32 })).rejects.toMatchObject({
+      code: 'OUTPUT_EXISTS',
+      message: expect.stringMatching(/other options has finished \d+ files in .*molae-partial/),
+    });
+    expect((await convert({ latentSize: 32, force: true })).resumedFiles).toBe(0);
   });
 
   test('is not resumed by a run with other groups of the same sizes', async () => {
     const grouped = (first: number, signal?: AbortSignal) =>
       convertCheckpoint(source, output, {
         groups: [0, 1].map((g) => Array.from({ length: 8 }, (_, i) => (first + 8 * g + i) % 16)),
-        ...{ latentSize: 48, device, signal },
+        ...{ latentSize: 48, device, signal, force: signal === undefined },
         ...(signal && { onProgress: ({ layer }) => layer === 2 && controller.abort() }),
       });
     const controller = new AbortController();
@@ -270,6 +274,24 @@ describe('an output that is in the way', () => {
     await using converted = await openCheckpoint(output);
     expect(converted.layer(0).groups[0]?.latentSizes.up).toBe(16);
     expect((await readdir(root)).filter((name) => name.startsWith('.'))).toEqual([]);
+  });
+
+  test('with something else in its folder is never replaced, even with force', async () => {
+    await convert();
+    for (const [name, make] of [
+      ['other', (path: string) => mkdir(path)],
+      ['README.md', (path: string) => writeFile(path, 'mine')],
+    ] as const) {
+      const path = join(output, name);
+      await make(path);
+      await expect(convert({ latentSize: 16, force: true })).rejects.toMatchObject({
+        code: 'OUTPUT_EXISTS',
+        message: expect.stringContaining(`has ${name} in it`),
+      });
+      expect(await exists(path)).toBe(true);
+      await rm(path, { recursive: true });
+    }
+    await convert({ latentSize: 16, force: true });
   });
 
   test('that is not a checkpoint is never replaced, even with force', async () => {

@@ -112,8 +112,21 @@ describe('calibrated conversion', () => {
     expect(same.report.resumedFiles).toBeGreaterThanOrEqual(3);
     expect(await contents(output)).toEqual(wanted);
     output = join(root, 'changing');
-    const other = await stopAndGoOn(convert, (own) => convert({ ...own, targetRatio: 0.4 }));
+    const other = await stopAndGoOn(convert, (own) => convert({ ...own, targetRatio: 0.4, force: true }));
     expect(other.surveyed).toEqual([4, 4]);
+  });
+
+  test('with other options, what a stopped run has finished is in the way before anything is surveyed', async () => {
+    output = join(root, 'in-the-way');
+    const surveyed: unknown[] = [];
+    const others = stopAndGoOn(convert, (own) =>
+      convert({ ...own, targetRatio: 0.4, onSurvey: (layer) => surveyed.push(layer) }),
+    );
+    await expect(others).rejects.toMatchObject({
+      code: 'OUTPUT_EXISTS',
+      message: expect.stringContaining('other options'),
+    });
+    expect(surveyed).toEqual([]);
   });
 
   test('an output that exists is refused before anything is surveyed', async () => {

@@ -266,7 +266,7 @@ describe('groups by affinity', () => {
     expect(same.report.groupUse?.tokens).toBe(1280);
     expect(await contents(output)).toEqual(wanted);
     output = freshPath();
-    const other = await stopAndGoOn(grouped, (own) => grouped({ ...TOGETHER, ...own }));
+    const other = await stopAndGoOn(grouped, (own) => grouped({ ...TOGETHER, ...own, force: true }));
     expect(other.surveyed).toEqual([4, 4]);
     expect(other.report.resumedFiles).toBeLessThan(3);
     expect(await contents(output)).not.toEqual(wanted);

@@ -11,7 +11,7 @@ import { withSource } from '../source.ts';
 import type { GroupUseReport } from './group-use.ts';
 import { CalibratedMethod, type CalibrationCoverage } from './method.ts';
 import { type CalibratedConversionOptions, checkOptions, KEPT_BYTES } from './options.ts';
-import { chooseSizes, needsSurvey } from './size-choice.ts';
+import { chooseSizes, needsSurvey, recallChoice } from './size-choice.ts';
 
 /**
  * What `convertCalibrated` did: the report of every conversion, and what the calibration text had to do with it.
@@ -43,11 +43,14 @@ export async function convertCalibrated(
   checkConversion(output, options);
   checkOptions(options);
   return withSource(input, options.device, async (checkpoint, device) => {
-    const { search = false, signal } = options;
-    await OutputFolder.check(input, output, options.force ?? false);
+    const { search = false, force = false, signal } = options;
+    await OutputFolder.check(input, output, force);
     await using model = await Model.open(input, { device, stream: !search, signal });
     const kept = keptInputs(model, options);
-    const choice = await chooseSizes(model, options, await OutputFolder.remembered(output), kept);
+    const earlier = await recallChoice(model, options, await OutputFolder.remembered(output));
+    // Else it is found out when the output is opened, after the survey.
+    if (needsSurvey(options) && !earlier) await OutputFolder.refuseDiscarding(output, force);
+    const choice = await chooseSizes(model, options, earlier, kept);
     const method = new CalibratedMethod(model, options, choice, conversionText(model, options, kept));
     const report = await runConversion(checkpoint, output, options, method);
     const { coverage: calibration, groupUse } = method;

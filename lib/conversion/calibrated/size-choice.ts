@@ -45,14 +45,24 @@ export function needsSurvey({ targetRatio, grouping }: Options): boolean {
   return targetRatio !== undefined || grouping === 'affinity';
 }
 
+/** What a stopped run had chosen, of what it left behind, if the same would be chosen again. */
+export async function recallChoice(
+  model: Model,
+  options: Options,
+  remembered: unknown,
+): Promise<Choice | undefined> {
+  const earlier = remembered as { readonly key?: unknown; readonly choice?: Choice } | undefined;
+  return earlier?.key === (await keyOf(model, options)) ? earlier.choice : undefined;
+}
+
 /**
- * @param remembered what a stopped run to the same output had chosen, if anything; used where it would be chosen again.
+ * @param earlier what a stopped run to the same output had chosen, if it holds.
  * @param kept gets the inputs of the layers where they are surveyed.
  */
 export async function chooseSizes(
   model: Model,
   options: Options,
-  remembered: unknown,
+  earlier: Choice | undefined,
   kept: KeptInputs | undefined,
 ): Promise<SizeChoice> {
   const { latentSize, targetRatio, search = false } = options;
@@ -66,15 +76,12 @@ export async function chooseSizes(
   if (!needsSurvey(options)) {
     return { ...(await uniformSizes(model, options, undefined)), memory: undefined };
   }
-  const key = await keyOf(model, options);
-  const earlier = remembered as { readonly key?: unknown; readonly choice?: SizeChoice } | undefined;
   const choice =
-    earlier?.key === key && earlier.choice
-      ? earlier.choice
-      : targetRatio === undefined
-        ? await uniformSizes(model, options, kept)
-        : await allocatedSizes(model, options, targetRatio, kept);
-  return { ...choice, memory: { key, choice } };
+    earlier ??
+    (targetRatio === undefined
+      ? await uniformSizes(model, options, kept)
+      : await allocatedSizes(model, options, targetRatio, kept));
+  return { ...choice, memory: { key: await keyOf(model, options), choice } };
 }
 
 type Choice = Omit<SizeChoice, 'memory'>;
