@@ -120,6 +120,7 @@ void check_layer(const ExpertLayer& layer, const Backend* owner) {
   if (layer.shared_expert) {
     const SharedExpert& shared = *layer.shared_expert;
     const int64_t width = side(shared.gate, "sharedExpert.gate", true);
+    if (width < 1) fail(ErrorCode::ShapeMismatch, "The intermediate size of sharedExpert.gate is 0");
     check.matrix(shared.gate, "sharedExpert.gate", width, n);
     check.matrix(shared.up, "sharedExpert.up", width, n);
     check.matrix(shared.down, "sharedExpert.down", n, width);

@@ -231,6 +231,16 @@ MOLAE_TEST("experts: a cancelled forward stops", Device) {
                [&] { forward->run(x, upload(context, routing), y, cancelled); });
 }
 
+MOLAE_TEST("experts: a shared expert without a width is refused", Device) {
+  LayerOptions options{8, 6, 2, {DType::F32}, {false, false, false}, false, 4};
+  ExpertLayer layer = random_layer(context, options, {}).layer;
+  check_layer(layer, &context.backend);
+  layer.shared_expert->gate = empty(context.backend, DType::F32, {0, 8});
+  layer.shared_expert->up = empty(context.backend, DType::F32, {0, 8});
+  layer.shared_expert->down = empty(context.backend, DType::F32, {8, 0});
+  expect_error(ErrorCode::ShapeMismatch, "a width of 0", [&] { check_layer(layer, &context.backend); });
+}
+
 // The experts of groups are looked up, whether or not an operator has need of them.
 MOLAE_TEST("experts: groups that are no partition are refused, of dense experts, too", Device) {
   LayerOptions options{8, 6, 4, {DType::F32}};
