@@ -178,6 +178,15 @@ MOLAE_TEST("experts: forward of random layers", Device) {
   }
 }
 
+MOLAE_TEST("experts: bases that begin at one place need not be the same", Device) {
+  for (int round = 0; round < 4; ++round) {
+    const RandomRouting routing = random_routing(context, 12, 6, 2);
+    LayerOptions options{48, 40, 6, {round % 2 == 0 ? DType::F32 : DType::BF16}};
+    options.nested_bases = true;
+    check_forward_of(context, options, routing, DType::F32);
+  }
+}
+
 // All three tensor-core tiles, dense and latent, at sizes with whole and with ragged tiles.
 MOLAE_TEST("experts: forward with few, some and many rows an expert", Device) {
   for (const int64_t tokens : {1, 16, 100, 400, 900}) {
