@@ -69,6 +69,7 @@ Napi::Object LayerObject::make(Napi::Env env, Device& device, const Fields& desc
   ExpertLayer layer = to_layer(description);
   check_layer(layer, &device.backend());
   prepared->hidden_size = layer.hidden_size;
+  prepared->num_experts = layer.num_experts();
   device.run_inline([&] { prepared->forward = device.backend().prepare(std::move(layer)); });
   Napi::Object object = Module::of(env).layer_constructor.New({});
   LayerObject* self = Unwrap(object);
@@ -91,7 +92,7 @@ Napi::Value LayerObject::forward(const Napi::CallbackInfo& info) {
     const Args args(info);
     const auto prepared = alive();
     const Call call = to_call(args);
-    check_forward(prepared->hidden_size, call.x, call.routing, call.y, &device_->backend());
+    check_forward(prepared->hidden_size, prepared->num_experts, call.x, call.routing, call.y, &device_->backend());
     const auto cancellation = args.cancellation(4);
     const auto run = [prepared, call, cancellation] {
       prepared->forward->run(call.x, call.routing, call.y, *cancellation);
@@ -104,7 +105,7 @@ void LayerObject::forward_sync(const Napi::CallbackInfo& info) {
   guarded(info.Env(), [&] {
     const auto prepared = alive();
     const Call call = to_call(Args(info));
-    check_forward(prepared->hidden_size, call.x, call.routing, call.y, &device_->backend());
+    check_forward(prepared->hidden_size, prepared->num_experts, call.x, call.routing, call.y, &device_->backend());
     const Cancellation never;
     device_->run_inline([&] { prepared->forward->run(call.x, call.routing, call.y, never); });
   });

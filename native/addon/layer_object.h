@@ -21,6 +21,7 @@ class LayerObject final : public Napi::ObjectWrap<LayerObject> {
  private:
   struct Prepared {
     int64_t hidden_size;
+    int64_t num_experts;
     std::unique_ptr<LayerForward> forward;
   };
 

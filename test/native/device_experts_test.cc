@@ -1,5 +1,6 @@
 #include <limits>
 
+#include "core/checks.h"
 #include "core/error.h"
 #include "native/layers.h"
 
@@ -226,6 +227,23 @@ MOLAE_TEST("experts: a bad routing is an error, and the device works on", Device
   forward->run(input, upload(context, routing), y, Cancellation());
   expect_close(read(context.backend, y), reference_forward(random, x, routing), forward_scale(random, x, routing), 1e-5,
                "y");
+}
+
+// Not even of no tokens: sizes are computed from the length of a row.
+MOLAE_TEST("experts: more experts a token than there are, are refused", Device) {
+  const int64_t n = 8, experts = 3;
+  const auto check = [&](int64_t tokens, int64_t top_k) {
+    const Tensor x = empty(context.backend, DType::F32, {tokens, n}),
+                 y = empty(context.backend, DType::F32, {tokens, n});
+    const Routing routing{empty(context.backend, DType::I32, {tokens, top_k}),
+                          empty(context.backend, DType::F32, {tokens, top_k})};
+    check_forward(n, experts, x, routing, y, &context.backend);
+  };
+  for (const int64_t tokens : {0, 5}) {
+    for (const int64_t top_k : {int64_t{0}, int64_t{1}, experts}) check(tokens, top_k);
+    expect_error(ErrorCode::InvalidArgument, "4 of 3 experts", [&] { check(tokens, experts + 1); });
+  }
+  expect_error(ErrorCode::InvalidArgument, "2^53 of 3 experts", [&] { check(0, int64_t{1} << 53); });
 }
 
 MOLAE_TEST("experts: a cancelled forward stops", Device) {
