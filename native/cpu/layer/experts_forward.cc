@@ -78,6 +78,7 @@ class CpuLayerForward : public LayerForward {
     const int64_t chunks = ceil_divide(tokens, most);
     for (int64_t i = 0; i < chunks; ++i) {
       const int64_t begin = tokens * i / chunks;
+      first_token_ = begin;
       tokens_ = tokens * (i + 1) / chunks - begin;
       ids_ = routing.ids.as<const int32_t>() + begin * top_k_;
       weights_ = routing.weights.as<const float>() + begin * top_k_;
@@ -112,7 +113,8 @@ class CpuLayerForward : public LayerForward {
 
   void run_chunk(DType x_dtype, const void* x, DType y_dtype, void* y, const Cancellation& cancel) {
     const int64_t elements = tokens_ * layer_.hidden_size;
-    sorted_.sort({ids_, static_cast<size_t>(tokens_ * top_k_)}, tokens_, top_k_, layer_.group_of, num_groups_);
+    sorted_.sort({ids_, static_cast<size_t>(tokens_ * top_k_)}, tokens_, top_k_, layer_.group_of, num_groups_,
+                 first_token_);
     x_ = input(x_dtype, x);
     y_ = kReal == y_dtype ? static_cast<Real*>(y) : get(kOutput, elements);
     scratch_stride_ = tile_scratch<Real, Weight>(largest_inner_) + kTileRows * kTileCols;
@@ -378,6 +380,7 @@ class CpuLayerForward : public LayerForward {
   int64_t largest_inner_ = 0;
 
   // The chunk at hand.
+  int64_t first_token_ = 0;
   int64_t tokens_ = 0;
   int64_t top_k_ = 0;
   const float* weights_ = nullptr;
