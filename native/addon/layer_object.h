@@ -17,6 +17,7 @@ class LayerObject final : public Napi::ObjectWrap<LayerObject> {
   static Napi::Object make(Napi::Env env, Device& device, const Fields& description);
 
   explicit LayerObject(const Napi::CallbackInfo& info);
+  void Finalize(Napi::BasicEnv env) override;
 
  private:
   struct Prepared {
@@ -26,6 +27,7 @@ class LayerObject final : public Napi::ObjectWrap<LayerObject> {
   };
 
   std::shared_ptr<Prepared> alive() const;
+  void account(Napi::BasicEnv env, int64_t bytes);
   Napi::Value forward(const Napi::CallbackInfo& info);  // (x, ids, weights, out, cancellation?) -> Promise
   void forward_sync(const Napi::CallbackInfo& info);    // (x, ids, weights, out)
   Napi::Value pack(const Napi::CallbackInfo& info);     // (cancellation?) -> Promise
@@ -33,6 +35,7 @@ class LayerObject final : public Napi::ObjectWrap<LayerObject> {
 
   Device* device_ = nullptr;
   std::shared_ptr<Prepared> prepared_;
+  int64_t accounted_ = 0;
 };
 
 }  // namespace molae::addon

@@ -55,6 +55,8 @@ class LayerForward {
   // The same with its own copy of the weights, in the order in which the kernels read fastest; null where they read
   // weights as they came, or are packed already.
   virtual std::unique_ptr<LayerForward> packed(const Cancellation&) const { return nullptr; }
+  // What such a copy takes; 0 where weights are read as they came.
+  virtual size_t packed_bytes() const { return 0; }
 };
 
 // What a device can do. One operation at a time: the device's queue sees to it. Arguments have been checked

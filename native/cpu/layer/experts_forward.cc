@@ -403,6 +403,14 @@ class CpuLayerForward : public LayerForward {
   int64_t scratch_stride_ = 0;
 };
 
+// A copy of the weights of its own.
+class PackedForward final : public CpuLayerForward<float, PackedWeight> {
+ public:
+  using CpuLayerForward::CpuLayerForward;
+
+  size_t packed_bytes() const override { return cpu::packed_bytes(layer()); }
+};
+
 // Weights as they came.
 template <class Real>
 class UnpackedForward final : public CpuLayerForward<Real, Tensor> {
@@ -413,7 +421,7 @@ class UnpackedForward final : public CpuLayerForward<Real, Tensor> {
   std::unique_ptr<LayerForward> packed(const Cancellation& cancel) const override {
     if (!can_pack(this->layer())) return nullptr;
     auto weights = pack(backend_, this->context().threads, this->layer(), cancel);
-    return std::make_unique<CpuLayerForward<float, PackedWeight>>(this->context(), std::move(weights));
+    return std::make_unique<PackedForward>(this->context(), std::move(weights));
   }
 
  private:
