@@ -64,6 +64,20 @@ describe('pack', () => {
     expect(relativeError(await outputs(layer, x, routing), before)).toBeLessThan(1e-6);
   });
 
+  test('the garbage collector is told of packed weights: layers that nobody has any more do not pile up', async () => {
+    if (!packs) return;
+    using own = await openDevice('cpu', { threads: 1 });
+    const weights = () => Array.from({ length: 4 }, () => own.empty('f32', [512, 512]));
+    let most = 0;
+    for (let i = 0; i < 60; i++) {
+      const [gate, up, down] = [weights(), weights(), weights()]; // 12 MB
+      const layer = new DenseExperts({ gate, up, down, owned: [...gate, ...up, ...down] });
+      await layer.pack({ release: true });
+      most = Math.max(most, own.memoryUsage().tensors);
+    }
+    expect(most).toBeLessThan(360 * 2 ** 20);
+  });
+
   test('packed results do not depend on the number of threads', async () => {
     const seen: Float32Array[] = [];
     for (const threads of [1, 2, 3]) {

@@ -283,6 +283,17 @@ test('bad routing is refused: ids out of range, an expert twice, wrong shapes an
     message: expect.stringContaining('expert 2 twice'),
   });
   await expect(call([0, 1, 2], [3, 1])).rejects.toMatchObject({ code: 'SHAPE_MISMATCH' });
+  await expect(call([0, 1, 2, 0, 1, 2, 0, 1], [2, 4])).rejects.toMatchObject({
+    code: 'INVALID_ARGUMENT',
+    message: expect.stringContaining('at most 3 experts'),
+  });
+  const long = [0, 2 ** 52];
+  await expect(
+    layer.forward(device.empty('f32', [0, 5]), {
+      ids: device.empty('i32', long),
+      weights: device.empty('f32', long),
+    }),
+  ).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' });
   const weights = device.empty('f32', [2, 2]);
   await expect(layer.forward(x, { ids: weights as never, weights })).rejects.toMatchObject({
     code: 'DTYPE_MISMATCH',

@@ -14,7 +14,8 @@ export interface FactorizationReport {
   readonly relativeError: number;
   /**
    * The least possible (Eckart–Young): sqrt(Σ_{j>r} λ_j / Σ λ_j), λ the spectrum of Σ W_iᵀW_i. In the norm of outputs: of the
-   * whitened spectrum, for experts that all see their group's inputs.
+   * whitened spectrum, for experts that all see their group's inputs. With `rankReduction` this, `exact`, `jointDimension` and
+   * `controlRelativeError` are of the reduced experts, `relativeError` of the originals: it may be above 0 where `exact` is true.
    */
   readonly optimalRelativeError: number;
   /** Theorem 1: the joint row space (down: column space) of the group has a dimension of at most r. */

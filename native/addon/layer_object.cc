@@ -69,6 +69,7 @@ Napi::Object LayerObject::make(Napi::Env env, Device& device, const Fields& desc
   ExpertLayer layer = to_layer(description);
   check_layer(layer, &device.backend());
   prepared->hidden_size = layer.hidden_size;
+  prepared->num_experts = layer.num_experts();
   device.run_inline([&] { prepared->forward = device.backend().prepare(std::move(layer)); });
   Napi::Object object = Module::of(env).layer_constructor.New({});
   LayerObject* self = Unwrap(object);
@@ -81,6 +82,14 @@ LayerObject::LayerObject(const Napi::CallbackInfo& info) : ObjectWrap(info) {
   info.This().As<Napi::Object>().TypeTag(&kLayerTag);
 }
 
+void LayerObject::Finalize(Napi::BasicEnv env) { account(env, 0); }
+
+// Tells the garbage collector how much memory packed weights take, behind this small object.
+void LayerObject::account(Napi::BasicEnv env, int64_t bytes) {
+  if (bytes != accounted_) Napi::MemoryManagement::AdjustExternalMemory(env, bytes - accounted_);
+  accounted_ = bytes;
+}
+
 std::shared_ptr<LayerObject::Prepared> LayerObject::alive() const {
   if (!prepared_) fail(ErrorCode::Disposed, "The experts were disposed");
   return prepared_;
@@ -91,7 +100,7 @@ Napi::Value LayerObject::forward(const Napi::CallbackInfo& info) {
     const Args args(info);
     const auto prepared = alive();
     const Call call = to_call(args);
-    check_forward(prepared->hidden_size, call.x, call.routing, call.y, &device_->backend());
+    check_forward(prepared->hidden_size, prepared->num_experts, call.x, call.routing, call.y, &device_->backend());
     const auto cancellation = args.cancellation(4);
     const auto run = [prepared, call, cancellation] {
       prepared->forward->run(call.x, call.routing, call.y, *cancellation);
@@ -104,7 +113,7 @@ void LayerObject::forward_sync(const Napi::CallbackInfo& info) {
   guarded(info.Env(), [&] {
     const auto prepared = alive();
     const Call call = to_call(Args(info));
-    check_forward(prepared->hidden_size, call.x, call.routing, call.y, &device_->backend());
+    check_forward(prepared->hidden_size, prepared->num_experts, call.x, call.routing, call.y, &device_->backend());
     const Cancellation never;
     device_->run_inline([&] { prepared->forward->run(call.x, call.routing, call.y, never); });
   });
@@ -116,11 +125,21 @@ Napi::Value LayerObject::pack(const Napi::CallbackInfo& info) {
     const auto cancellation = Args(info).cancellation(0);
     const auto run = [prepared, cancellation] {
       if (auto packed = prepared->forward->packed(*cancellation)) prepared->forward = std::move(packed);
+      return static_cast<int64_t>(prepared->forward->packed_bytes());
     };
-    return Module::of(info.Env()).submit(info.Env(), *device_, run, cancellation);
+    const auto self = std::make_shared<Napi::ObjectReference>(Napi::Persistent(info.This().As<Napi::Object>()));
+    const auto account = [self](Napi::Env env, int64_t bytes) {
+      LayerObject* layer = Unwrap(self->Value());
+      if (layer->prepared_) layer->account(env, bytes);
+      return env.Undefined();
+    };
+    return Module::of(info.Env()).compute(info.Env(), *device_, run, account, cancellation);
   });
 }
 
-void LayerObject::dispose(const Napi::CallbackInfo&) { prepared_.reset(); }
+void LayerObject::dispose(const Napi::CallbackInfo& info) {
+  account(info.Env(), 0);
+  prepared_.reset();
+}
 
 }  // namespace molae::addon

@@ -17,14 +17,17 @@ class LayerObject final : public Napi::ObjectWrap<LayerObject> {
   static Napi::Object make(Napi::Env env, Device& device, const Fields& description);
 
   explicit LayerObject(const Napi::CallbackInfo& info);
+  void Finalize(Napi::BasicEnv env) override;
 
  private:
   struct Prepared {
     int64_t hidden_size;
+    int64_t num_experts;
     std::unique_ptr<LayerForward> forward;
   };
 
   std::shared_ptr<Prepared> alive() const;
+  void account(Napi::BasicEnv env, int64_t bytes);
   Napi::Value forward(const Napi::CallbackInfo& info);  // (x, ids, weights, out, cancellation?) -> Promise
   void forward_sync(const Napi::CallbackInfo& info);    // (x, ids, weights, out)
   Napi::Value pack(const Napi::CallbackInfo& info);     // (cancellation?) -> Promise
@@ -32,6 +35,7 @@ class LayerObject final : public Napi::ObjectWrap<LayerObject> {
 
   Device* device_ = nullptr;
   std::shared_ptr<Prepared> prepared_;
+  int64_t accounted_ = 0;
 };
 
 }  // namespace molae::addon

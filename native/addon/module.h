@@ -65,11 +65,13 @@ class Module {
   // Queues work with a result: the promise gets what `to_js(env, result)` makes of it on the JavaScript thread, or the
   // error of either.
   template <class Compute, class ToJs>
-  Napi::Promise compute(Napi::Env env, Device& device, Compute compute, ToJs to_js) {
+  Napi::Promise compute(Napi::Env env, Device& device, Compute compute, ToJs to_js,
+                        std::shared_ptr<Cancellation> cancellation = nullptr) {
     auto result = std::make_shared<std::optional<std::invoke_result_t<const Compute&>>>();
-    return queue(env, device,
-                 {[result, compute = std::move(compute)] { result->emplace(compute()); }, nullptr, nullptr},
-                 [result, to_js = std::move(to_js)](Napi::Env e) -> Napi::Value { return to_js(e, **result); });
+    return queue(
+        env, device,
+        {[result, compute = std::move(compute)] { result->emplace(compute()); }, std::move(cancellation), nullptr},
+        [result, to_js = std::move(to_js)](Napi::Env e) -> Napi::Value { return to_js(e, **result); });
   }
 
   Napi::FunctionReference tensor_constructor;

@@ -55,6 +55,8 @@ class LayerForward {
   // The same with its own copy of the weights, in the order in which the kernels read fastest; null where they read
   // weights as they came, or are packed already.
   virtual std::unique_ptr<LayerForward> packed(const Cancellation&) const { return nullptr; }
+  // What such a copy takes; 0 where weights are read as they came.
+  virtual size_t packed_bytes() const { return 0; }
 };
 
 // What a device can do. One operation at a time: the device's queue sees to it. Arguments have been checked
@@ -95,7 +97,7 @@ class Backend {
 
   // What factorization needs beside them.
   // gram [n, n] f64, lower triangle += WᵀW (Input) or WWᵀ (Output). f32 sums over at most 512 products of halves
-  // (exact in f32), everything else in f64.
+  // (exact in f32, as long as they are in its range: see core/factorization/products.h), everything else in f64.
   virtual void accumulate_gram(const Tensor& w, SharedSide side, const Tensor& gram) = 0;
   // out[i][j] = signs[j] w[i][source[j]] (Input) or signs[i] w[source[i]][j] (Output).
   virtual void signed_permutation(const Tensor& w, SharedSide side, std::span<const int32_t> source,

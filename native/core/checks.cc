@@ -117,7 +117,7 @@ void check_routing(const Routing& routing, int64_t tokens, const Backend* owner)
   expect_tensor(routing.weights, "routing.weights", DType::F32, routing.ids.shape(), owner);
 }
 
-void check_forward(int64_t hidden_size, const Tensor& x, const Routing& routing, const Tensor& y,
+void check_forward(int64_t hidden_size, int64_t num_experts, const Tensor& x, const Routing& routing, const Tensor& y,
                    const Backend* owner) {
   check_matrix(x, "x", owner);
   check_matrix(y, "out", owner);
@@ -126,6 +126,10 @@ void check_forward(int64_t hidden_size, const Tensor& x, const Routing& routing,
   expect_shape(y, "out", x.shape());
   if (x.buffer() == y.buffer()) fail(ErrorCode::InvalidArgument, "out shares memory with x");
   check_routing(routing, x.rows(), owner);
+  if (routing.ids.cols() > num_experts) {
+    fail(ErrorCode::InvalidArgument, "Expected at most ", num_experts, " experts a token for routing.ids but received ",
+         routing.ids.cols());
+  }
 }
 
 }  // namespace molae

@@ -12,7 +12,9 @@ void check_gemm(const Gemm& problem, const Backend* owner);
 void check_svd(const Tensor& a, const Tensor& u, const Tensor& s, const Tensor& vt, const Backend* owner);
 void check_eigh(const Tensor& a, const Tensor& values, const Tensor& vectors, const Backend* owner);
 void check_route(const Tensor& logits, const RouterSpec& spec, const Routing& routing, const Backend* owner);
-void check_forward(int64_t hidden_size, const Tensor& x, const Routing& routing, const Tensor& y, const Backend* owner);
+// A token names an expert once at most, so that a row of ids is no longer than there are experts.
+void check_forward(int64_t hidden_size, int64_t num_experts, const Tensor& x, const Routing& routing, const Tensor& y,
+                   const Backend* owner);
 // ids i32 [tokens, any], weights f32 of the same shape.
 void check_routing(const Routing& routing, int64_t tokens, const Backend* owner);
 

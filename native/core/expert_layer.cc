@@ -1,5 +1,6 @@
 #include "core/expert_layer.h"
 
+#include <algorithm>
 #include <string>
 
 #include "core/error.h"
@@ -83,14 +84,15 @@ int64_t side(const Tensor& tensor, const char* name, bool rows) {
   return rows ? tensor.rows() : tensor.cols();
 }
 
+// Not all that begins at one address: the first rows of a matrix do, too.
+bool same(const Tensor& a, const Tensor& b) {
+  return a.data() == b.data() && a.dtype() == b.dtype() && a.shape() == b.shape();
+}
+
 }  // namespace
 
 bool ExpertLayer::shares_gate_up_basis() const {
-  if (!gate.latent() || gate.shared.size() != up.shared.size()) return false;
-  for (size_t g = 0; g < gate.shared.size(); ++g) {
-    if (gate.shared[g].data() != up.shared[g].data()) return false;
-  }
-  return true;
+  return gate.latent() && std::equal(gate.shared.begin(), gate.shared.end(), up.shared.begin(), up.shared.end(), same);
 }
 
 std::vector<int32_t> ExpertLayer::group_of_expert() const {
@@ -120,6 +122,7 @@ void check_layer(const ExpertLayer& layer, const Backend* owner) {
   if (layer.shared_expert) {
     const SharedExpert& shared = *layer.shared_expert;
     const int64_t width = side(shared.gate, "sharedExpert.gate", true);
+    if (width < 1) fail(ErrorCode::ShapeMismatch, "The intermediate size of sharedExpert.gate is 0");
     check.matrix(shared.gate, "sharedExpert.gate", width, n);
     check.matrix(shared.up, "sharedExpert.up", width, n);
     check.matrix(shared.down, "sharedExpert.down", n, width);

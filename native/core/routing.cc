@@ -7,16 +7,18 @@
 namespace molae {
 namespace {
 
-void check_ids(std::span<const int32_t> ids, int64_t tokens, int64_t top_k, int64_t num_experts) {
+void check_ids(std::span<const int32_t> ids, int64_t tokens, int64_t top_k, int64_t num_experts, int64_t first_token) {
   for (int64_t t = 0; t < tokens; ++t) {
     const auto token_ids = ids.subspan(t * top_k, top_k);
     for (int64_t k = 0; k < top_k; ++k) {
       if (token_ids[k] < 0 || token_ids[k] >= num_experts) {
-        fail(ErrorCode::InvalidArgument, "Routing sends token ", t, " to expert ", token_ids[k], " of ", num_experts);
+        fail(ErrorCode::InvalidArgument, "Routing sends token ", first_token + t, " to expert ", token_ids[k], " of ",
+             num_experts);
       }
       for (int64_t j = 0; j < k; ++j) {
         if (token_ids[j] == token_ids[k]) {
-          fail(ErrorCode::InvalidArgument, "Routing sends token ", t, " to expert ", token_ids[k], " twice");
+          fail(ErrorCode::InvalidArgument, "Routing sends token ", first_token + t, " to expert ", token_ids[k],
+               " twice");
         }
       }
     }
@@ -85,9 +87,9 @@ void check_router(const RouterSpec& spec, int64_t num_experts) {
 }
 
 void SortedRouting::sort(std::span<const int32_t> ids, int64_t tokens, int64_t top_k, std::span<const int32_t> group_of,
-                         int64_t num_groups) {
+                         int64_t num_groups, int64_t first_token) {
   const auto num_experts = static_cast<int64_t>(group_of.size());
-  check_ids(ids, tokens, top_k, num_experts);
+  check_ids(ids, tokens, top_k, num_experts, first_token);
   const int64_t pairs = tokens * top_k;
 
   expert_begin.assign(num_experts + 1, 0);

@@ -56,9 +56,10 @@ void check_router(const RouterSpec& spec, int64_t num_experts);
 class SortedRouting {
  public:
   // group_of[i] is the group of expert i, num_groups their number. Throws InvalidArgument for an id out of range
-  // and for an expert that one token names twice.
+  // and for an expert that one token names twice; first_token is what the first of the tokens is called then, which may
+  // be a part of the caller's.
   void sort(std::span<const int32_t> ids, int64_t tokens, int64_t top_k, std::span<const int32_t> group_of,
-            int64_t num_groups);
+            int64_t num_groups, int64_t first_token);
 
   std::vector<int64_t> expert_begin;  // [N + 1] rows of expert i: expert_begin[i] .. expert_begin[i + 1]
   std::vector<int32_t> row_token;     // [T K] token of a row

@@ -1,5 +1,6 @@
 #include <cstdlib>
 
+#include "core/error.h"
 #include "cpu/cpu_backend.h"
 #include "native/failing_allocator.h"
 #include "native/layers.h"
@@ -57,6 +58,31 @@ MOLAE_TEST("cpu: repeated forwards of a layer allocate nothing", Logic) {
         expect_equal(backend->memory_usage().workspaces, workspaces, "bytes of workspaces");
       }
     }
+  }
+}
+
+// 9000 tokens are two chunks.
+MOLAE_TEST("cpu: a bad routing is told by the number of its token in the call", Logic) {
+  const auto backend = make_cpu_backend(2);
+  Context cpu{*backend, context.random};
+  const LayerOptions options{8, 8, 3, {DType::F32}, {false, false, false}};
+  RandomRouting routing = random_routing(cpu, 9000, options.experts, 2);
+  const auto forward = backend->prepare(random_layer(cpu, options, {}).layer);
+  const Shape shape{routing.tokens, options.hidden_size}, pairs{routing.tokens, routing.top_k};
+  const Tensor x = poisoned(cpu, DType::F32, shape), y = poisoned(cpu, DType::F32, shape);
+  Values weights(routing.weights.begin(), routing.weights.end());
+  const Tensor weight = make_tensor(cpu, DType::F32, pairs, weights);
+  routing.ids[2 * 8900] = 1;
+  for (const auto& [bad, wanted] :
+       {std::pair{7, "Routing sends token 8900 to expert 7 of 3"}, {1, "Routing sends token 8900 to expert 1 twice"}}) {
+    routing.ids[2 * 8900 + 1] = bad;
+    std::string said;
+    try {
+      forward->run(x, {make_ints(cpu, pairs, routing.ids), weight}, y, Cancellation());
+    } catch (const Error& error) {
+      said = error.what();
+    }
+    expect_equal(said, wanted, "the error");
   }
 }
 

@@ -328,8 +328,8 @@ double bound_of(Activation activation, double x) {
 }
 
 MOLAE_TEST("cpu kernels: activations over the whole range of f32", Logic) {
-  std::vector<float> values = {0.0f,  -0.0f,  1e-30f, -1e-30f, 87.5f, -87.5f,
-                               88.5f, -88.5f, 104.0f, -104.0f, 3e4f,  -3e4f};
+  std::vector<float> values = {0.0f,   -0.0f,  1e-30f,  -1e-30f, 87.5f, -87.5f, 88.5f,  -88.5f, 88.3f,
+                               -88.3f, 104.0f, -104.0f, 3e4f,    -3e4f, -1e9f,  -1e30f, -3e38f};
   for (int i = 0; i < 5000; ++i) values.push_back(static_cast<float>(context.normal() * (i % 2 == 0 ? 1 : 30)));
   for (const Activation activation : {Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu2}) {
     std::vector<float> gate = values;

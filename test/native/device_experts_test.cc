@@ -1,5 +1,6 @@
 #include <limits>
 
+#include "core/checks.h"
 #include "core/error.h"
 #include "native/layers.h"
 
@@ -178,6 +179,15 @@ MOLAE_TEST("experts: forward of random layers", Device) {
   }
 }
 
+MOLAE_TEST("experts: bases that begin at one place need not be the same", Device) {
+  for (int round = 0; round < 4; ++round) {
+    const RandomRouting routing = random_routing(context, 12, 6, 2);
+    LayerOptions options{48, 40, 6, {round % 2 == 0 ? DType::F32 : DType::BF16}};
+    options.nested_bases = true;
+    check_forward_of(context, options, routing, DType::F32);
+  }
+}
+
 // All three tensor-core tiles, dense and latent, at sizes with whole and with ragged tiles.
 MOLAE_TEST("experts: forward with few, some and many rows an expert", Device) {
   for (const int64_t tokens : {1, 16, 100, 400, 900}) {
@@ -219,6 +229,23 @@ MOLAE_TEST("experts: a bad routing is an error, and the device works on", Device
                "y");
 }
 
+// Not even of no tokens: sizes are computed from the length of a row.
+MOLAE_TEST("experts: more experts a token than there are, are refused", Device) {
+  const int64_t n = 8, experts = 3;
+  const auto check = [&](int64_t tokens, int64_t top_k) {
+    const Tensor x = empty(context.backend, DType::F32, {tokens, n}),
+                 y = empty(context.backend, DType::F32, {tokens, n});
+    const Routing routing{empty(context.backend, DType::I32, {tokens, top_k}),
+                          empty(context.backend, DType::F32, {tokens, top_k})};
+    check_forward(n, experts, x, routing, y, &context.backend);
+  };
+  for (const int64_t tokens : {0, 5}) {
+    for (const int64_t top_k : {int64_t{0}, int64_t{1}, experts}) check(tokens, top_k);
+    expect_error(ErrorCode::InvalidArgument, "4 of 3 experts", [&] { check(tokens, experts + 1); });
+  }
+  expect_error(ErrorCode::InvalidArgument, "2^53 of 3 experts", [&] { check(0, int64_t{1} << 53); });
+}
+
 MOLAE_TEST("experts: a cancelled forward stops", Device) {
   const RandomRouting routing = random_routing(context, 3, 2, 1);
   LayerOptions options{8, 8, 2, {DType::F32}, {false, false, false}, false, 0, false, Activation::Silu};
@@ -229,6 +256,16 @@ MOLAE_TEST("experts: a cancelled forward stops", Device) {
   cancelled.cancel();
   expect_error(ErrorCode::Aborted, "a cancelled call",
                [&] { forward->run(x, upload(context, routing), y, cancelled); });
+}
+
+MOLAE_TEST("experts: a shared expert without a width is refused", Device) {
+  LayerOptions options{8, 6, 2, {DType::F32}, {false, false, false}, false, 4};
+  ExpertLayer layer = random_layer(context, options, {}).layer;
+  check_layer(layer, &context.backend);
+  layer.shared_expert->gate = empty(context.backend, DType::F32, {0, 8});
+  layer.shared_expert->up = empty(context.backend, DType::F32, {0, 8});
+  layer.shared_expert->down = empty(context.backend, DType::F32, {8, 0});
+  expect_error(ErrorCode::ShapeMismatch, "a width of 0", [&] { check_layer(layer, &context.backend); });
 }
 
 // The experts of groups are looked up, whether or not an operator has need of them.

@@ -169,6 +169,109 @@ MOLAE_TEST("factor: f32 experts reach the best error within 1e-6, and say so", D
   }
 }
 
+// What is said of experts, and the error that is reached.
+struct Factorized {
+  BasisReport report;
+  double error;
+};
+
+Factorized factorize(Context& context, const SharedBasis::Options& options, const std::vector<Tensor>& experts,
+                     DType dtype, int64_t r) {
+  SharedBasis basis(context.backend, options);
+  for (const Tensor& expert : experts) basis.add(expert);
+  const bool input = options.side == SharedSide::Input;
+  const int64_t n = options.shared_size;
+  const BasisReport report = basis.solve(poisoned(context, dtype, input ? Shape{r, n} : Shape{n, r}));
+  double residual = 0;
+  for (const Tensor& expert : experts) {
+    const Shape shape = input ? Shape{expert.rows(), r} : Shape{r, expert.cols()};
+    residual += basis.project(expert, poisoned(context, dtype, shape));
+  }
+  return {report, report.squared_norm > 0 ? std::sqrt(residual / report.squared_norm) : 0};
+}
+
+// Four random experts, and what they are times powers of two.
+class ScaledExperts {
+ public:
+  ScaledExperts(Context& context, DType dtype, SharedSide side, int64_t m, int64_t n)
+      : context_(context), dtype_(dtype), shape_(side == SharedSide::Input ? Shape{m, n} : Shape{n, m}) {
+    for (int i = 0; i < 4; ++i) {
+      make_tensor(context_, dtype_, shape_, values_.emplace_back(random_values(context_, m * n)));
+    }
+  }
+
+  std::vector<Tensor> times(double scale) const {
+    std::vector<Tensor> experts;
+    for (Values values : values_) {
+      for (double& value : values) value *= scale;
+      experts.push_back(make_tensor(context_, dtype_, shape_, values));
+    }
+    return experts;
+  }
+
+ private:
+  Context& context_;
+  DType dtype_;
+  Shape shape_;
+  std::vector<Values> values_;  // as stored
+};
+
+// Squares of bf16 leave the range of f32 at both ends, and products of halves are summed in f32.
+MOLAE_TEST("factor: bf16 experts of any magnitude are told the same", Device) {
+  const int64_t m = 30, n = 44, r = 20;
+  for (const SharedSide side : {SharedSide::Input, SharedSide::Output}) {
+    const ScaledExperts experts(context, DType::BF16, side, m, n);
+    for (const int64_t rank : {0, 10}) {
+      SharedBasis::Options options;
+      options.side = side;
+      options.shared_size = n;
+      options.rank_reduction = rank;
+      options.control_seed = 1;
+      const Factorized wanted = factorize(context, options, experts.times(1), DType::F32, r);
+      for (const double scale : {0x1p-110, 0x1p-79, 0x1p-73, 0x1p-45, 0x1p-20, 0x1p45, 0x1p55, 0x1p62, 0x1p110}) {
+        const auto [report, error] = factorize(context, options, experts.times(scale), DType::F32, r);
+        const BasisReport& one = wanted.report;
+        expect(std::abs(report.squared_norm / (scale * scale) - one.squared_norm) <= 1e-12 * one.squared_norm,
+               "squared norm at ", scale);
+        expect(std::abs(report.optimal_relative_error - one.optimal_relative_error) <= 1e-6, "optimum at ", scale, ": ",
+               report.optimal_relative_error, ", wanted ", one.optimal_relative_error);
+        expect(std::abs(*report.control_relative_error - *one.control_relative_error) <= 1e-6, "control at ", scale);
+        expect_equal(report.joint_dimension, one.joint_dimension, "joint dimension at ", scale);
+        expect(std::abs(error - wanted.error) <= 1e-6, "error at ", scale, ": ", error, ", wanted ", wanted.error);
+      }
+    }
+  }
+}
+
+// Squares of f64 may leave its own range: what they are then says nothing of the experts.
+MOLAE_TEST("factor: f64 experts of which squares leave f64's range are refused, those of zeros are not", Device) {
+  const int64_t m = 12, n = 20, r = 8;
+  for (const Solver solver : {Solver::Gram, Solver::Svd}) {
+    SharedBasis::Options options;
+    options.shared_size = n;
+    options.solver = solver;
+    const ScaledExperts experts(context, DType::F64, options.side, m, n);
+    const auto factorized = [&](double scale) {
+      return factorize(context, options, experts.times(scale), DType::F64, r);
+    };
+    const Factorized wanted = factorized(1);
+    for (const double scale : {0x1p-470, 0x1p-300, 0x1p300, 0x1p470}) {
+      const auto [report, error] = factorized(scale);
+      expect(std::abs(report.optimal_relative_error - wanted.report.optimal_relative_error) <= 1e-9, "optimum at ",
+             scale);
+      expect(std::abs(error - wanted.error) <= 1e-9, "error at ", scale);
+      expect_equal(report.joint_dimension, wanted.report.joint_dimension, "joint dimension at ", scale);
+    }
+    for (const double scale : {0x1p-1000, 0x1p-560, 0x1p-500, 0x1p540, 0x1p1000}) {
+      expect_error(ErrorCode::InvalidArgument, "times " + std::to_string(std::log2(scale)), [&] { factorized(scale); });
+    }
+    const auto [zeros, error] = factorized(0);
+    expect_equal(zeros.joint_dimension, 0, "joint dimension of zeros");
+    expect_equal(zeros.optimal_relative_error, 0.0, "optimum of zeros");
+    expect_equal(error, 0.0, "error of zeros");
+  }
+}
+
 // Of what is written, all memory must be there.
 MOLAE_TEST("factor: bases and factors of other shapes are refused", Device) {
   const int64_t m = 6, n = 9, r = 4;

@@ -18,6 +18,7 @@ class LayerBuilder {
     add_operator(0, result_.layer.gate, m, n);
     add_operator(1, result_.layer.up, m, n);
     add_operator(2, result_.layer.down, n, m);
+    if (options_.nested_bases && context_.chance(0.5)) swap_gate_and_up();
     if (options_.shared_size > 0) add_shared_expert();
     return std::move(result_);
   }
@@ -43,16 +44,29 @@ class LayerBuilder {
     result_.shared[index].resize(groups.size());
     for (size_t g = 0; g < groups.size(); ++g) {
       const int64_t unit = options_.rank_unit;
-      const int64_t rank = reuse ? result_.ranks[0][g] : unit * context_.integer(1, std::min(out, in) / unit);
+      const bool nested = index == 1 && options_.nested_bases;
+      const int64_t most = nested ? result_.ranks[0][g] : std::min(out, in);
+      const int64_t rank = reuse ? result_.ranks[0][g] : unit * context_.integer(1, most / unit);
       result_.ranks[index].push_back(rank);
       if (reuse) {
         op.shared.push_back(result_.layer.gate.shared[g]);
         result_.shared[1][g] = result_.shared[0][g];
+      } else if (nested) {
+        op.shared.push_back(result_.layer.gate.shared[g].row_range(0, rank));
+        const Values& rows = result_.shared[0][g];
+        result_.shared[1][g].assign(rows.begin(), rows.begin() + rank * in);
       } else {
         op.shared.push_back(matrix(down ? out : rank, down ? rank : in, result_.shared[index][g]));
       }
       for (const int32_t i : groups[g]) op.per_expert[i] = matrix(down ? rank : out, down ? in : rank, values[i]);
     }
+  }
+
+  void swap_gate_and_up() {
+    std::swap(result_.layer.gate, result_.layer.up);
+    std::swap(result_.per_expert[0], result_.per_expert[1]);
+    std::swap(result_.shared[0], result_.shared[1]);
+    std::swap(result_.ranks[0], result_.ranks[1]);
   }
 
   void add_shared_expert() {

@@ -15,7 +15,8 @@ struct LayerOptions {
   int64_t shared_size = 0;              // of the shared expert; 0: none
   bool shared_gate = false;
   Activation activation = Activation::Silu;
-  int64_t rank_unit = 1;  // latent sizes are multiples of it
+  int64_t rank_unit = 1;      // latent sizes are multiples of it
+  bool nested_bases = false;  // of gate and up: those of one are the first rows of the other's
 };
 
 // An ExpertLayer and the values of its matrices.

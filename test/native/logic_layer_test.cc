@@ -90,6 +90,15 @@ MOLAE_TEST("logic: forward of random layers", Logic) {
   }
 }
 
+MOLAE_TEST("logic: forward with bases of gate and up that begin at one place", Logic) {
+  for (int round = 0; round < 4; ++round) {
+    const RandomRouting routing = random_routing(context, 12, 6, 2);
+    LayerOptions options{48, 40, 6, {round % 2 == 0 ? DType::F32 : DType::BF16}};
+    options.nested_bases = true;
+    check(context, options, routing, DType::F32);
+  }
+}
+
 MOLAE_TEST("logic: forward with medium and large tiles", Logic) {
   for (const int64_t tokens : {150, 300}) {  // rows an expert: 75 and 150
     const RandomRouting routing = random_routing(context, tokens, 4, 2);

@@ -38,7 +38,7 @@ void check_tiles(const TileMap& map, const int32_t* begin, int32_t problems) {
 void compare(const Sorted& sorted, const RandomRouting& routing) {
   const RoutingPlan& plan = sorted.plan;
   SortedRouting wanted;
-  wanted.sort(routing.ids, routing.tokens, routing.top_k, routing.group_of, plan.groups);
+  wanted.sort(routing.ids, routing.tokens, routing.top_k, routing.group_of, plan.groups, 0);
   if (routing.tokens == 0) return;
   for (int32_t i = 0; i <= plan.experts; ++i) {
     expect_equal(plan.expert_begin[i], wanted.expert_begin[i], "expert_begin ", i);
@@ -90,9 +90,10 @@ MOLAE_TEST("logic: sort reports the first bad id", Logic) {
     const int32_t bad = context.chance(0.5) ? -7 : static_cast<int32_t>(routing.experts);
     routing.ids[second * 3] = -1;
     routing.ids[first * 3 + 2] = twice ? routing.ids[first * 3 + 1] : bad;
-    const Sorted sorted(routing, {16, 64, 128});
+    const int64_t earlier = context.integer(0, 1 << 20);  // tokens of the call in chunks before this one
+    const Sorted sorted(routing, {16, 64, 128}, earlier);
     const cuda::DecodedError error = cuda::decode_error(sorted.error);
-    expect_equal(error.token, first, "token of the error");
+    expect_equal(error.token, earlier + first, "token of the error");
     if (first != second) {
       expect(error.kind == (twice ? cuda::InputError::ExpertTwice : cuda::InputError::ExpertOutOfRange), "kind");
       expect_equal(error.expert, routing.ids[first * 3 + 2], "expert of the error");

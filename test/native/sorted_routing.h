@@ -14,7 +14,7 @@ struct TileRows {
 
 // A plan with arrays of exactly the sizes that the layer gives it.
 struct Sorted {
-  Sorted(const RandomRouting& routing, const TileRows& tile_rows) {
+  Sorted(const RandomRouting& routing, const TileRows& tile_rows, int64_t first_token = 0) {
     const int64_t pairs = routing.tokens * routing.top_k;
     const auto groups = static_cast<int64_t>(routing.groups.size());
     const int64_t chunks = cuda::ceil_div(routing.tokens, cuda::kSortTokens);
@@ -25,6 +25,7 @@ struct Sorted {
     plan.top_k = static_cast<int32_t>(routing.top_k);
     plan.experts = static_cast<int32_t>(routing.experts);
     plan.groups = static_cast<int32_t>(groups);
+    plan.first_token = first_token;
     plan.chunk_experts = ints(chunks * routing.experts);
     plan.chunk_groups = ints(chunks * groups);
     plan.expert_begin = ints(routing.experts + 1);

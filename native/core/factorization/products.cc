@@ -4,6 +4,17 @@
 #include <utility>
 
 namespace molae {
+namespace {
+
+// Whether sums of products of w's elements are as exact in f32 as those of numbers near 1. The largest element lies
+// between the root of the mean square and the norm.
+bool squares_fit_f32(const Tensor& w, double squared_norm) {
+  constexpr double kLeastMeanSquare = 0x1p-80, kLargestSum = 0x1p100;
+  const double mean = squared_norm / static_cast<double>(w.elements());
+  return squared_norm == 0 || (mean >= kLeastMeanSquare && squared_norm <= kLargestSum);
+}
+
+}  // namespace
 
 Tensor converted(Backend& backend, const Tensor& from, DType dtype) {
   if (from.dtype() == dtype) return from;
@@ -41,6 +52,11 @@ Tensor product(Backend& backend, const Tensor& a, bool transpose_a, const Tensor
   Tensor c = empty(backend, a.dtype(), {transpose_a ? a.cols() : a.rows(), transpose_b ? b.rows() : b.cols()});
   multiply(backend, a, transpose_a, b, transpose_b, c);
   return c;
+}
+
+void accumulate_gram(Backend& backend, const Tensor& w, double squared_norm, SharedSide side, const Tensor& gram) {
+  const bool in_range = !is_half(w.dtype()) || squares_fit_f32(w, squared_norm);
+  backend.accumulate_gram(in_range ? w : converted(backend, w, DType::F32), side, gram);
 }
 
 std::vector<double> downloaded(Backend& backend, const Tensor& tensor) {

@@ -17,6 +17,10 @@ void multiply(Backend& backend, const Tensor& a, bool transpose_a, const Tensor&
               double alpha = 1, double beta = 0);
 Tensor product(Backend& backend, const Tensor& a, bool transpose_a, const Tensor& b, bool transpose_b);
 
+// Backend::accumulate_gram() for matrices of any magnitude. It sums products of halves in f32, whose range squares of
+// bf16 leave: then w is widened first, and all sums are f64. squared_norm is w's.
+void accumulate_gram(Backend& backend, const Tensor& w, double squared_norm, SharedSide side, const Tensor& gram);
+
 template <class T>
 Tensor uploaded(Backend& backend, DType dtype, const std::vector<T>& values) {
   Tensor tensor = empty(backend, dtype, {static_cast<int64_t>(values.size())});

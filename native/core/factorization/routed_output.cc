@@ -41,7 +41,7 @@ void RoutedOutput::add_white(const Tensor& down) {
     down_ = converted(backend_, down, DType::F64);
     return;
   }
-  backend_.accumulate_gram(down, SharedSide::Output, moment_);
+  accumulate_gram(backend_, down, backend_.squared_norm(down), SharedSide::Output, moment_);
 }
 
 std::vector<double> RoutedOutput::decompose(const Tensor& vectors) {

@@ -47,6 +47,16 @@ DType product_dtype(DType experts, DType factors, double optimal_error) {
   return wide || optimal_error < kLeastErrorInSingles ? DType::F64 : DType::F32;
 }
 
+// Below it, f64 has not all digits of the squares of small singular values.
+constexpr double kLeastSquaredNorm = 0x1p-970;
+
+// Whether w, of which all squares are 0 in f64, has other elements than 0. Squares of f32 and halves do not vanish.
+bool has_vanishing_squares(Backend& backend, const Tensor& w) {
+  if (w.dtype() != DType::F64) return false;
+  const std::vector<double> values = downloaded(backend, w);
+  return std::any_of(values.begin(), values.end(), [](double value) { return value != 0; });
+}
+
 struct SignedPermutation {
   std::vector<int32_t> source;
   std::vector<int8_t> signs;
@@ -92,21 +102,26 @@ void SharedBasis::add(const Tensor& w) {
   if (bad >= 0) {
     fail(ErrorCode::NonFinite, "NaN or infinity at [", bad / w.cols(), ", ", bad % w.cols(), "]");
   }
+  const double squared_norm = backend_.squared_norm(w);
+  if (!std::isfinite(squared_norm_ + squared_norm)) {
+    fail(ErrorCode::InvalidArgument, "The experts' squares sum to more than f64 holds: divide all by a power of two");
+  }
   dtype_ = w.dtype();
   const Tensor reduced = reduced_rank(w);
-  add_to(original_, reduced);
+  add_to(original_, reduced, squared_norm);
   if (options_.control_seed) {
     const auto p = random_signed_permutation(options_.shared_size, *options_.control_seed + added_);
     Tensor permuted = empty(backend_, reduced.dtype(), reduced.shape());
     backend_.signed_permutation(reduced, options_.side, p.source, p.signs, permuted);
-    add_to(control_, permuted);
+    add_to(control_, permuted, squared_norm);
   }
-  squared_norm_ += backend_.squared_norm(w);
+  squared_norm_ += squared_norm;
+  nonzero_ = nonzero_ || squared_norm > 0 || has_vanishing_squares(backend_, w);
   stacked_rows_ += options_.side == SharedSide::Input ? w.rows() : w.cols();
   ++added_;
 }
 
-void SharedBasis::add_to(Accumulator& to, const Tensor& w) {
+void SharedBasis::add_to(Accumulator& to, const Tensor& w, double squared_norm) {
   const int64_t n = options_.shared_size;
   if (options_.solver == Solver::Svd) {
     to.stack.push_back(converted(backend_, w, DType::F64));
@@ -116,7 +131,7 @@ void SharedBasis::add_to(Accumulator& to, const Tensor& w) {
     to.gram = empty(backend_, DType::F64, {n, n});
     backend_.zero(to.gram);
   }
-  backend_.accumulate_gram(w, options_.side, to.gram);
+  accumulate_gram(backend_, w, squared_norm, options_.side, to.gram);
 }
 
 // Eigenvalues of the Gram matrix, descending, and the leading eigenvectors as the rows of `vectors`.
@@ -187,6 +202,9 @@ BasisReport SharedBasis::solve(const Tensor& b) {
   if (r < 1 || r > std::min(n, stacked_rows_)) {
     fail(ErrorCode::InvalidArgument, "Expected 1 to ", std::min(n, stacked_rows_), " for latentSize but received ", r,
          " (the smaller of the hidden size and the group's stacked intermediate sizes)");
+  }
+  if (nonzero_ && squared_norm_ < kLeastSquaredNorm) {
+    fail(ErrorCode::InvalidArgument, "The experts' squares are too small for f64: multiply all by a power of two");
   }
   solved_ = true;
   Tensor vectors = empty(backend_, DType::F64, {r, n});
@@ -281,7 +299,7 @@ Tensor SharedBasis::reduced_rank(const Tensor& w) {
     Tensor values = empty(backend_, DType::F64, {smaller});
     Tensor leading = empty(backend_, DType::F64, {rank, smaller});
     backend_.zero(gram);
-    backend_.accumulate_gram(w, left ? SharedSide::Output : SharedSide::Input, gram);
+    accumulate_gram(backend_, w, backend_.squared_norm(w), left ? SharedSide::Output : SharedSide::Input, gram);
     backend_.eigh(gram, values, leading);
     backend_.copy(leading, vectors);
   }

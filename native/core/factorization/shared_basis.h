@@ -42,10 +42,12 @@ class SharedBasis {
 
   SharedBasis(Backend& backend, Options options);
 
-  // Pass 1. Throws NonFinite with the row and column of the first NaN or infinity in w.
+  // Pass 1. Throws NonFinite with the row and column of the first NaN or infinity in w, InvalidArgument where the
+  // squares of the experts (f64) sum to more than f64 holds.
   void add(const Tensor& w);
 
-  // b [r, n] (down: [n, r]) gets the basis, rounded to its dtype. Ends pass 1.
+  // b [r, n] (down: [n, r]) gets the basis, rounded to its dtype. Ends pass 1. Throws InvalidArgument where the squares
+  // of the experts (f64) are too small for f64 to tell what their spectrum is.
   BasisReport solve(const Tensor& b);
 
   // Pass 2. a [m, r] (down: [r, m]) gets the projection of w, rounded to its dtype. Returns
@@ -61,7 +63,7 @@ class SharedBasis {
 
   void check_expert(const Tensor& w) const;
   Tensor reduced_rank(const Tensor& w);
-  void add_to(Accumulator& to, const Tensor& w);
+  void add_to(Accumulator& to, const Tensor& w, double squared_norm);
   std::vector<double> solve_gram(Accumulator& from, const Tensor& vectors);
   std::vector<double> solve_stack(Accumulator& from, const Tensor& vectors);
   std::vector<double> spectrum_and_vectors(Accumulator& from, const Tensor& vectors);
@@ -75,6 +77,7 @@ class SharedBasis {
   int64_t added_ = 0;
   int64_t stacked_rows_ = 0;
   double squared_norm_ = 0;
+  bool nonzero_ = false;  // some expert has an element other than 0
   bool solved_ = false;
   Tensor b_;           // as stored
   Tensor projection_;  // (B Bt)^-1 B with the basis vectors as rows, in the compute dtype

@@ -78,6 +78,7 @@ class CpuLayerForward : public LayerForward {
     const int64_t chunks = ceil_divide(tokens, most);
     for (int64_t i = 0; i < chunks; ++i) {
       const int64_t begin = tokens * i / chunks;
+      first_token_ = begin;
       tokens_ = tokens * (i + 1) / chunks - begin;
       ids_ = routing.ids.as<const int32_t>() + begin * top_k_;
       weights_ = routing.weights.as<const float>() + begin * top_k_;
@@ -112,7 +113,8 @@ class CpuLayerForward : public LayerForward {
 
   void run_chunk(DType x_dtype, const void* x, DType y_dtype, void* y, const Cancellation& cancel) {
     const int64_t elements = tokens_ * layer_.hidden_size;
-    sorted_.sort({ids_, static_cast<size_t>(tokens_ * top_k_)}, tokens_, top_k_, layer_.group_of, num_groups_);
+    sorted_.sort({ids_, static_cast<size_t>(tokens_ * top_k_)}, tokens_, top_k_, layer_.group_of, num_groups_,
+                 first_token_);
     x_ = input(x_dtype, x);
     y_ = kReal == y_dtype ? static_cast<Real*>(y) : get(kOutput, elements);
     scratch_stride_ = tile_scratch<Real, Weight>(largest_inner_) + kTileRows * kTileCols;
@@ -378,6 +380,7 @@ class CpuLayerForward : public LayerForward {
   int64_t largest_inner_ = 0;
 
   // The chunk at hand.
+  int64_t first_token_ = 0;
   int64_t tokens_ = 0;
   int64_t top_k_ = 0;
   const float* weights_ = nullptr;
@@ -400,6 +403,14 @@ class CpuLayerForward : public LayerForward {
   int64_t scratch_stride_ = 0;
 };
 
+// A copy of the weights of its own.
+class PackedForward final : public CpuLayerForward<float, PackedWeight> {
+ public:
+  using CpuLayerForward::CpuLayerForward;
+
+  size_t packed_bytes() const override { return cpu::packed_bytes(layer()); }
+};
+
 // Weights as they came.
 template <class Real>
 class UnpackedForward final : public CpuLayerForward<Real, Tensor> {
@@ -410,7 +421,7 @@ class UnpackedForward final : public CpuLayerForward<Real, Tensor> {
   std::unique_ptr<LayerForward> packed(const Cancellation& cancel) const override {
     if (!can_pack(this->layer())) return nullptr;
     auto weights = pack(backend_, this->context().threads, this->layer(), cancel);
-    return std::make_unique<CpuLayerForward<float, PackedWeight>>(this->context(), std::move(weights));
+    return std::make_unique<PackedForward>(this->context(), std::move(weights));
   }
 
  private:

@@ -10,15 +10,16 @@ std::optional<SharedWeights<Tensor>> shared_weights_of(const std::optional<Share
   return SharedWeights<Tensor>{shared->gate, shared->up, shared->down, shared->gate_logit};
 }
 
-// Calls body(weight) for all of a layer.
-template <class Body>
-void for_weights(const LayerWeights<Tensor>& layer, Body body) {
-  for (const OperatorWeights<Tensor>* op : {&layer.gate, &layer.up, &layer.down}) {
+// Calls body(weight) for all of a layer, once for those that gate and up share.
+template <class Weight, class Body>
+void for_weights(const LayerWeights<Weight>& layer, Body body) {
+  for (const OperatorWeights<Weight>* op : {&layer.gate, &layer.up, &layer.down}) {
     std::for_each(op->per_expert.begin(), op->per_expert.end(), body);
+    if (op == &layer.up && layer.shares_basis) continue;
     std::for_each(op->shared.begin(), op->shared.end(), body);
   }
   if (!layer.shared_expert) return;
-  for (const Tensor* weight : {&layer.shared_expert->gate, &layer.shared_expert->up, &layer.shared_expert->down}) {
+  for (const Weight* weight : {&layer.shared_expert->gate, &layer.shared_expert->up, &layer.shared_expert->down}) {
     body(*weight);
   }
   if (layer.shared_expert->gate_logit) body(*layer.shared_expert->gate_logit);
@@ -75,6 +76,12 @@ LayerWeights<PackedWeight> pack(Backend& backend, int threads, const LayerWeight
   packed.up.shared = layer.shares_basis ? packed.gate.shared : pack_all(layer.up.shared);
   if (layer.shared_expert) packed.shared_expert = pack_shared(*layer.shared_expert);
   return packed;
+}
+
+size_t packed_bytes(const LayerWeights<PackedWeight>& layer) {
+  size_t bytes = 0;
+  for_weights(layer, [&](const PackedWeight& weight) { bytes += weight.bytes(); });
+  return bytes;
 }
 
 }  // namespace molae::cpu

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <vector>
@@ -45,5 +46,6 @@ LayerWeights<Tensor> weights_of(const ExpertLayer& layer);
 bool can_pack(const LayerWeights<Tensor>& layer);
 LayerWeights<PackedWeight> pack(Backend& backend, int threads, const LayerWeights<Tensor>& layer,
                                 const Cancellation& cancel);
+size_t packed_bytes(const LayerWeights<PackedWeight>& layer);
 
 }  // namespace molae::cpu

@@ -31,6 +31,7 @@ class PackedWeight {
   int64_t rows() const { return rows_; }
   int64_t cols() const { return inner_; }
   int64_t dim(size_t axis) const { return axis == 0 ? rows_ : inner_; }
+  size_t bytes() const { return buffer_->bytes(); }
 
   // Of the block that begins with column `col`, from step `begin` on, an even one.
   const std::byte* block(int64_t col, int64_t begin) const;

@@ -7,10 +7,11 @@
 
 namespace molae::cpu {
 
-// exp without branches or calls, so that loops over it become vector code; within 2 units in the last place. The
-// argument is cut at the ends of f32's range. Powers of two by the exponent's bits, the rest by the series.
+// exp without branches or calls, so that loops over it become vector code; within 2 units in the last place. Near the
+// ends of f32's range it is infinity from 88.38 on, and what it is at -87 below that. Powers of two by the exponent's
+// bits, the rest by the series.
 MOLAE_INLINE float exp_flat(float x) {
-  x = x < 88.0f ? x : 88.0f;
+  x = x < 89.0f ? x : 89.0f;  // 2^128: the bits of infinity
   x = x > -87.0f ? x : -87.0f;
   const float shifted = x * 1.44269504f + 0x1.8p23f;  // rounds: the integer ends up in the low bits
   const float n = shifted - 0x1.8p23f;

@@ -25,6 +25,7 @@ struct LayerChunk {
   const int32_t* ids;    // [tokens, top_k]
   const float* weights;  // [tokens, top_k]
   void* y;               // [tokens, hidden_size]
+  int64_t first_token;   // of the call's
 };
 
 // Graphs of a layer's chunks, one for each shape, the last few of them. A graph has the addresses that its kernels were
@@ -84,7 +85,7 @@ class ChunkGraphs {
     runtime.copy(x, chunk.x, shape.tokens * row_bytes);
     runtime.copy(ids, chunk.ids, pairs * sizeof(int32_t));
     runtime.copy(weights, chunk.weights, pairs * sizeof(float));
-    const auto launch = [&] { run_chunk(entry.arrays, LayerChunk{shape, x, ids, weights, y}); };
+    const auto launch = [&] { run_chunk(entry.arrays, LayerChunk{shape, x, ids, weights, y, chunk.first_token}); };
     if (!entry.ran) {
       launch();
       entry.ran = true;

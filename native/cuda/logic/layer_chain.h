@@ -155,7 +155,8 @@ class LayerChain final : public LayerForward {
                  x.row_range(begin, end).data(),
                  ids.as<const int32_t>(),
                  routing.weights.row_range(begin, end).as<const float>(),
-                 y.row_range(begin, end).data()});
+                 y.row_range(begin, end).data(),
+                 begin});
     }
   }
 
@@ -209,6 +210,7 @@ class LayerChain final : public LayerForward {
     plan.top_k = static_cast<int32_t>(top_k);
     plan.experts = static_cast<int32_t>(experts());
     plan.groups = groups_;
+    plan.first_token = chunk.first_token;
     plan.chunk_experts = array<int32_t>(arrays, chunks * experts());
     plan.chunk_groups = array<int32_t>(arrays, chunks * groups_);
     plan.expert_begin = array<int32_t>(arrays, experts() + 1);
@@ -226,8 +228,11 @@ class LayerChain final : public LayerForward {
     return plan;
   }
 
+  // A graph has the name of its first token, too: only the first chunks of calls run as graphs. A later one of few
+  // tokens is the rest of a call of very many.
   void run_chunk(const LayerChunk& chunk) {
-    if (runtime_.launch_mode() == LaunchMode::Graph && chunk.shape.tokens <= kGraphTokens) {
+    const bool small = chunk.first_token == 0 && chunk.shape.tokens <= kGraphTokens;
+    if (runtime_.launch_mode() == LaunchMode::Graph && small) {
       return graphs_.run(runtime_, layer_.hidden_size, chunk,
                          [this](Arrays& arrays, const LayerChunk& fixed) { queue_chunk(arrays, fixed); });
     }

@@ -38,6 +38,7 @@ struct RoutingPlan {
   const int32_t* ids;       // [tokens, top_k]
   const int32_t* group_of;  // [experts]
   int32_t tokens, top_k, experts, groups;
+  int64_t first_token;  // what the first of the tokens is called in errors: they may be a part of the caller's
 
   // Between the steps of the sort: how many pairs of each expert (group) are in a chunk of tokens, then how many are in
   // the chunks before it.

@@ -24,7 +24,7 @@ MOLAE_HD int32_t classify_slot(const RoutingPlan& plan, int32_t slot) {
   const int32_t id = plan.ids[slot];
   const int32_t token = slot / plan.top_k;
   if (id < 0 || id >= plan.experts) {
-    report_error(plan.error, error_record(InputError::ExpertOutOfRange, token, id));
+    report_error(plan.error, error_record(InputError::ExpertOutOfRange, plan.first_token + token, id));
     return kInvalidSlot;
   }
   const int32_t group = plan.group_of[id];
@@ -32,7 +32,7 @@ MOLAE_HD int32_t classify_slot(const RoutingPlan& plan, int32_t slot) {
   for (int32_t earlier = token * plan.top_k; earlier < slot; ++earlier) {
     const int32_t other = plan.ids[earlier];
     if (other < 0 || other >= plan.experts) continue;
-    if (other == id) report_error(plan.error, error_record(InputError::ExpertTwice, token, id));
+    if (other == id) report_error(plan.error, error_record(InputError::ExpertTwice, plan.first_token + token, id));
     if (plan.group_of[other] == group) first = false;
   }
   return first ? group : kLaterSlot;
