@@ -4,7 +4,7 @@
 #include "native/tensors.h"
 
 // A decoder's operations on random input against plain f64 loops: of a backend's own decoder (device_decoder_test.cc),
-// and of the CUDA backend's on the host (logic_decoder_test.cc). Tensors are the context's device's.
+// and of the CUDA backend's on the host (cuda/decoder_test.cc). Tensors are the context's device's.
 namespace molae::test {
 
 void check_gather_rows(Context& context, Decoder& decoder);

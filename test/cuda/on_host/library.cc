@@ -12,8 +12,8 @@
 #include "cuda/config/tile_request.h"
 #include "cuda/logic/raise_error.h"
 #include "cuda/logic/router.h"
-#include "native/host_decoder.h"
-#include "native/host_runtime.h"
+#include "native/cuda/host_decoder.h"
+#include "native/cuda/host_runtime.h"
 
 // A libmolae_cuda.so without a GPU: the CUDA backend's layers, router and decoder run on the host, block after block,
 // and the rest is the CPU backend's. Like a GPU it calls its memory its own, so that nothing may read it by its

@@ -9,7 +9,7 @@
 // multiply them by wgmma and store the sums. They meet at the ring's barriers only.
 //
 // `Group` is a warpgroup: the calling thread's own on the GPU (kernels/hopper/device_group.cuh), a model of one in the
-// tests (test/native/hopper_model.h), which runs the same source.
+// tests (test/native/cuda/hopper_model.h), which runs the same source.
 namespace molae::cuda::hopper {
 
 // --- Producer

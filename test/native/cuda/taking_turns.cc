@@ -1,4 +1,4 @@
-#include "native/taking_turns.h"
+#include "native/cuda/taking_turns.h"
 
 #include <thread>
 

@@ -2,7 +2,7 @@
 
 #include <vector>
 
-#include "native/host_runtime.h"
+#include "native/cuda/host_runtime.h"
 #include "native/routings.h"
 
 namespace molae::test {

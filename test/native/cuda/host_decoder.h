@@ -6,7 +6,7 @@
 #include "cuda/logic/error_record.h"
 #include "cuda/logic/host_block.h"
 #include "cuda/logic/kernel_decoder.h"
-#include "native/host_runtime.h"
+#include "native/cuda/host_runtime.h"
 
 // The CUDA backend's decoder on the host: the same launches, blocks and arrays. Only the large products, which cuBLAS
 // computes on a GPU, are plain loops here.

@@ -1,6 +1,6 @@
 #include "core/error.h"
+#include "native/cuda/host_decoder.h"
 #include "native/decoder_cases.h"
-#include "native/host_decoder.h"
 
 // The CUDA backend's decoder on the host.
 namespace molae::test {

@@ -8,8 +8,8 @@
 #include "core/error.h"
 #include "cuda/config/tile_request.h"
 #include "cuda/logic/hopper/tile_shape.h"
-#include "native/hopper_on_host.h"
-#include "native/random_product.h"
+#include "native/cuda/hopper_on_host.h"
+#include "native/cuda/random_product.h"
 
 // Hopper's tiles on a model of the hardware: the kernel's own source, against plain f64 loops, and its parts against
 // what the PTX ISA and the driver's documentation say.

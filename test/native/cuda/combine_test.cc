@@ -3,7 +3,7 @@
 #include <vector>
 
 #include "core/tensor/dtype.h"
-#include "native/sorted_routing.h"
+#include "native/cuda/sorted_routing.h"
 #include "native/tensors.h"
 
 // The weighted sums over a token's experts and groups, on the host.

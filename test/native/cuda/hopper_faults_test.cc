@@ -3,8 +3,8 @@
 #include <string>
 #include <vector>
 
-#include "native/hopper_model.h"
-#include "native/random_product.h"
+#include "native/cuda/hopper_model.h"
+#include "native/cuda/random_product.h"
 
 // That the model of the hardware finds what the tests of Hopper's tiles use it for. Each of these warpgroups leaves out
 // one thing that logic/hopper/grouped_gemm.h asks for, or does it at another time: the model must not let that pass.

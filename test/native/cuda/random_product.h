@@ -8,7 +8,7 @@
 
 #include "cuda/config/tile_choice.h"
 #include "cuda/logic/hopper/passes.h"
-#include "native/host_runtime.h"
+#include "native/cuda/host_runtime.h"
 #include "native/tensors.h"
 
 namespace molae::test {

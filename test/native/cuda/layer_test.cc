@@ -1,8 +1,8 @@
 #include <cstring>
 
 #include "core/error.h"
+#include "native/cuda/host_runtime.h"
 #include "native/harness.h"
-#include "native/host_runtime.h"
 #include "native/layers.h"
 
 // The GPU's whole forward pass on the host: its chain of kernels, their indexing, bounds, buffering and epilogues,
@@ -138,7 +138,7 @@ MOLAE_TEST("logic: forward with the streaming kernel of more tokens than it is f
   }
 }
 
-// On the model of the hardware: test/native/hopper_model.h.
+// On the model of the hardware: hopper_model.h.
 MOLAE_TEST("logic: forward with every Hopper tile", Logic) {
   for (const cuda::GemmTile tile : cuda::kGemmTiles) {
     if (cuda::tile_family(tile) != cuda::TileFamily::Hopper) continue;

@@ -1,10 +1,11 @@
+#include "cuda/logic/router.h"
+
 #include <cmath>
 #include <limits>
 
 #include "core/error.h"
 #include "core/tensor/half.h"
 #include "cuda/logic/host_block.h"
-#include "cuda/logic/router.h"
 #include "native/tensors.h"
 
 // The GPU's router and number formats against the CPU's, on the host.

@@ -1,11 +1,11 @@
-#include "native/hopper_model.h"
+#include "native/cuda/hopper_model.h"
 
 #include <cstring>
 #include <new>
 #include <utility>
 
+#include "native/cuda/hopper_on_host.h"
 #include "native/harness.h"
-#include "native/hopper_on_host.h"
 
 namespace molae::test {
 namespace {

@@ -1,8 +1,8 @@
 #include <map>
 
 #include "core/error.h"
+#include "native/cuda/sorted_routing.h"
 #include "native/harness.h"
-#include "native/sorted_routing.h"
 
 // The GPU's sort against SortedRouting, on the host.
 namespace molae::test {

@@ -3,7 +3,7 @@
 #include <cstring>
 
 #include "cuda/config/tile_request.h"
-#include "native/host_runtime.h"
+#include "native/cuda/host_runtime.h"
 #include "native/tensors.h"
 
 // The streaming kernel of decode: the kernel's own source against plain f64 loops.

@@ -6,8 +6,8 @@
 #include <set>
 
 #include "cuda/logic/hopper/grouped_gemm.h"
+#include "native/cuda/taking_turns.h"
 #include "native/harness.h"
-#include "native/taking_turns.h"
 
 // A model of one block of a Hopper GPU, as far as logic/hopper/grouped_gemm.h uses it, written from the PTX ISA and the
 // driver's documentation and not from that code: barriers with phases, transaction counts and parities; the copy engine

@@ -17,8 +17,8 @@
 #include "cuda/logic/simt_math.h"
 #include "cuda/logic/sort.h"
 #include "cuda/logic/streamed_gemm.h"
+#include "native/cuda/hopper_on_host.h"
 #include "native/harness.h"
-#include "native/hopper_on_host.h"
 
 // The CUDA backend's kernels on the host: the same bodies, grids and arrays, one thread after the other. Only what
 // multiplies a tile differs where the GPU has tensor cores: SimtMath takes their place, with the same tile shapes,

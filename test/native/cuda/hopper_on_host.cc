@@ -1,6 +1,6 @@
-#include "native/hopper_on_host.h"
+#include "native/cuda/hopper_on_host.h"
 
-#include "native/hopper_model.h"
+#include "native/cuda/hopper_model.h"
 
 namespace molae::test {
 template <class In>
