@@ -109,8 +109,9 @@ export class Device {
   }
 
   /**
-   * Lets go of the device: work in flight finishes, and tensors can still be read, written and disposed. What needs new tensors
-   * of it is `DISPOSED` from now on, that of layers and models on it included. The last one to leave frees its workspaces.
+   * Lets go of the device: operations in flight and `forward` of experts finish, and tensors can still be read, written and
+   * disposed. What needs new tensors of it is `DISPOSED` from now on: of MoE blocks and models also what they have begun. The
+   * last one to leave frees its workspaces.
    */
   dispose(): void {
     this.#native?.dispose();

@@ -13,8 +13,9 @@ def run(executable, device, hopper, smoke):
     for way in ways:
         command = [executable, "--device", device, "--cells", "all", *way, *(["--smoke"] if smoke else [])]
         done = subprocess.run(command, capture_output=True, text=True)
-        rows += rows_of(done.stdout)
-        if done.returncode != 0:
+        own = rows_of(done.stdout)
+        rows += own
+        if done.returncode != 0 or not own:
             rows.append({"what": "layer", "peer": "molae " + " ".join(way), "absent": done.stderr.strip()[-300:]})
     return rows
 
@@ -22,9 +23,11 @@ def run(executable, device, hopper, smoke):
 def read(path):
     try:
         with open(path) as file:
-            return rows_of(file.read())
+            rows = rows_of(file.read())
+        reason = "no rows"
     except OSError as error:
-        return [{"what": "layer", "peer": f"molae, {path}", "absent": str(error)}]
+        rows, reason = [], str(error)
+    return rows or [{"what": "layer", "peer": f"molae, {path}", "absent": reason}]
 
 
 def rows_of(printed):

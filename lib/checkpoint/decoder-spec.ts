@@ -255,7 +255,9 @@ function readScaling(config: ModelConfig, parameters: JsonObject): RotaryScaling
   }
 }
 
-function readTruncate(config: ModelConfig, { truncate = true }: JsonObject): boolean {
+function readTruncate(config: ModelConfig, parameters: JsonObject): boolean {
+  const { truncate = true } = parameters;
+  if (truncate === null) return false; // as transformers
   if (typeof truncate !== 'boolean')
     throw badCheckpoint(config.file, `rope scaling: truncate is ${quote(truncate)}, not true or false`);
   return truncate;

@@ -87,7 +87,10 @@ export const convert: CommandDefinition = {
       name: 'with-python',
       description: 'add the modules with which transformers loads the latent format (trust_remote_code)',
     },
-    { name: 'force', description: 'replace an existing output' },
+    {
+      name: 'force',
+      description: 'replace an existing output, and begin anew what another conversion to it left unfinished',
+    },
     DEVICE_OPTION,
   ],
   examples: [

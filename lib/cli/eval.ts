@@ -98,7 +98,9 @@ function commonWindow(decoders: readonly Decoder[], wanted: number | undefined):
   const [first, second] = decoders;
   if (first && second) checkVocabularies(first, second);
   const window = wanted ?? Math.min(...decoders.map(defaultWindow));
-  for (const decoder of decoders) checkWindow(decoder, window);
+  // The shortest context first: it is what a window does not fit.
+  const byContext = [...decoders].sort((a, b) => a.spec.contextLength - b.spec.contextLength);
+  for (const decoder of byContext) checkWindow(decoder, window);
   return window;
 }
 

@@ -66,7 +66,6 @@ const HINTS: Partial<Record<MolaeErrorCode, string>> = {
   BAD_CHECKPOINT:
     'A checkpoint is a folder with config.json and complete *.safetensors files; fetch what is missing or damaged.',
   UNSUPPORTED_CHECKPOINT: 'molae inspect tells more about this checkpoint.',
-  OUTPUT_EXISTS: 'A folder that is new or empty is fine.',
   INTERNAL: 'This should not happen: please report it, with the output of MOLAE_DEBUG=1 and of molae doctor.',
 };
 

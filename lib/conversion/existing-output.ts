@@ -14,9 +14,11 @@ export interface ReplaceableOutput {
   owns(entry: Dirent): boolean;
 }
 
+const FINE = 'a folder that is new or empty is fine';
+
 /**
  * The one rule of every output folder: one that exists and is not empty is replaced only when asked, and only when it is of
- * the kind that is written and has nothing else in it.
+ * the kind that is written and nothing of others would be lost with it.
  *
  * @throws MolaeError `OUTPUT_EXISTS`; `IO`.
  */
@@ -27,13 +29,13 @@ export async function refuseExisting(path: string, force: boolean, kind: Replace
   });
   if (stats === undefined) return;
   if (!stats.isDirectory())
-    throw new MolaeError('OUTPUT_EXISTS', `The output ${path} exists and is not a folder`);
+    throw new MolaeError('OUTPUT_EXISTS', `The output ${path} exists and is not a folder: ${FINE}`);
   const entries = await attempt('list', path, () => readdir(path, { withFileTypes: true }));
   if (entries.length === 0) return;
   if (!kind.is(entries.map(({ name }) => name))) {
     throw new MolaeError(
       'OUTPUT_EXISTS',
-      `The output ${path} exists and is no ${kind.name}: it will not be replaced, even with force`,
+      `The output ${path} exists and is no ${kind.name}: it will not be replaced, even with force; ${FINE}`,
     );
   }
   if (!force)
@@ -42,7 +44,7 @@ export async function refuseExisting(path: string, force: boolean, kind: Replace
   if (foreign) {
     throw new MolaeError(
       'OUTPUT_EXISTS',
-      `The output ${path} has ${foreign.name} in it, which is no part of a ${kind.name} and would be lost: it will not be replaced, even with force`,
+      `The output ${path} has ${foreign.name} in it, which is no part of a ${kind.name} and would be lost: it will not be replaced, even with force; ${FINE}`,
     );
   }
 }

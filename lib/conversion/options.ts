@@ -17,7 +17,10 @@ export interface OutputOptions {
    * transformers (5 or later) loads it with `trust_remote_code`. Not for quantized weights, of the source or the factors.
    */
   readonly withPython?: boolean | undefined;
-  /** Replace an existing checkpoint at the output. */
+  /**
+   * Replace an existing checkpoint at the output, if its folder has nothing else, and begin anew what a stopped conversion of another
+   * source or with other options left unfinished.
+   */
   readonly force?: boolean | undefined;
   readonly signal?: AbortSignal | undefined;
   readonly onProgress?: ((progress: ConvertProgress) => void) | undefined;

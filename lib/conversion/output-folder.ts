@@ -66,7 +66,7 @@ export class OutputFolder {
     const path = resolve(output);
     await OutputFolder.check(input, path, force);
     await attempt('create', dirname(path), () => makeFolder(dirname(path)));
-    const lock = await OutputLock.acquire(join(dirname(path), `.${basename(path)}.molae-lock`), path);
+    const lock = await OutputLock.acquire(lockPath(path), path);
     try {
       const folder = new OutputFolder(path, force, lock);
       await folder.#recover();
@@ -90,6 +90,7 @@ export class OutputFolder {
     await refuseExisting(path, force, CHECKPOINT);
     await refuseMountPoint(path);
     await refuseUnwritable(path);
+    await OutputLock.refuseHeld(lockPath(path), path);
   }
 
   /** What a stopped run to this output found out, undefined where there is none. Its reader says whether it still holds. */
@@ -116,10 +117,11 @@ export class OutputFolder {
    */
   static async refuseDiscarding(output: string, force: boolean): Promise<void> {
     const { folder, files } = await OutputFolder.kept(output);
-    if (files === 0 || force) return;
+    // Without its plan nothing can go on: what is left of a folder that was being removed.
+    if (files === 0 || force || !existsSync(join(folder, PLAN_FILE))) return;
     throw new MolaeError(
       'OUTPUT_EXISTS',
-      `A stopped conversion of another source or with other options has finished ${files} files in ${folder}: the same one goes on from there; use force (--force) to begin anew`,
+      `A stopped conversion to ${output}, of another source or with other options, left finished files in ${folder} (${files}): the same conversion goes on from there; use force (--force) to begin anew`,
     );
   }
 
@@ -159,7 +161,10 @@ export class OutputFolder {
     await this.#sync();
     const isReplacement = await this.#takePlace();
     await syncToDisk(dirname(this.path));
-    await attempt('remove', this.#folder, () => rm(this.#folder, { recursive: true }));
+    await attempt('remove', this.#folder, async () => {
+      await rm(join(this.#folder, PLAN_FILE));
+      await rm(this.#folder, { recursive: true });
+    });
     if (isReplacement) await this.#removeReplaced();
   }
 
@@ -196,13 +201,22 @@ export class OutputFolder {
     }
   }
 
+  /** Removes what a stopped run made beside finished files: all of it is made anew, also where it may not be written to. */
+  async removeUnrecorded(): Promise<void> {
+    for (const path of await this.#unrecorded()) await attempt('remove', path, () => rm(path));
+  }
+
   /** Finished files were synced before they got their records. */
   async #sync(): Promise<void> {
+    await Promise.all((await this.#unrecorded()).map(syncToDisk));
+    await syncToDisk(this.partial);
+  }
+
+  async #unrecorded(): Promise<string[]> {
     const list = (path: string) => attempt('list', path, () => readdir(path));
     const records = new Set(await list(this.#folder));
-    const others = (await list(this.partial)).filter((name) => !records.has(`${name}${DONE}`));
-    await Promise.all(others.map((name) => syncToDisk(join(this.partial, name))));
-    await syncToDisk(this.partial);
+    const names = (await list(this.partial)).filter((name) => !records.has(`${name}${DONE}`));
+    return names.map((name) => join(this.partial, name));
   }
 
   /** Whether something was there. It is back if the result cannot take its place. */
@@ -213,7 +227,7 @@ export class OutputFolder {
     } catch (cause) {
       if (!OCCUPIED.includes(systemCode(cause) ?? '')) throw ioError('rename', this.path, cause);
     }
-    await refuseExisting(this.path, this.#force, CHECKPOINT);
+    await this.#refuseRival();
     await attempt('replace', this.path, () => rename(this.path, this.#replaced));
     try {
       await rename(this.partial, this.path);
@@ -221,6 +235,20 @@ export class OutputFolder {
     } catch (cause) {
       await attempt('put back', this.path, () => rename(this.#replaced, this.path));
       throw ioError('replace', this.path, cause);
+    }
+  }
+
+  /** Throws, with what is to be done, where something that may not be replaced has come to the output meanwhile. */
+  async #refuseRival(): Promise<void> {
+    try {
+      await refuseExisting(this.path, this.#force, CHECKPOINT);
+    } catch (cause) {
+      if (!(cause instanceof MolaeError)) throw cause;
+      throw new MolaeError(
+        cause.code,
+        `${cause.message}. It came there meanwhile: all that was made is kept in ${this.#folder}, and the same conversion puts it there once the place is free`,
+        { cause },
+      );
     }
   }
 
@@ -240,6 +268,10 @@ export class OutputFolder {
 /** Where the output `path` is being made. */
 function partialPath(path: string): string {
   return join(dirname(path), `.${basename(path)}.molae-partial`);
+}
+
+function lockPath(path: string): string {
+  return join(dirname(path), `.${basename(path)}.molae-lock`);
 }
 
 /** Output and source must not contain each other. */

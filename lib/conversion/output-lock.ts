@@ -38,6 +38,13 @@ export class OutputLock {
     }
   }
 
+  /** Refuses what `acquire` would now, and takes nothing: for those with long work to do before it. */
+  static async refuseHeld(path: string, output: string): Promise<void> {
+    if (held.has(path)) throw busy(path, output, 'this process');
+    const found = await readFile(path, 'utf8').catch(() => undefined);
+    if (found !== undefined) await refuseLiving(found, path, output);
+  }
+
   async release(): Promise<void> {
     await rm(this.#path, { force: true }).catch(() => {});
     held.delete(this.#path);
@@ -51,13 +58,16 @@ async function take(path: string, output: string): Promise<void> {
     if (await create(path, mine)) return sweep(path);
     const found = await readFile(path, 'utf8').catch(() => undefined);
     if (found === undefined) continue; // released meanwhile
-    const holder = parse(found);
-    if (holder === undefined || (await mayBeAlive(holder))) {
-      throw busy(path, output, holder ? `process ${holder.pid} on ${holder.host}` : 'another process');
-    }
+    await refuseLiving(found, path, output);
     await removeDead(path, found);
   }
   throw busy(path, output, 'another process');
+}
+
+async function refuseLiving(found: string, path: string, output: string): Promise<void> {
+  const holder = parse(found);
+  if (holder === undefined) throw busy(path, output, 'another process');
+  if (await mayBeAlive(holder)) throw busy(path, output, `process ${holder.pid} on ${holder.host}`);
 }
 
 /** Appears with its content or not at all: an empty lock would look like nobody's. */

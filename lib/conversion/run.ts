@@ -183,6 +183,7 @@ class Conversion {
   async #writeSideFiles(folder: OutputFolder): Promise<void> {
     const { path } = this.#checkpoint;
     const count = this.#shards.length;
+    await folder.removeUnrecorded();
     await copySideFiles(path, folder.partial);
     if (this.#options.withPython) await copyPythonFiles(folder.partial);
     await writeConfig(path, folder.partial, this.#config());

@@ -15,8 +15,8 @@ export interface FactorizeOptions extends FactorizationSpec, GroupedWork, Factor
  * Factorizes a DenseExperts into LatentExperts by the paper's two steps (arXiv 2503.23100): optional rank reduction of
  * each expert, then per group and operator the best shared B, and each A_i as the projection on it.
  *
- * @throws MolaeError `INVALID_ARGUMENT` for a k that does not divide N or an r out of range, `NON_FINITE` naming
- * operator, expert and position, `ABORTED`.
+ * @throws MolaeError `INVALID_ARGUMENT` for a k that does not divide N, an r out of range, or f64 experts whose squares leave
+ * the range of f64; `NON_FINITE` naming operator, expert and position; `ABORTED`.
  */
 export async function factorizeExperts(
   experts: DenseExperts,

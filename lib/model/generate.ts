@@ -2,6 +2,7 @@ import type { DecoderSpec } from '../checkpoint/decoder-spec.ts';
 import { checkCallback, expected, expectedCount } from '../errors.ts';
 import type { Model } from './model.ts';
 import { Sampler, type SamplingOptions } from './sampling.ts';
+import { checkContext } from './windows.ts';
 
 /** Why a text ends: the model said that it is done (`endToken`), or there were `maxTokens`, or the `context` is full. */
 export type FinishReason = 'endToken' | 'maxTokens' | 'context';
@@ -49,10 +50,9 @@ export async function* generate(
 }
 
 /** @internal Throws unless the prompt leaves room for a token in the context: what is known before any weight is read. */
-export function checkPrompt(
-  prompt: readonly number[],
-  { contextLength }: Pick<DecoderSpec, 'contextLength'>,
-): void {
+export function checkPrompt(prompt: readonly number[], spec: Pick<DecoderSpec, 'contextLength'>): void {
+  checkContext({ spec });
+  const { contextLength } = spec;
   if (prompt.length === 0 || prompt.length >= contextLength) {
     throw expectedCount(
       `1 to ${contextLength - 1} tokens (the model's context less one)`,

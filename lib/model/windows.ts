@@ -11,14 +11,19 @@ export function defaultWindow({ spec }: WithContext): number {
   return Math.min(256, spec.contextLength);
 }
 
+/** @internal Throws for a context in which nothing follows. */
+export function checkContext({ spec: { contextLength } }: WithContext): void {
+  if (contextLength > 1) return;
+  throw new MolaeError(
+    'UNSUPPORTED_CHECKPOINT',
+    "The model's context is a single token: there is no other that it could predict",
+  );
+}
+
 /** @internal Throws unless windows of this length fit the model. */
-export function checkWindow({ spec: { contextLength } }: WithContext, window: number): void {
-  if (contextLength < 2) {
-    throw new MolaeError(
-      'UNSUPPORTED_CHECKPOINT',
-      "The model's context is a single token: there is no other that it could predict",
-    );
-  }
+export function checkWindow(model: WithContext, window: number): void {
+  checkContext(model);
+  const { contextLength } = model.spec;
   if (!Number.isSafeInteger(window) || window < 2 || window > contextLength) {
     throw expected(`an integer from 2 to ${contextLength} (the model's context)`, 'window', window);
   }

@@ -98,6 +98,8 @@ describe('decoders by config', () => {
     expect(await windows({ max_window_layers: 4 })).toEqual([5, 0, 5, 0, 0, 0]);
     expect(await windows({ max_window_layers: 28 })).toEqual([5, 0, 5, 0, 5, 0]);
     expect(await windows({ use_sliding_window: false })).toEqual([0, 0, 0, 0, 0, 0]);
+    expect(await windows({ sliding_window: null })).toEqual([0, 0, 0, 0, 0, 0]);
+    expect(await windows({ sliding_window: undefined })).toEqual([4096, 0, 4096, 0, 4096, 0]);
     const [full, sliding] = ['full_attention', 'sliding_attention'];
     const layer_types = [full, full, full, sliding, sliding, full];
     expect(await windows({ layer_types })).toEqual([0, 0, 0, 5, 5, 0]);
@@ -108,7 +110,6 @@ describe('decoders by config', () => {
     ['qwen2_moe', { layer_types: ['full_attention'] }, 'BAD', ['layer_types', '1', '2 layers']],
     ['qwen2_moe', { layer_types: 'full_attention' }, 'BAD', ['layer_types', 'an array of strings']],
     ['qwen2_moe', { layer_types: ['full_attention', 'conv'] }, 'UNSUPPORTED', ['layer_types', '"conv"']],
-    ['qwen3_moe', { use_sliding_window: true, sliding_window: null }, 'BAD', ['sliding_window']],
     ['deepseek_v3', { rope_interleave: 1 }, 'BAD', ['rope_interleave', '1']],
     [
       'qwen3_moe',

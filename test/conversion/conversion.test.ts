@@ -229,7 +229,7 @@ describe('a run that stops', () => {
     ).rejects.toMatchObject({ code: 'ABORTED' });
     await expect(convert({ latentSize: 32 })).rejects.toMatchObject({
       code: 'OUTPUT_EXISTS',
-      message: expect.stringMatching(/other options has finished \d+ files in .*molae-partial/),
+      message: expect.stringMatching(/other options, left finished files in .*molae-partial \(\d+\)/),
     });
     expect((await convert({ latentSize: 32, force: true })).resumedFiles).toBe(0);
   });

@@ -112,11 +112,37 @@ describe('a result that cannot take its place', () => {
         writeFileSync(thesis, 'years of work');
       },
     });
-    await expect(late).rejects.toMatchObject({ code: 'OUTPUT_EXISTS' });
+    await expect(late).rejects.toMatchObject({
+      code: 'OUTPUT_EXISTS',
+      message: expect.stringContaining(`all that was made is kept in ${partial}`),
+    });
     expect(await readFile(thesis, 'utf8')).toBe('years of work');
     await fs.rm(output, { recursive: true });
     expect((await convert()).resumedFiles).toBeGreaterThan(0);
   });
+
+  test('has its other files made anew by the next run, which may want others', async () => {
+    system.failing = (from, to) => (from !== replaced && to === output ? 'EIO' : undefined);
+    await expect(convert({ withPython: true })).rejects.toMatchObject({ code: 'IO' });
+    system.failing = () => undefined;
+    expect((await convert()).resumedFiles).toBeGreaterThan(0);
+    const fresh = freshPath();
+    await convert({}, fresh);
+    expect(await contents(output)).toEqual(await contents(fresh));
+  });
+});
+
+test('a second run to an output is told of the first before any work, also where that has finished files', async () => {
+  const first = await OutputFolder.open(source, output, {}, false);
+  await first.finish('a', {});
+  await expect(OutputFolder.check(source, output, false)).rejects.toMatchObject({ code: 'OUTPUT_BUSY' });
+  await first.close();
+  await OutputFolder.check(source, output, false);
+  await expect(OutputFolder.refuseDiscarding(output, false)).rejects.toMatchObject({ code: 'OUTPUT_EXISTS' });
+  await OutputFolder.refuseDiscarding(output, true);
+  await fs.rm(join(partial, 'molae-conversion.json')); // killed while it was removed: nothing can go on from it
+  await OutputFolder.refuseDiscarding(output, false);
+  await fs.rm(partial, { recursive: true });
 });
 
 describe('a run killed while it replaced a checkpoint', () => {

@@ -15,7 +15,7 @@ const bench = `printf '{"device": "a", "library": "b", "memoryBytes": 1, "result
 
 interface Report {
   ok: boolean;
-  steps: Record<string, { ok: boolean; status: number | string }>;
+  steps: Record<string, { ok: boolean; status: number | string; output?: string[] }>;
   skipped: string[];
   sanitizer: string;
   parity: { passed: number; failed: number } | null;
@@ -84,10 +84,20 @@ describe.skipIf(!existsSync('/bin/bash'))('scripts/gpu-check.sh', () => {
     expect(refused).toMatchObject({ ok: true, sanitizer: expect.stringContaining('refused the device') });
     expect(Object.keys(refused.steps).filter((name) => /check/.test(name))).toEqual([]);
 
-    standIn('bin/compute-sanitizer', '[[ $* == *racecheck* ]] && exit 124; exit 0');
+    const cutOff = (said: string) =>
+      standIn(
+        'bin/compute-sanitizer',
+        `echo '========= ${said}'; [[ $* == *racecheck* ]] && exit 124; exit 0`,
+      );
+    cutOff('COMPUTE-SANITIZER');
     const cut = check('--parts', 'sanitizers');
     expect(cut).toMatchObject({ status: 0, report: { ok: true } });
     expect(cut.report.skipped).toContain('racecheck_hopper');
+    cutOff('Error: Race reported between Write access and Read access');
+    expect(check('--parts', 'sanitizers')).toMatchObject({
+      status: 1,
+      report: { steps: { racecheck: { ok: false, status: 124 } } },
+    });
   });
 
   it('keeps the rows of a bench that was cut off or could not have all, and fails with it', () => {
@@ -96,6 +106,11 @@ describe.skipIf(!existsSync('/bin/bash'))('scripts/gpu-check.sh', () => {
     expect(report.bench?.results).toHaveLength(1);
     expect(report.steps.bench).toMatchObject({ ok: false, status: 1 });
     expect(status).toBe(1);
+    standIn('molae_device_bench', 'echo nothing');
+    expect(check('--parts', 'benches').report.steps.bench).toMatchObject({
+      ok: false,
+      output: ['no rows', ''],
+    });
   });
 
   it('is not failed where there is no torch to measure peers with', () => {

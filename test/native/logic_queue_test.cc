@@ -63,9 +63,13 @@ MOLAE_TEST("queue: an inline job waits for what was pushed before it, and not fo
     if (++links < kLinks && !ran) queue.push(link);
   };
   for (int chain = 0; chain < 2; ++chain) queue.push(link);
-  queue.run_inline([&] { ran = true; });
-  expect(links < kLinks, "it waited for jobs that were pushed after it");
-  queue.run_inline([] {});  // the last links
+  int before = 0;
+  queue.run_inline([&] {
+    ran = true;
+    before = links;
+  });
+  expect(before >= 2, "it ran before jobs that were pushed before it");
+  expect(before < kLinks, "it waited for jobs that were pushed after it");
 }
 
 MOLAE_TEST("queue: what a job throws that nobody waits for, the next operation of its device does, once", Logic) {

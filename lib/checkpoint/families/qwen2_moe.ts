@@ -2,7 +2,7 @@ import type { ModelConfig } from '../config.ts';
 import { readDecoder } from '../decoder-spec.ts';
 import type { Family } from '../family.ts';
 import { badCheckpoint, quote, unsupportedCheckpoint } from '../problems.ts';
-import { describeQwenMoe } from './qwen_moe.ts';
+import { describeQwenMoe, slidingWindow } from './qwen_moe.ts';
 import { qwenMoeTensors, qwenSharedExpertTensors } from './tensor-names.ts';
 
 /** Qwen1.5-MoE and Qwen2-MoE: `Qwen2MoeForCausalLM` of transformers. */
@@ -16,9 +16,8 @@ export const qwen2Moe: Family = {
   },
 
   decoder(config) {
-    const slides = config.boolean('use_sliding_window', false);
-    const window = slides ? config.positiveInteger('sliding_window') : 0;
-    const isSliding = slidingLayers(config, slides);
+    const window = slidingWindow(config);
+    const isSliding = slidingLayers(config, window > 0);
     return readDecoder(config, { window: (layer) => (isSliding(layer) ? window : 0) });
   },
 
@@ -29,7 +28,7 @@ export const qwen2Moe: Family = {
 function slidingLayers(config: ModelConfig, slides: boolean): (layer: number) => boolean {
   const types = config.optionalStringList('layer_types');
   if (types === undefined) {
-    const end = slides ? config.nonNegativeInteger('max_window_layers') : 0;
+    const end = slides ? (config.optionalNonNegativeInteger('max_window_layers') ?? 28) : 0;
     return (layer) => layer < end && layer % 2 === 0;
   }
   const numLayers = config.positiveInteger('num_hidden_layers');
@@ -44,7 +43,10 @@ function slidingLayers(config: ModelConfig, slides: boolean): (layer: number) =>
       );
     }
     if (type === SLIDING && !slides) {
-      throw badCheckpoint(config.file, `layer_types has ${SLIDING}, but use_sliding_window is not true`);
+      throw badCheckpoint(
+        config.file,
+        `layer_types has ${SLIDING}, but there is no window: use_sliding_window is not true, or sliding_window null`,
+      );
     }
   }
   return (layer) => types[layer] === SLIDING;

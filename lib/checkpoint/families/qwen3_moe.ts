@@ -1,6 +1,6 @@
 import { readDecoder } from '../decoder-spec.ts';
 import type { Family } from '../family.ts';
-import { describeQwenMoe } from './qwen_moe.ts';
+import { describeQwenMoe, slidingWindow } from './qwen_moe.ts';
 import { qwenMoeTensors } from './tensor-names.ts';
 
 /** Qwen3-MoE (Qwen3-30B-A3B, Qwen3-235B-A22B, …): `Qwen3MoeForCausalLM` of transformers. No shared expert. */
@@ -10,8 +10,7 @@ export const qwen3Moe: Family = {
   describe: describeQwenMoe,
 
   decoder(config) {
-    const slides = config.boolean('use_sliding_window', false);
-    const window = slides ? config.positiveInteger('sliding_window') : 0;
+    const window = slidingWindow(config);
     return readDecoder(config, { queryKeyNorm: 'head', window: () => window });
   },
 };

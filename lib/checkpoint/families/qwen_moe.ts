@@ -15,3 +15,10 @@ function isMoe(config: ModelConfig): (layer: number) => boolean {
   const mlpOnly = new Set(config.integerList('mlp_only_layers'));
   return (layer) => !mlpOnly.has(layer) && (layer + 1) % step === 0;
 }
+
+/** The window of layers that slide, 0 where none does; as transformers, 4096 tokens where it is left out, none where it is null. */
+export function slidingWindow(config: ModelConfig): number {
+  if (!config.boolean('use_sliding_window', false)) return 0;
+  const absent = config.raw.sliding_window === null ? 0 : 4096;
+  return config.optionalPositiveInteger('sliding_window') ?? absent;
+}

@@ -46,6 +46,7 @@ void DeviceQueue::run_inline(const std::function<void()>& job) {
     bool begun = false, ended = false;
   };
   const auto turn = std::make_shared<Turn>();
+  pushed_.fetch_add(1, std::memory_order_relaxed);
   jobs_.push_back([this, turn] {
     std::unique_lock waiting(mutex_);
     turn->begun = true;
@@ -64,9 +65,14 @@ void DeviceQueue::run_and_reset(bool& flag, bool value, const std::function<void
     bool& flag;
     bool value;
     ~Reset() {
-      std::lock_guard lock(queue.mutex_);
-      flag = value;
-      queue.changed_.notify_all();
+      bool awaited;
+      {
+        std::lock_guard lock(queue.mutex_);
+        flag = value;
+        awaited = queue.busy_ || queue.closed_ || !queue.jobs_.empty();
+      }
+      // Waking a worker that has nothing to do would take longer than a small job.
+      if (awaited) queue.changed_.notify_all();
     }
   } reset{*this, flag, value};
   job();
