@@ -29,8 +29,10 @@ export type MolaeErrorCode =
   | 'BAD_CHECKPOINT'
   /** A sound checkpoint of a kind that molae does not know (model family, dtype, option). */
   | 'UNSUPPORTED_CHECKPOINT'
-  /** The output folder exists and `force` was not given. */
+  /** The output folder exists and `force` was not given, or it has what not even that may replace. */
   | 'OUTPUT_EXISTS'
+  /** A stopped conversion of another source or with other options left finished files for the output, and `force` was not given. */
+  | 'OUTPUT_UNFINISHED'
   /** Another conversion is writing the output folder. */
   | 'OUTPUT_BUSY'
   /** A file could not be read or written. */

@@ -18,8 +18,8 @@ export interface ConvertOptions extends SizeOptions, OutputOptions {
  * The output appears under its name when it is complete. A run that was stopped goes on where it was when it is called
  * again with the same source and options.
  *
- * @throws MolaeError `INVALID_ARGUMENT`, `BAD_CHECKPOINT`, `UNSUPPORTED_CHECKPOINT`, `OUTPUT_EXISTS`, `OUTPUT_BUSY`, `NON_FINITE` naming
- * tensor and position, `ABORTED`, `IO`.
+ * @throws MolaeError `INVALID_ARGUMENT`, `BAD_CHECKPOINT`, `UNSUPPORTED_CHECKPOINT`, `OUTPUT_EXISTS`, `OUTPUT_UNFINISHED`,
+ * `OUTPUT_BUSY`, `NON_FINITE` naming tensor and position, `ABORTED`, `IO`.
  */
 export async function convertCheckpoint(
   input: string,

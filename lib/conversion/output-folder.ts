@@ -60,7 +60,7 @@ export class OutputFolder {
 
   /**
    * @param plan identifies source and options; what a stopped run of another plan has finished is thrown away with force only.
-   * @throws OUTPUT_EXISTS, OUTPUT_BUSY, INVALID_ARGUMENT when the output is the source or no checkpoint; IO.
+   * @throws OUTPUT_EXISTS, OUTPUT_UNFINISHED, OUTPUT_BUSY, INVALID_ARGUMENT when the output is the source or no checkpoint; IO.
    */
   static async open(input: string, output: string, plan: unknown, force: boolean): Promise<OutputFolder> {
     const path = resolve(output);
@@ -82,7 +82,7 @@ export class OutputFolder {
   /**
    * Refuses what `open` would, for runs that have long work to do before it.
    *
-   * @throws OUTPUT_EXISTS, INVALID_ARGUMENT, IO.
+   * @throws OUTPUT_EXISTS, OUTPUT_BUSY, INVALID_ARGUMENT, IO.
    */
   static async check(input: string, output: string, force: boolean): Promise<void> {
     const path = resolve(output);
@@ -113,14 +113,14 @@ export class OutputFolder {
   /**
    * For a run that cannot go on from where another one was stopped.
    *
-   * @throws OUTPUT_EXISTS where that has finished something, unless forced.
+   * @throws OUTPUT_UNFINISHED where that has finished something, unless forced.
    */
   static async refuseDiscarding(output: string, force: boolean): Promise<void> {
     const { folder, files } = await OutputFolder.kept(output);
     // Without its plan nothing can go on: what is left of a folder that was being removed.
     if (files === 0 || force || !existsSync(join(folder, PLAN_FILE))) return;
     throw new MolaeError(
-      'OUTPUT_EXISTS',
+      'OUTPUT_UNFINISHED',
       `A stopped conversion to ${output}, of another source or with other options, left finished files in ${folder} (${files}): the same conversion goes on from there; use force (--force) to begin anew`,
     );
   }

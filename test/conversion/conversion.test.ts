@@ -228,7 +228,7 @@ describe('a run that stops', () => {
       convert({ signal: controller.signal, onProgress: ({ layer }) => layer === 1 && controller.abort() }),
     ).rejects.toMatchObject({ code: 'ABORTED' });
     await expect(convert({ latentSize: 32 })).rejects.toMatchObject({
-      code: 'OUTPUT_EXISTS',
+      code: 'OUTPUT_UNFINISHED',
       message: expect.stringMatching(/other options, left finished files in .*molae-partial \(\d+\)/),
     });
     expect((await convert({ latentSize: 32, force: true })).resumedFiles).toBe(0);

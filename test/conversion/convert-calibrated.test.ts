@@ -123,7 +123,7 @@ describe('calibrated conversion', () => {
       convert({ ...own, targetRatio: 0.4, onSurvey: (layer) => surveyed.push(layer) }),
     );
     await expect(others).rejects.toMatchObject({
-      code: 'OUTPUT_EXISTS',
+      code: 'OUTPUT_UNFINISHED',
       message: expect.stringContaining('other options'),
     });
     expect(surveyed).toEqual([]);

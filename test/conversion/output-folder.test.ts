@@ -138,7 +138,9 @@ test('a second run to an output is told of the first before any work, also where
   await expect(OutputFolder.check(source, output, false)).rejects.toMatchObject({ code: 'OUTPUT_BUSY' });
   await first.close();
   await OutputFolder.check(source, output, false);
-  await expect(OutputFolder.refuseDiscarding(output, false)).rejects.toMatchObject({ code: 'OUTPUT_EXISTS' });
+  await expect(OutputFolder.refuseDiscarding(output, false)).rejects.toMatchObject({
+    code: 'OUTPUT_UNFINISHED',
+  });
   await OutputFolder.refuseDiscarding(output, true);
   await fs.rm(join(partial, 'molae-conversion.json')); // killed while it was removed: nothing can go on from it
   await OutputFolder.refuseDiscarding(output, false);
