@@ -7,7 +7,7 @@ import {
   type LayerKind,
   scaleDown,
 } from '../lib/bench/cells.ts';
-import { COLD_BYTES, LayerRing, routeSeed, tokenBytes } from '../lib/bench/layer-speed.ts';
+import { COLD_BYTES, LayerRing, layersForPasses, routeSeed } from '../lib/bench/layer-speed.ts';
 import type { LayerDType } from '../lib/bench/layers.ts';
 import { checkLayer } from '../lib/bench/reference.ts';
 import type { Stats } from '../lib/bench/timing.ts';
@@ -21,9 +21,7 @@ async function measure(
   dtype: LayerDType,
   wantsPeers: boolean,
 ): Promise<void> {
-  // A pass is over layers of one kind: enough of them that what one token touches of all of them does not fit in a cache.
-  const least = Math.min(...LAYER_KINDS.map((kind) => tokenBytes(kind, cell, dtype)));
-  const count = Math.max(2, Math.min(context.quick ? 6 : 16, Math.ceil(COLD_BYTES / least)));
+  const count = Math.min(context.quick ? 6 : 16, layersForPasses(cell, dtype, COLD_BYTES));
   using ring = await LayerRing.create(context.device, cell, dtype, count);
   for (const tokens of [1, 4]) {
     const batches = ring.batches(tokens);

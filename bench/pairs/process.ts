@@ -1,6 +1,6 @@
 import type { Batch } from '../../lib/bench/batches.ts';
 import type { LayerKind } from '../../lib/bench/cells.ts';
-import { COLD_BYTES, LayerRing, layersForTurns } from '../../lib/bench/layer-speed.ts';
+import { COLD_BYTES, LayerRing, layersForPasses } from '../../lib/bench/layer-speed.ts';
 import { checkLayer } from '../../lib/bench/reference.ts';
 import { statistics } from '../../lib/bench/timing.ts';
 import { openDevice } from '../../lib/device.ts';
@@ -11,7 +11,7 @@ import type { Turn } from './turns.ts';
 /** The side of `Build` that has the addon. */
 async function main({ cell, dtype, threads }: Layers): Promise<void> {
   const device = await openDevice('cpu', { threads });
-  const ring = await LayerRing.create(device, cell, dtype, layersForTurns(cell, dtype, COLD_BYTES));
+  const ring = await LayerRing.create(device, cell, dtype, layersForPasses(cell, dtype, COLD_BYTES));
   const known = new Map<string, readonly Batch[]>();
 
   async function turn({ kind, tokens, seconds }: Ask): Promise<Turn> {

@@ -93,6 +93,12 @@ export function layersForTurns(cell: LayerCell, dtype: LayerDType, coldBytes: nu
   return Math.max(2, Math.ceil(coldBytes / round));
 }
 
+/** How many layers of each kind a ring needs whose passes are over one kind: what a token touches of all of them is evicted. */
+export function layersForPasses(cell: LayerCell, dtype: LayerDType, coldBytes: number): number {
+  const least = Math.min(...LAYER_KINDS.map((kind) => tokenBytes(kind, cell, dtype)));
+  return Math.max(2, Math.ceil(coldBytes / least));
+}
+
 /** Times a batch through the next dense and the next latent layer in turns, each layer with its own batch. */
 export async function measureLayers(ring: LayerRing, tokens: number, effort: Effort): Promise<Measured[]> {
   const { cell, dtype, count } = ring;
