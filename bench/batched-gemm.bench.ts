@@ -62,7 +62,7 @@ async function measure(context: Context, cell: Cell): Promise<void> {
     checkClose('groupedGemm', got.subarray(0, cols), wanted, 1e-5);
   }
 
-  const stats = await context.timeTogether({ batched, grouped });
+  const timings = await context.timeTogether({ batched, grouped });
   const shape = `${batch} × ${rows}x${inner} · (${cols}x${inner})ᵀ`;
   const raggedRows = problems.reduce((sum, { a: left }) => sum + (left.shape[0] as number), 0);
   for (const [name, total] of [
@@ -74,7 +74,7 @@ async function measure(context: Context, cell: Cell): Promise<void> {
       shape: name === 'batched' ? shape : `${shape}, ragged rows`,
       tokens: total,
       dtype: 'f32',
-      stats: stats[name],
+      timing: timings[name],
       flops: 2 * total * inner * cols,
       bytes: 4 * (total * inner + batch * cols * inner + total * cols),
       relativeError,

@@ -46,7 +46,7 @@ async function measure(context: Context, shape: Shape): Promise<void> {
   const inputs = await randomInputs(context, shape);
   const options = { groupSize: N, latentSize: r };
   const effort = { ...context.effort, minSamples: 1 };
-  const stats = await context.timeTogether(
+  const timings = await context.timeTogether(
     {
       calibrated: async () => (await factorizeCalibrated(experts, inputs, options)).dispose(),
       plain: async () => (await factorizeExperts(experts, options)).dispose(),
@@ -61,15 +61,15 @@ async function measure(context: Context, shape: Shape): Promise<void> {
   // more than n tokens), of weights and of the group's output; cross moments and factors.
   const flops =
     slots * (6 * m * n + n * n) + N * (2 * m * n * n + 4 * n * n * r + 8 * m * n * r) + tokens * n * n;
-  const seconds = stats.calibrated.medianMs / 1000;
+  const seconds = timings.calibrated.stats.medianMs / 1000;
   context.add({
     name: 'calibrated factorization',
-    shape: `n${n} m${m} N${N} (of ${REAL_N}) k${N} r${r}: ${seconds.toFixed(1)} s, ${(seconds / (stats.plain.medianMs / 1000)).toFixed(2)} × plain`,
+    shape: `n${n} m${m} N${N} (of ${REAL_N}) k${N} r${r}: ${seconds.toFixed(1)} s, ${(seconds / (timings.plain.stats.medianMs / 1000)).toFixed(2)} × plain`,
     tokens,
     dtype: 'bf16',
-    stats: stats.calibrated,
+    timing: timings.calibrated,
     flops,
-    peers: { 'plain stacked SVD': stats.plain },
+    peers: { 'plain stacked SVD': timings.plain.stats },
     data: { n, m, N, realN: REAL_N, k: N, r },
   });
 }
@@ -88,7 +88,7 @@ async function measureConversion(context: Context): Promise<void> {
   const folder = await mkdtemp(join(PACKAGE_ROOT, 'build', 'bench', 'calibrated-'));
   try {
     const common = { targetRatio: 0.35, device, force: true };
-    const stats = await context.timeTogether(
+    const timings = await context.timeTogether(
       {
         calibrated: () =>
           convertCalibrated(CHECKPOINT, join(folder, 'calibrated'), { ...common, calibration }),
@@ -97,7 +97,7 @@ async function measureConversion(context: Context): Promise<void> {
       },
       { ...context.effort, minSamples: context.quick ? 2 : 5 },
     );
-    const seconds = (of: keyof typeof stats) => stats[of].medianMs / 1000;
+    const seconds = (of: keyof typeof timings) => timings[of].stats.medianMs / 1000;
     const ofLimit = seconds('calibrated') / (5 * seconds('plain') + seconds('pass'));
     const figures = (['calibrated', 'plain', 'pass'] as const).map(
       (of) => `${of} ${seconds(of).toFixed(2)} s`,
@@ -107,8 +107,8 @@ async function measureConversion(context: Context): Promise<void> {
       shape: `tiny-qwen2-moe: ${figures.join(', ')}, ${ofLimit.toFixed(2)} × (5 plain + pass)`,
       tokens: calibration.length,
       dtype: 'bf16',
-      stats: stats.calibrated,
-      peers: { 'plain conversion': stats.plain, 'pass over the text': stats.pass },
+      timing: timings.calibrated,
+      peers: { 'plain conversion': timings.plain.stats, 'pass over the text': timings.pass.stats },
       goals: () => [goal('of 5 plain conversions and the pass', ofLimit, 1, 0.8, true)],
       data: { targetRatio: 0.35 },
     });

@@ -16,7 +16,7 @@ async function measure(
   call: Call,
   limits?: { readonly must: number; readonly aim: number },
 ): Promise<void> {
-  const stats = await context.timeCalls(call, { seconds: context.quick ? 1 : 3, minSamples: 30 });
+  const timing = await context.timeCalls(call, { seconds: context.quick ? 1 : 3, minSamples: 30 });
   const each = await timeEachCall(call, context.quick ? 5_000 : 20_000);
   const us = (ms: number) => Math.round(1e5 * ms) / 100;
   context.add({
@@ -24,9 +24,10 @@ async function measure(
     shape,
     tokens,
     dtype: 'f32',
-    stats,
+    timing,
     data: { callP50Us: us(each.medianMs), callP99Us: us(each.p99Ms) },
-    goals: () => (limits ? [goal('µs a call', us(stats.medianMs), limits.must, limits.aim, true)] : []),
+    goals: () =>
+      limits ? [goal('µs a call', us(timing.stats.medianMs), limits.must, limits.aim, true)] : [],
   });
 }
 

@@ -77,7 +77,7 @@ async function measure(context: Context, shape: Shape): Promise<void> {
     if (!(excess <= 1e-3)) throw new WrongResult(`convert: ${excess} above the optimum`);
 
     const effort = { ...context.effort, minSamples: context.quick ? 2 : 3 };
-    const { convert: stats, copied } = await context.timeTogether(
+    const { convert: timing, copied } = await context.timeTogether(
       { convert, copied: () => cp(source, copy, { recursive: true, force: true }) },
       effort,
     );
@@ -85,17 +85,17 @@ async function measure(context: Context, shape: Shape): Promise<void> {
     // reads and writes, at the speed of copying files.
     const gramFlops = 3 * N * m * n * n;
     const bytes = sourceBytes + report.bytes.after;
-    const gramSeconds = gramFlops / context.ceilings.sgemmGflops / 1e9;
-    const diskSeconds = (bytes / (2 * sourceBytes)) * (copied.medianMs / 1000);
-    const seconds = stats.medianMs / 1000;
+    const gramSeconds = gramFlops / timing.ceilings.sgemmGflops / 1e9;
+    const diskSeconds = (bytes / (2 * sourceBytes)) * (copied.stats.medianMs / 1000);
+    const seconds = timing.stats.medianMs / 1000;
     context.add({
       name: 'convert',
       shape: `n${n} m${m} N${N} (of ${REAL_N}) k${k} r${r}: ${seconds.toFixed(2)} s, of which Gram at sgemm ${gramSeconds.toFixed(2)} s, files ${diskSeconds.toFixed(2)} s`,
       dtype: 'bf16',
-      stats,
+      timing,
       flops: gramFlops,
       bytes,
-      peers: { 'copy of the files': copied },
+      peers: { 'copy of the files': copied.stats },
       data: { n, m, N, realN: REAL_N, k, r, gramSeconds, diskSeconds, excess },
     });
   } finally {

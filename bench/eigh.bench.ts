@@ -24,8 +24,8 @@ async function measure(
       vectors.dispose();
     };
     const relativeError = await check(gram, n, top, dtype);
-    const stats = await context.time(run, effort);
-    context.add({ name: 'eigh', shape: `${n}x${n}, top ${top}`, dtype, stats, relativeError, peers });
+    const timing = await context.time(run, effort);
+    context.add({ name: 'eigh', shape: `${n}x${n}, top ${top}`, dtype, timing, relativeError, peers });
   }
 }
 

@@ -1,6 +1,7 @@
 import { join } from 'node:path';
 import { WrongResult } from '../lib/bench/check.ts';
-import { type Call, type Stats, statistics } from '../lib/bench/timing.ts';
+import { type Call, statistics } from '../lib/bench/timing.ts';
+import type { Timing } from '../lib/bench/yardstick.ts';
 import { SafetensorsFile } from '../lib/checkpoint/safetensors/reader.ts';
 import { Model } from '../lib/model/model.ts';
 import { perplexity } from '../lib/model/perplexity.ts';
@@ -53,7 +54,7 @@ async function measure(context: Context, windows: number): Promise<void> {
   };
   try {
     const effort = context.quick ? { seconds: 3, minSamples: 5 } : { seconds: 10, minSamples: 15 };
-    const stats = (await context.timeTogether(calls, effort)).molae as Stats;
+    const timing = (await context.timeTogether(calls, effort)).molae as Timing;
     const evaluated = 'absent' in peer ? undefined : peer.first;
     if (evaluated && !(Math.abs(ours / evaluated.perplexity - 1) <= 1e-5 && tokens === evaluated.tokens)) {
       throw new WrongResult(
@@ -64,7 +65,7 @@ async function measure(context: Context, windows: number): Promise<void> {
     const ratios = statistics(pairedRatios(times.molae.slice(1), times.pytorch.slice(1)));
     const pytorch: PeerResult =
       'absent' in peer ? peer : { ...statistics(times.pytorch.slice(1)), version: peer.version };
-    const tokensPerSecond = (1000 * tokens) / stats.medianMs;
+    const tokensPerSecond = (1000 * tokens) / timing.stats.medianMs;
     const compared =
       'absent' in pytorch
         ? ''
@@ -74,7 +75,7 @@ async function measure(context: Context, windows: number): Promise<void> {
       shape: `tiny-qwen2-moe, ${ids.length / WINDOW} windows of ${WINDOW}: ${tokensPerSecond.toFixed(0)} tokens/s${compared}`,
       tokens,
       dtype: 'bf16',
-      stats,
+      timing,
       peers: { 'PyTorch (f32)': pytorch },
       data: {
         tokensPerSecond,

@@ -3,7 +3,7 @@ import { WrongResult } from '../lib/bench/check.ts';
 import { values } from '../lib/bench/data.ts';
 import { checkedExcess, factorizeGate, randomExperts } from '../lib/bench/factorization-speed.ts';
 import { randomDense } from '../lib/bench/layers.ts';
-import type { Stats } from '../lib/bench/timing.ts';
+import type { Timing } from '../lib/bench/yardstick.ts';
 import { openCheckpoint } from '../lib/checkpoint/checkpoint.ts';
 import { loadExperts } from '../lib/checkpoint/load-experts.ts';
 import { DenseExperts } from '../lib/experts.ts';
@@ -47,7 +47,7 @@ async function againstGesdd(
     name: 'gesdd of the stack',
     shape,
     dtype: 'f32',
-    stats: gesdd,
+    timing: gesdd,
     peers: { numpy },
     data: { n, m, k, experts: dtype, solver: 'gesdd' },
   });
@@ -56,19 +56,19 @@ async function againstGesdd(
     const solvers: Record<string, () => unknown> = { gram: () => factorizeGate(experts, k, r, 'gram') };
     // The reference solver is slow and does not depend on r.
     if (i === 0) solvers.svd = () => factorizeGate(experts, k, r, 'svd');
-    const stats: Record<string, Stats> = await context.timeTogether(solvers, effort);
-    for (const [solver, times] of Object.entries(stats)) {
+    const timings: Record<string, Timing> = await context.timeTogether(solvers, effort);
+    for (const [solver, timing] of Object.entries(timings)) {
       context.add({
         name: `factorize ${solver}`,
         shape: `${shape}, r ${r}`,
         dtype,
-        stats: times,
-        peers: { gesdd, numpy },
+        timing,
+        peers: { gesdd: gesdd.stats, numpy },
         data: { n, m, k, r, experts: dtype, solver, excess },
         goals: () =>
           solver === 'gram'
             ? [
-                goal('gesdd / ours', gesdd.medianMs / times.medianMs, 3, 4.5),
+                goal('gesdd / ours', gesdd.stats.medianMs / timing.stats.medianMs, 3, 4.5),
                 goal('excess error', excess, EXCESS, EXCESS / 10, true),
               ]
             : [],
@@ -97,13 +97,13 @@ async function overGroupSize(
     const excess = Math.max(...errors.map((e, i) => e - (optimal[i] as number)));
     latent.dispose();
     if (!(excess <= 1e-4)) throw new WrongResult(`factorize ${name}, k = ${k}: ${excess} above the optimum`);
-    const stats = await context.time(async () => (await factorizeExperts(experts, options)).dispose(), {
+    const timing = await context.time(async () => (await factorizeExperts(experts, options)).dispose(), {
       ...context.effort,
       minSamples: 2,
     });
     const data = { source: name, n, m, N, k, r, relativeError, excess };
     const shape = `n${n} m${m} N${N}, k ${k}, r ${r}: error ${relativeError.toFixed(4)}`;
-    context.add({ name: `sweep over k, ${name}`, shape, dtype, stats, data });
+    context.add({ name: `sweep over k, ${name}`, shape, dtype, timing, data });
   }
 }
 

@@ -61,7 +61,7 @@ async function measure(context: Context, { m, n, k, dtype, transposeB = false }:
     shape: `${m}x${k} · ${transposeB ? `(${n}x${k})ᵀ` : `${k}x${n}`}`,
     tokens: m,
     dtype,
-    stats: await context.time(run),
+    timing: await context.time(run),
     flops: 2 * m * n * k,
     bytes: size * (m * k + k * n + m * n),
     relativeError,

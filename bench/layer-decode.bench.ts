@@ -10,7 +10,7 @@ import {
 import { COLD_BYTES, LayerRing, layersForPasses, routeSeed } from '../lib/bench/layer-speed.ts';
 import type { LayerDType } from '../lib/bench/layers.ts';
 import { checkLayer } from '../lib/bench/reference.ts';
-import type { Stats } from '../lib/bench/timing.ts';
+import type { Timing } from '../lib/bench/yardstick.ts';
 import { quickCells } from './support/cells.ts';
 import { type Context, goal, type Question } from './support/context.ts';
 import { layerPeers, type PeerResult } from './support/peers.ts';
@@ -46,8 +46,9 @@ async function measureBatches(
     latent: () => pass(ring, 'latent', batches),
   });
   const work = { dense: ring.averageWork('dense', batches), latent: ring.averageWork('latent', batches) };
-  const predictedGain = work.dense.bytes / work.latent.bytes;
-  const gain = passes.dense.medianMs / passes.latent.medianMs;
+  const least = (kind: LayerKind) => work[kind].bytes / passes[kind].ceilings.readGBps;
+  const predictedGain = least('dense') / least('latent');
+  const gain = passes.dense.stats.medianMs / passes.latent.stats.medianMs;
   const tokens = (batches[0] as Batch).tokens;
   const peers = wantsPeers && context.wantsPeers ? await warmPeers(context, ring, tokens) : {};
   for (const kind of LAYER_KINDS) {
@@ -56,10 +57,10 @@ async function measureBatches(
       shape: `${describeLayer(kind, cell)}, ${count} layers`,
       tokens,
       dtype,
-      stats: perLayer(passes[kind], count),
+      timing: perLayer(passes[kind], count),
       ...work[kind],
       relativeError: errors[kind],
-      peers: kind === 'dense' ? peers : { 'our dense': perLayer(passes.dense, count) },
+      peers: kind === 'dense' ? peers : { 'our dense': perLayer(passes.dense, count).stats },
       data: { kind, ...cell, distribution: 'uniform', predictedGain, gain, layers: count },
       goals: ({ ofRead }) => [
         goal('of read bandwidth', ofRead ?? 0, 0.85, 0.92),
@@ -87,9 +88,9 @@ function pass(ring: LayerRing, kind: LayerKind, batches: readonly Batch[]): void
   }
 }
 
-function perLayer({ samples, ...times }: Stats, count: number): Stats {
+function perLayer({ stats: { samples, ...times }, ceilings }: Timing, count: number): Timing {
   const each = Object.fromEntries(Object.entries(times).map(([name, ms]) => [name, ms / count]));
-  return { ...(each as typeof times), samples };
+  return { stats: { ...(each as typeof times), samples }, ceilings };
 }
 
 /** A peer has one layer, which may stay in the caches. */

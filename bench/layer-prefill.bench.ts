@@ -10,6 +10,7 @@ import {
 import { denseLayer, type LayerDType, latentLayer } from '../lib/bench/layers.ts';
 import { checkLayer } from '../lib/bench/reference.ts';
 import type { Effort, Stats } from '../lib/bench/timing.ts';
+import type { Timing } from '../lib/bench/yardstick.ts';
 import type { DenseExperts, LatentExperts } from '../lib/experts.ts';
 import { quickCells } from './support/cells.ts';
 import { type Context, type Goal, goal, type Question } from './support/context.ts';
@@ -29,7 +30,7 @@ interface Task {
 }
 
 async function measure(context: Context, task: Task): Promise<void> {
-  // The same layer's f32 rates by name and T, for the goal of bf16 against f32.
+  // The same layer's f32 rates by name and T, as shares of the FMA peak, for the goal of bf16 against f32.
   const f32 = new Map<string, number>();
   for (const dtype of task.dtypes) await measureDType(context, task, dtype, f32);
 }
@@ -55,7 +56,7 @@ interface Timed {
   readonly dtype: LayerDType;
   readonly tokens: number;
   readonly errors: Readonly<Record<LayerKind, number>>;
-  readonly stats: Readonly<Record<LayerKind, Stats>>;
+  readonly timings: Readonly<Record<LayerKind, Timing>>;
   readonly work: Readonly<Record<LayerKind, Work>>;
 }
 
@@ -72,7 +73,7 @@ async function timeBatch(
     dense: await checkLayer(layers.dense, cell, dtype, batch),
     latent: await checkLayer(layers.latent, cell, dtype, batch),
   };
-  const stats = await context.timeTogether(
+  const timings = await context.timeTogether(
     {
       dense: () => layers.dense.forward(x, routing, { out }),
       latent: () => layers.latent.forward(x, routing, { out }),
@@ -84,7 +85,7 @@ async function timeBatch(
     dense: layerWork('dense', cell, dtype, batch),
     latent: layerWork('latent', cell, dtype, batch),
   };
-  return { dtype, tokens, errors, stats, work };
+  return { dtype, tokens, errors, timings, work };
 }
 
 /** Large batches take seconds, and vary little. */
@@ -107,17 +108,16 @@ async function askPeers(
 function addRow(
   context: Context,
   { cell, distribution }: Task,
-  { dtype, tokens, errors, stats, work }: Timed,
+  { dtype, tokens, errors, timings, work }: Timed,
   kind: LayerKind,
   peers: Readonly<Record<string, PeerResult>>,
   f32: Map<string, number>,
 ): void {
-  const { ceilings } = context;
-  const least = ({ flops, bytes }: Work) => Math.max(flops / ceilings.fmaGflops, bytes / ceilings.readGBps);
-  const predictedGain = least(work.dense) / least(work.latent);
-  const gain = stats.dense.medianMs / stats.latent.medianMs;
+  const predictedGain = leastTime(work.dense, timings.dense) / leastTime(work.latent, timings.latent);
+  const gain = timings.dense.stats.medianMs / timings.latent.stats.medianMs;
   const rowsPerExpert = (tokens * cell.K) / cell.N;
-  const rate = work[kind].flops / stats[kind].medianMs;
+  const timing = timings[kind];
+  const rate = work[kind].flops / timing.stats.medianMs / 1e6 / timing.ceilings.fmaGflops;
   const key = `${kind} ${tokens}`;
   if (dtype === 'f32') f32.set(key, rate);
   const f32Rate = f32.get(key);
@@ -126,10 +126,10 @@ function addRow(
     shape: `${describeLayer(kind, cell)}${distribution === 'zipf' ? ', zipf' : ''}`,
     tokens,
     dtype,
-    stats: stats[kind],
+    timing,
     ...work[kind],
     relativeError: errors[kind],
-    peers: kind === 'dense' ? peers : { 'our dense': stats.dense },
+    peers: kind === 'dense' ? peers : { 'our dense': timings.dense.stats },
     data: { model: cell.model, kind, ...sizes(cell), distribution, rowsPerExpert, predictedGain, gain },
     goals: ({ ofCeiling, ofSgemm }) => [
       dtype === 'f32' && rowsPerExpert >= 128
@@ -137,9 +137,14 @@ function addRow(
         : goal('of roofline', ofCeiling ?? 0, 0.8, 0.9),
       ...(dtype === 'bf16' && f32Rate ? [goal('of f32 rate', rate / f32Rate, 0.85, 0.95)] : []),
       ...(kind === 'latent' ? [goal('of predicted gain', gain / predictedGain, 0.8, 0.9)] : []),
-      ...(kind === 'dense' ? againstPeers(stats.dense, peers) : []),
+      ...(kind === 'dense' ? againstPeers(timings.dense.stats, peers) : []),
     ],
   });
+}
+
+/** What the work needs at least, in nanoseconds. */
+function leastTime({ flops, bytes }: Work, { ceilings }: Timing): number {
+  return Math.max(flops / ceilings.fmaGflops, bytes / ceilings.readGBps);
 }
 
 function againstPeers(ours: Stats, peers: Readonly<Record<string, PeerResult>>): Goal[] {

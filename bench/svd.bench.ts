@@ -12,11 +12,11 @@ async function measure(context: Context, rows: number, cols: number, dtype: 'f32
   };
   const relativeError = await checkRows(a, rows, cols, dtype);
   const effort = { ...context.effort, minSamples: context.quick ? 2 : 3 };
-  const stats = await context.time(run, effort);
+  const timing = await context.time(run, effort);
   const peers = context.wantsPeers
     ? { numpy: await numpyLinalg('gesdd', rows, cols, dtype, context.threads, effort) }
     : {};
-  context.add({ name: 'svd', shape: `${rows}x${cols}`, dtype, stats, relativeError, peers });
+  context.add({ name: 'svd', shape: `${rows}x${cols}`, dtype, timing, relativeError, peers });
 }
 
 /** A few rows of U · diag(s) · Vᵀ against those of A. */

@@ -6,7 +6,7 @@ import { checkClose, checkFinite } from '../../lib/bench/check.ts';
 import { values } from '../../lib/bench/data.ts';
 import { seeds } from '../../lib/bench/layers.ts';
 import { denseReference } from '../../lib/bench/reference.ts';
-import { timeTogether } from '../../lib/bench/timing.ts';
+import { statistics, takeTurns } from '../../lib/bench/timing.ts';
 import { type LayerTask, PEERS } from '../support/peers.ts';
 import { routerLogits } from '../support/router-logits.ts';
 
@@ -153,7 +153,7 @@ for (const token of new Set([0, tokens - 1])) {
   const wanted = denseReference(cell, 'f32', row, route, token);
   checkClose('onnxruntime', y.subarray(token * cell.n, (token + 1) * cell.n), wanted, 1e-4);
 }
-const { run } = await timeTogether({ run: () => session.run(feeds) }, task.effort);
+const { run } = await takeTurns({ run: () => session.run(feeds) }, task.effort);
 process.stdout.write(
-  `${JSON.stringify({ ...run, version: `onnxruntime-node ${ort.env.versions.node ?? ''}` })}\n`,
+  `${JSON.stringify({ ...statistics(run), version: `onnxruntime-node ${ort.env.versions.node ?? ''}` })}\n`,
 );

@@ -1,10 +1,10 @@
 import type { Ceilings } from '../../lib/bench/ceilings.ts';
 import { type Row as MachineRow, type Measured, makeRow } from '../../lib/bench/row.ts';
-import { type Call, type Effort, type Stats, timeTogether } from '../../lib/bench/timing.ts';
-import { Yardstick } from '../../lib/bench/yardstick.ts';
+import type { Call, Effort, Stats } from '../../lib/bench/timing.ts';
+import { type Timing, Yardstick } from '../../lib/bench/yardstick.ts';
 import type { Device } from '../../lib/device.ts';
 import type { PeerResult } from './peers.ts';
-import { time, timeCalls } from './timing.ts';
+import { isShort, timeCalls } from './timing.ts';
 
 /** A figure held against a goal of the design. */
 export interface Goal {
@@ -51,9 +51,6 @@ export function goal(what: string, value: number, must: number, aim: number, atM
   return { what, value, must, aim, met: reaches(aim) ? 'aim' : reaches(must) ? 'must' : 'no' };
 }
 
-/** Ceilings younger than this need not be measured again. */
-const FRESH_SECONDS = 3;
-
 export class Context {
   readonly device: Device;
   readonly quick: boolean;
@@ -61,13 +58,12 @@ export class Context {
   readonly rows: Row[] = [];
   readonly #yardstick: Yardstick;
   #question = '';
-  #ceilings: Ceilings | undefined;
 
   constructor(device: Device, quick: boolean, wantsPeers: boolean) {
     this.device = device;
     this.quick = quick;
     this.wantsPeers = wantsPeers;
-    this.#yardstick = new Yardstick(this.threads, FRESH_SECONDS);
+    this.#yardstick = new Yardstick(this.threads);
   }
 
   get threads(): number {
@@ -86,34 +82,24 @@ export class Context {
     this.#question = question;
   }
 
-  /** Times one thing, between two measurements of the ceilings. */
-  time(call: Call, effort: Effort = this.effort): Promise<Stats> {
-    return this.#between(() => time(call, effort));
+  /** Times one thing, in turns with the ceilings where a call takes a while. */
+  async time(call: Call, effort: Effort = this.effort): Promise<Timing> {
+    return (await isShort(call))
+      ? this.timeCalls(call, effort)
+      : (await this.timeTogether({ call }, effort)).call;
   }
 
-  /** Times several things in turns, between two measurements of the ceilings. */
+  /** Times several things in turns with each other and with the ceilings. */
   timeTogether<Name extends string>(
     calls: Readonly<Record<Name, Call>>,
     effort: Effort = this.effort,
-  ): Promise<Record<Name, Stats>> {
-    return this.#between(() => timeTogether(calls, effort));
+  ): Promise<Record<Name, Timing>> {
+    return this.#yardstick.timeTogether(calls, effort);
   }
 
-  /** Times calls by Benchmark.js, between two measurements of the ceilings. */
-  timeCalls(call: Call, effort: Effort = this.effort): Promise<Stats> {
-    return this.#between(() => timeCalls(call, effort));
-  }
-
-  /** What the machine could do around the last timing. */
-  get ceilings(): Ceilings {
-    if (!this.#ceilings) throw new Error('Time something first: the ceilings are measured with it');
-    return this.#ceilings;
-  }
-
-  async #between<Result>(run: () => Promise<Result>): Promise<Result> {
-    const { result, ceilings } = await this.#yardstick.around(run);
-    this.#ceilings = ceilings;
-    return result;
+  /** Times calls by Benchmark.js, between measurements of the ceilings. */
+  timeCalls(call: Call, effort: Effort = this.effort): Promise<Timing> {
+    return this.#yardstick.around(() => timeCalls(call, effort));
   }
 
   log(text: string): void {
@@ -121,11 +107,10 @@ export class Context {
   }
 
   add(init: RowInit): Row {
-    const machineRow = makeRow(init, this.ceilings, this.threads);
-    const { stats } = init;
+    const machineRow = makeRow(init, this.threads);
     const peers = Object.entries(init.peers ?? {}).map(([name, peer]): [string, Peer] => [
       name,
-      'absent' in peer ? peer : { ...peer, speedup: peer.medianMs / stats.medianMs },
+      'absent' in peer ? peer : { ...peer, speedup: peer.medianMs / machineRow.medianMs },
     ]);
     const row: Row = {
       question: this.#question,

@@ -15,7 +15,7 @@ export interface Results {
   readonly quick: boolean;
   readonly machine: Machine;
   readonly threads: number;
-  /** The median of what was measured during the run; every row is held against those around it. */
+  /** The median over all timings; every row is held against what was measured in turns with it. */
   readonly ceilings: Ceilings;
   /** Lowest and highest: how much the machine was disturbed. */
   readonly ceilingsSpread: CeilingsSpread;

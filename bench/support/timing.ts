@@ -1,18 +1,10 @@
 import Benchmark from 'benchmark';
-import {
-  type Call,
-  type Effort,
-  once,
-  type Stats,
-  statistics,
-  timeTogether,
-} from '../../lib/bench/timing.ts';
+import { type Call, type Effort, once, type Stats, statistics } from '../../lib/bench/timing.ts';
 
-/** Times one thing: its own loop where a call takes a while, Benchmark.js where it does not. */
-export async function time(call: Call, effort: Effort): Promise<Stats> {
+/** Whether a call takes so little that Benchmark.js has to repeat it. */
+export async function isShort(call: Call): Promise<boolean> {
   await once(call);
-  const estimate = await once(call);
-  return estimate < 2 ? timeCalls(call, effort) : ((await timeTogether({ call }, effort)).call as Stats);
+  return (await once(call)) < 2;
 }
 
 /**

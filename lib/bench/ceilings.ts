@@ -3,16 +3,31 @@ import { awaitNative, native } from '../native.ts';
 
 /** What this machine can do at best: what speeds are held against, measured in the same run. */
 export interface Ceilings {
-  /** Independent f32 fused multiply-adds on registers, in 10⁹ floating-point operations a second: the best burst. */
+  /** Independent f32 fused multiply-adds on registers, in 10⁹ floating-point operations a second. */
   readonly fmaGflops: number;
-  /** OpenBLAS sgemm of 2048³, on its own threads or cut into rows for ours: the median call of the faster. */
+  /** OpenBLAS sgemm of 2048³ on the device's threads, in 10⁹ floating-point operations a second. */
   readonly sgemmGflops: number;
-  /** Summing a buffer much larger than the caches, in 10⁹ bytes a second: the best pass. */
+  /** Summing a buffer much larger than the caches, in 10⁹ bytes a second. */
   readonly readGBps: number;
 }
 
-/** Measures the CPU's ceilings, in one to two seconds, on the device's queue: other work on the CPU waits meanwhile. */
+/**
+ * Measures the CPU's ceilings once, in a tenth of a second on two cores (the first time in a second more), on the device's
+ * queue: other work on the CPU waits meanwhile.
+ */
 export async function measureCeilings({ threads = 0 }: DeviceOptions = {}): Promise<Ceilings> {
   checkThreads(threads);
   return awaitNative(() => native().measureCeilings(threads));
+}
+
+/** Each of them, of the same ones of several. */
+export function mapCeilings(
+  several: readonly Ceilings[],
+  of: (values: readonly number[]) => number,
+): Ceilings {
+  return {
+    fmaGflops: of(several.map((ceilings) => ceilings.fmaGflops)),
+    sgemmGflops: of(several.map((ceilings) => ceilings.sgemmGflops)),
+    readGBps: of(several.map((ceilings) => ceilings.readGBps)),
+  };
 }

@@ -5,7 +5,8 @@ import type { Solver } from '../factorization/spec.ts';
 import { WrongResult } from './check.ts';
 import { type BenchDType, tensor } from './data.ts';
 import type { Measured } from './row.ts';
-import { type Effort, timeTogether } from './timing.ts';
+import type { Effort } from './timing.ts';
+import type { Yardstick } from './yardstick.ts';
 
 /** Gate matrices of k random experts; up shares them, down only needs the shape. */
 export function randomExperts(
@@ -58,10 +59,11 @@ export async function measureFactorization(
   device: Device,
   { n, m, k, r }: FactorizationSize,
   effort: Effort,
+  yardstick: Yardstick,
 ): Promise<Measured[]> {
   using experts = randomExperts(device, n, m, k, 'f32');
   await checkedExcess(experts, k, r, 'gram');
-  const stats = await timeTogether({ gram: () => factorizeGate(experts, k, r, 'gram') }, effort);
+  const { gram } = await yardstick.timeTogether({ gram: () => factorizeGate(experts, k, r, 'gram') }, effort);
   const shape = `gate of ${k} experts ${m}x${n}, r ${r}`;
-  return [{ name: 'factorize', shape, dtype: 'f32', stats: stats.gram, flops: k * n * n * m }];
+  return [{ name: 'factorize', shape, dtype: 'f32', timing: gram, flops: k * n * n * m }];
 }

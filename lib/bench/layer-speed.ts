@@ -7,7 +7,8 @@ import { describeLayer, LAYER_KINDS, type LayerCell, type LayerKind } from './ce
 import { denseLayer, type LayerDType, latentLayer } from './layers.ts';
 import { checkLayer } from './reference.ts';
 import type { Measured } from './row.ts';
-import { type Effort, timeTogether } from './timing.ts';
+import type { Effort } from './timing.ts';
+import type { Yardstick } from './yardstick.ts';
 
 /** What is touched between two visits to the same layer: caches are cold, as they are while a model decodes. */
 export const COLD_BYTES = 256e6;
@@ -100,7 +101,12 @@ export function layersForPasses(cell: LayerCell, dtype: LayerDType, coldBytes: n
 }
 
 /** Times a batch through the next dense and the next latent layer in turns, each layer with its own batch. */
-export async function measureLayers(ring: LayerRing, tokens: number, effort: Effort): Promise<Measured[]> {
+export async function measureLayers(
+  ring: LayerRing,
+  tokens: number,
+  effort: Effort,
+  yardstick: Yardstick,
+): Promise<Measured[]> {
   const { cell, dtype, count } = ring;
   const batches = ring.batches(tokens);
   try {
@@ -108,13 +114,13 @@ export async function measureLayers(ring: LayerRing, tokens: number, effort: Eff
       await checkLayer(ring[kind][0] as DenseExperts | LatentExperts, cell, dtype, batches[0] as Batch);
       throwIfAborted(effort.signal);
     }
-    const stats = await timeTogether({ dense: turn('dense'), latent: turn('latent') }, effort);
+    const timings = await yardstick.timeTogether({ dense: turn('dense'), latent: turn('latent') }, effort);
     return LAYER_KINDS.map((kind) => ({
       name: `layer ${kind}`,
       shape: describeLayer(kind, cell),
       tokens,
       dtype,
-      stats: stats[kind],
+      timing: timings[kind],
       ...ring.averageWork(kind, batches),
     }));
   } finally {

@@ -22,8 +22,6 @@ export interface MachineBenchPlan {
   /** Time for each figure; at least `minSamples` samples are taken. */
   readonly seconds: number;
   readonly minSamples: number;
-  /** Ceilings younger than this need not be measured again. */
-  readonly freshSeconds: number;
   /** What layers touch before they come round again. */
   readonly coldBytes: number;
 }
@@ -37,7 +35,6 @@ export const SHORT_PLAN: MachineBenchPlan = {
   calls: 5000,
   seconds: 0.5,
   minSamples: 5,
-  freshSeconds: 5,
   coldBytes: COLD_BYTES,
 };
 
@@ -52,7 +49,7 @@ export interface MachineBench {
   readonly version: string;
   readonly machine: Machine;
   readonly threads: number;
-  /** The median of what was measured during the run; every row is held against those around it. */
+  /** The median over all timings; every row is held against what was measured in turns with it. */
   readonly ceilings: Ceilings;
   readonly ceilingsSpread: CeilingsSpread;
   /** `peers` is empty: `npm run bench` of the repository has them. */
@@ -70,17 +67,15 @@ export async function benchMachine(
   }
   const began = performance.now();
   const { threads } = device.info;
-  const yardstick = new Yardstick(threads, plan.freshSeconds);
+  const yardstick = new Yardstick(threads);
   const rows: Row[] = [];
   let done = 0;
   const total = plan.dtypes.length * plan.tokens.length + 2;
   const step = async (note: string, measure: () => Promise<Measured[]>) => {
     onProgress?.(done++, total, note);
-    const { result, ceilings } = await yardstick.around(() => {
-      throwIfAborted(signal);
-      return measure();
-    });
-    rows.push(...result.map((measured) => makeRow(measured, ceilings, threads)));
+    throwIfAborted(signal);
+    const measured = await measure();
+    rows.push(...measured.map((one) => makeRow(one, threads)));
   };
 
   const effort = { seconds: plan.seconds, minSamples: plan.minSamples, signal };
@@ -89,11 +84,11 @@ export async function benchMachine(
     const count = layersForTurns(plan.cell, dtype, plan.coldBytes);
     using ring = await LayerRing.create(device, plan.cell, dtype, count, signal);
     for (const tokens of plan.tokens) {
-      await step(`layers, ${dtype}, T ${tokens}`, () => measureLayers(ring, tokens, effort));
+      await step(`layers, ${dtype}, T ${tokens}`, () => measureLayers(ring, tokens, effort, yardstick));
     }
   }
-  await step('factorization', () => measureFactorization(device, plan.factorization, effort));
-  await step('calls', () => measureCalls(device, plan.calls));
+  await step('factorization', () => measureFactorization(device, plan.factorization, effort, yardstick));
+  await step('calls', () => measureCalls(device, plan.calls, yardstick));
 
   return {
     version: packageVersion(),

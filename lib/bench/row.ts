@@ -1,5 +1,5 @@
-import type { Ceilings } from './ceilings.ts';
 import type { Stats } from './timing.ts';
+import type { Timing } from './yardstick.ts';
 
 /** What was timed, and how much useful work one call does, where that is defined. */
 export interface Measured {
@@ -9,7 +9,7 @@ export interface Measured {
   readonly tokens?: number | null;
   readonly flops?: number | null;
   readonly bytes?: number | null;
-  readonly stats: Stats;
+  readonly timing: Timing;
 }
 
 /** A timing held against the machine's ceilings. */
@@ -32,10 +32,10 @@ export interface Row extends Stats {
 }
 
 export function makeRow(
-  { name, shape, dtype, tokens = null, flops = null, bytes = null, stats }: Measured,
-  ceilings: Ceilings,
+  { name, shape, dtype, tokens = null, flops = null, bytes = null, timing }: Measured,
   threads: number,
 ): Row {
+  const { stats, ceilings } = timing;
   const gflops = flops === null ? null : flops / stats.medianMs / 1e6;
   const gbps = bytes === null ? null : bytes / stats.medianMs / 1e6;
   const share = (value: number | null, of: number) => (value === null ? null : value / of);

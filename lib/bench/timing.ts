@@ -46,27 +46,33 @@ export async function once(call: Call): Promise<number> {
 }
 
 /**
- * Times several things in turns, so that whatever disturbs the machine disturbs all of them alike. Each is warmed up
- * first; the time is spent on all together.
+ * Runs several things in turns, so that whatever disturbs the machine disturbs all of them alike, and gives how long each
+ * took each time, in milliseconds. Each is warmed up first; the time is spent on all together.
+ *
+ * @param beforeRound runs before each of their turns, and is not timed
  */
-export async function timeTogether<Name extends string>(
+export async function takeTurns<Name extends string>(
   calls: Readonly<Record<Name, Call>>,
   { seconds, minSamples, signal }: Effort,
-): Promise<Record<Name, Stats>> {
+  beforeRound: () => Promise<void> = async () => undefined,
+): Promise<Record<Name, number[]>> {
   const entries = Object.entries(calls) as [Name, Call][];
-  const times = new Map<Name, number[]>(entries.map(([name]) => [name, []]));
+  const times = Object.fromEntries(entries.map(([name]) => [name, []])) as unknown as Record<Name, number[]>;
   for (const [, call] of entries) await once(call);
-  const end = performance.now() + 1000 * seconds * entries.length;
-  for (let i = 0; i < MAX_SAMPLES && (i < minSamples || performance.now() < end); i++) {
-    for (const [name, call] of entries) times.get(name)?.push(await once(call));
+  const budget = 1000 * seconds * entries.length;
+  let spent = 0;
+  for (let i = 0; i < MAX_SAMPLES && (i < minSamples || spent < budget); i++) {
+    await beforeRound();
+    for (const [name, call] of entries) {
+      const took = await once(call);
+      times[name].push(took);
+      spent += took;
+    }
     // Calls on this thread keep signals waiting.
     if (signal) await setImmediate();
     throwIfAborted(signal);
   }
-  return Object.fromEntries(entries.map(([name]) => [name, statistics(times.get(name) ?? [])])) as Record<
-    Name,
-    Stats
-  >;
+  return times;
 }
 
 /** Every call timed on its own. */

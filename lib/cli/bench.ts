@@ -55,7 +55,7 @@ export function describeBench(
     '',
     ...table(
       [
-        ['The machine at its best', 'median', '', 'lowest–highest'],
+        ['Limits of the machine', 'median', '', 'lowest–highest'],
         limit('  fused multiply-adds', 'fmaGflops', 'GFLOP/s'),
         limit('  OpenBLAS sgemm 2048³', 'sgemmGflops', 'GFLOP/s'),
         limit('  reading memory', 'readGBps', 'GB/s'),
@@ -120,7 +120,7 @@ function ceilingsUnsteady(spread: MachineBench['ceilingsSpread'], width: number)
   const worst = Math.max(...Object.values(spread).map(([lowest, highest]) => highest / lowest));
   if (worst < STEADY) return [];
   return wrap(
-    `The limits themselves moved by ${times(worst)} during the run: something else is at work here. Rows are held against the limits around them.`,
+    `The limits themselves moved by ${times(worst)} during the run: something else is at work here. Rows are held against limits that were measured in turns with them.`,
     width,
   );
 }

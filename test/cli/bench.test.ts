@@ -25,7 +25,6 @@ const TINY_PLAN: MachineBenchPlan = {
   calls: 20,
   seconds: 0,
   minSamples: 3,
-  freshSeconds: Number.POSITIVE_INFINITY,
   coldBytes: 1,
 };
 
@@ -121,15 +120,15 @@ describe('what is measured', () => {
 it('the share of the ceiling is the least possible time over the median', () => {
   const stats = { medianMs: 10, p10Ms: 9, p90Ms: 11, p99Ms: 12, samples: 5 };
   const ceilings = { fmaGflops: 100, sgemmGflops: 80, readGBps: 20 };
-  const measured = { name: 'x', shape: 'y', dtype: 'f32', stats };
+  const measured = { name: 'x', shape: 'y', dtype: 'f32', timing: { stats, ceilings } };
   // 0.4e9 FLOPs need 4 ms, 0.1e9 bytes 5 ms.
-  expect(makeRow({ ...measured, flops: 0.4e9, bytes: 0.1e9 }, ceilings, 2)).toMatchObject({
+  expect(makeRow({ ...measured, flops: 0.4e9, bytes: 0.1e9 }, 2)).toMatchObject({
     gflops: 40,
     gbps: 10,
     ofCeiling: 0.5,
     ofSgemm: 0.5,
   });
-  expect(makeRow(measured, ceilings, 2)).toMatchObject({ gflops: null, gbps: null, ofCeiling: null });
+  expect(makeRow(measured, 2)).toMatchObject({ gflops: null, gbps: null, ofCeiling: null });
 });
 
 it('the plan of the command fits a small machine and names what was scaled down', () => {
