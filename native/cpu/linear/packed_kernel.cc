@@ -179,17 +179,16 @@ struct Used {
 // takes a sixth more time than one that only uses them, of eight a hundredth.
 class Kept {
  public:
-  MOLAE_INLINE explicit Kept(const PackedProduct& p) : to_(p.kept), stride_(p.kept_stride) {}
+  MOLAE_INLINE explicit Kept(const PackedProduct& p) : to_(p.kept) {}
 
   template <class Floats>
   MOLAE_INLINE void keep(int place, const Floats& weights) {
-    store(to_ + place / kPackedCols * stride_ + place % kPackedCols, weights);
+    store(to_ + place / kPackedCols * PackedKernel::kKeptStride + place % kPackedCols, weights);
   }
   MOLAE_INLINE void step() { to_ += kPackedCols; }
 
  private:
   float* to_;
-  int64_t stride_;
 };
 
 // R rows and V vectors of columns: all sums stay in registers, a weight is loaded once for all rows and an input once
@@ -222,21 +221,35 @@ MOLAE_INLINE void multiply_columns(const PackedProduct& p, int col, Ahead& ahead
   Widened widened(p);
   int64_t k = 0;
   const auto add = [&]<int Of>(std::integral_constant<int, Of>) __attribute__((always_inline)) {
-    Floats weights[V];
-#pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) {
+    const auto read = [&](Floats & weights, int v) __attribute__((always_inline)) {
       const int place = col + v * Lanes;
-      W::template read<Of>(weights[v], steps + place / kPackedCols * stride, place % kPackedCols);
-      widened.keep(place, weights[v]);
+      W::template read<Of>(weights, steps + place / kPackedCols * stride, place % kPackedCols);
+      widened.keep(place, weights);
+    };
+    if constexpr (R < V) {  // fewer inputs than weights of a step: those wait in registers
+      Floats inputs[R];
+#pragma GCC unroll 16
+      for (int i = 0; i < R; ++i) Input<Lanes>::read(inputs[i], x[i][k + Of]);
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) {
+        Floats weights;
+        read(weights, v);
+#pragma GCC unroll 16
+        for (int i = 0; i < R; ++i) Input<Lanes>::multiply_add(sums[i][v], weights, inputs[i]);
+      }
+    } else {
+      Floats weights[V];
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) read(weights[v], v);
+#pragma GCC unroll 16
+      for (int i = 0; i < R; ++i) {
+        Floats input;
+        Input<Lanes>::read(input, x[i][k + Of]);
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) Input<Lanes>::multiply_add(sums[i][v], weights[v], input);
+      }
     }
     widened.step();
-#pragma GCC unroll 16
-    for (int i = 0; i < R; ++i) {
-      Floats input;
-      Input<Lanes>::read(input, x[i][k + Of]);
-#pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) Input<Lanes>::multiply_add(sums[i][v], weights[v], input);
-    }
   };
   constexpr std::integral_constant<int, 0> kFirst{};
   constexpr std::integral_constant<int, 1> kSecond{};

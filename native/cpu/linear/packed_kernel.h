@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "core/tensor/dtype.h"
+#include "cpu/linear/packed_weight.h"
 
 namespace molae::cpu {
 
@@ -18,9 +19,7 @@ struct PackedProduct {
   int64_t inner;  // odd only where the weight's ends
   float* sums;    // [rows][blocks * kPackedCols]
   bool first;     // sums are overwritten, not added to
-  // Where kernels that keep them store the weights as floats: blocks of [inner][kPackedCols].
-  float* kept;
-  int64_t kept_stride;  // from block to block
+  float* kept;    // where kernels that keep them store the weights as floats: blocks of [inner][kPackedCols]
   // What to bring into the caches meanwhile, at an even rate: so many bytes of each of as many blocks. With few rows it
   // is what lies some way ahead, in this piece and then in the next.
   const std::byte* next;
@@ -32,6 +31,11 @@ struct PackedProduct {
 // The kernels of one instruction set.
 struct PackedKernel {
   static constexpr int64_t kMostRows = 8;  // of any instruction set
+
+  // Steps of a product whose weights are kept, and the floats from block to block of them: a constant, as loops have no
+  // register to spare for it; not a power of two, as blocks would meet in the sets of the first cache.
+  static constexpr int64_t kMostKept = 128;
+  static constexpr int64_t kKeptStride = (kMostKept + 1) * kPackedCols;
 
   using Multiply = void (*)(const PackedProduct&);
 

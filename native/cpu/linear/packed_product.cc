@@ -15,7 +15,7 @@ constexpr int64_t kLineBytes = 64;
 int64_t most_steps() {
   constexpr int64_t kUnit = 32;
   const int64_t steps = caches().first_bytes / 2 / static_cast<int64_t>(kGroupCols * sizeof(float));
-  return std::max(kUnit, steps / kUnit * kUnit);
+  return std::clamp(steps / kUnit * kUnit, kUnit, PackedKernel::kMostKept);
 }
 
 // With few rows, pieces of which the inputs do.
@@ -131,7 +131,6 @@ void multiply_piece(const Piece& piece, int64_t rows, const Piece* next, float* 
   product.inner = piece.inner;
   product.first = piece.begin == 0;
   product.kept = widened;
-  product.kept_stride = round_up(piece.inner, 2) * kPackedCols;
   product.next_inner = next && brings_in_inputs(piece, *next) ? next->inner : 0;
   for (int64_t pass = 0; pass < passes; ++pass) {
     const int64_t row = rows * pass / passes;
@@ -154,7 +153,7 @@ void multiply_piece(const Piece& piece, int64_t rows, const Piece* next, float* 
     } else if (pass == 0) {
       halves.keep(product);
       product.weights = reinterpret_cast<const std::byte*>(widened);
-      product.block_bytes = product.kept_stride * static_cast<int64_t>(sizeof(float));
+      product.block_bytes = PackedKernel::kKeptStride * static_cast<int64_t>(sizeof(float));
     } else {
       kernel.f32(product);
     }
@@ -163,7 +162,7 @@ void multiply_piece(const Piece& piece, int64_t rows, const Piece* next, float* 
 
 }  // namespace
 
-int64_t packed_scratch() { return most_steps() * kGroupCols; }
+int64_t packed_scratch() { return PackedKernel::kKeptStride * kGroupCols / kPackedCols; }
 
 void multiply_packed(std::span<const PackedTarget> targets, int64_t rows, int64_t col, int64_t cols, float* scratch) {
   Pieces pieces(targets, rows, col, cols);
