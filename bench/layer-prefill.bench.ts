@@ -1,4 +1,11 @@
-import { type Distribution, layerWork, makeBatch, makeRoute, type Work } from '../lib/bench/batches.ts';
+import {
+  type Distribution,
+  layerStages,
+  layerWork,
+  makeBatch,
+  makeRoute,
+  type Work,
+} from '../lib/bench/batches.ts';
 import {
   CELLS,
   describeLayer,
@@ -58,6 +65,7 @@ interface Timed {
   readonly errors: Readonly<Record<LayerKind, number>>;
   readonly timings: Readonly<Record<LayerKind, Timing>>;
   readonly work: Readonly<Record<LayerKind, Work>>;
+  readonly stages: Readonly<Record<LayerKind, readonly Work[]>>;
 }
 
 async function timeBatch(
@@ -85,7 +93,11 @@ async function timeBatch(
     dense: layerWork('dense', cell, dtype, batch),
     latent: layerWork('latent', cell, dtype, batch),
   };
-  return { dtype, tokens, errors, timings, work };
+  const stages = {
+    dense: layerStages('dense', cell, dtype, batch),
+    latent: layerStages('latent', cell, dtype, batch),
+  };
+  return { dtype, tokens, errors, timings, work, stages };
 }
 
 /** Large batches take seconds, and vary little. */
@@ -108,15 +120,17 @@ async function askPeers(
 function addRow(
   context: Context,
   { cell, distribution }: Task,
-  { dtype, tokens, errors, timings, work }: Timed,
+  { dtype, tokens, errors, timings, work, stages }: Timed,
   kind: LayerKind,
   peers: Readonly<Record<string, PeerResult>>,
   f32: Map<string, number>,
 ): void {
   const predictedGain = leastTime(work.dense, timings.dense) / leastTime(work.latent, timings.latent);
   const gain = timings.dense.stats.medianMs / timings.latent.stats.medianMs;
-  const rowsPerExpert = (tokens * cell.K) / cell.N;
   const timing = timings[kind];
+  const least = stages[kind].reduce((sum, stage) => sum + leastTime(stage, timing), 0);
+  const ofStages = least / (1e6 * timing.stats.medianMs);
+  const rowsPerExpert = (tokens * cell.K) / cell.N;
   const rate = work[kind].flops / timing.stats.medianMs / 1e6 / timing.ceilings.fmaGflops;
   const key = `${kind} ${tokens}`;
   if (dtype === 'f32') f32.set(key, rate);
@@ -130,7 +144,16 @@ function addRow(
     ...work[kind],
     relativeError: errors[kind],
     peers: kind === 'dense' ? peers : { 'our dense': timings.dense.stats },
-    data: { model: cell.model, kind, ...sizes(cell), distribution, rowsPerExpert, predictedGain, gain },
+    data: {
+      model: cell.model,
+      kind,
+      ...sizes(cell),
+      distribution,
+      rowsPerExpert,
+      predictedGain,
+      gain,
+      ofStages,
+    },
     goals: ({ ofCeiling, ofSgemm }) => [
       dtype === 'f32' && rowsPerExpert >= 128
         ? goal('of sgemm', ofSgemm ?? 0, 0.95, 1.05)

@@ -81,23 +81,48 @@ export function layerWork(
   kind: LayerKind,
   cell: LayerCell,
   dtype: LayerDType,
-  { route, tokens }: Pick<Batch, 'route' | 'tokens'>,
+  batch: Pick<Batch, 'route' | 'tokens'>,
 ): Work {
-  return (kind === 'dense' ? denseWork : latentWork)(cell, dtype, touchedBy(route, tokens, cell));
+  const stages = layerStages(kind, cell, dtype, batch);
+  const total = (name: keyof Work) => stages.reduce((sum, stage) => sum + stage[name], 0);
+  return { flops: total('flops'), bytes: total('bytes') };
 }
 
-function denseWork({ n, m, K }: LayerCell, dtype: LayerDType, touched: Touched): Work {
-  return {
-    flops: 6 * m * n * K * touched.tokens,
-    bytes: 3 * m * n * touched.experts * itemBytes(dtype) + 8 * n * touched.tokens,
-  };
+/** The same, stage by stage: each needs all of the one before, so that they cannot overlap. */
+export function layerStages(
+  kind: LayerKind,
+  cell: LayerCell,
+  dtype: LayerDType,
+  { route, tokens }: Pick<Batch, 'route' | 'tokens'>,
+): readonly Work[] {
+  return (kind === 'dense' ? denseStages : latentStages)(
+    cell,
+    itemBytes(dtype),
+    touchedBy(route, tokens, cell),
+  );
 }
 
-function latentWork({ n, m, K, r }: LayerCell, dtype: LayerDType, touched: Touched): Work {
-  return {
-    flops: 6 * r * (n * touched.tokenGroups + m * K * touched.tokens),
-    bytes: 3 * r * (m * touched.experts + n * touched.groups) * itemBytes(dtype) + 8 * n * touched.tokens,
-  };
+function denseStages({ n, m, K }: LayerCell, item: number, { tokens, experts }: Touched): Work[] {
+  const product = 2 * m * n * K * tokens;
+  const weights = m * n * experts * item;
+  const activations = 4 * n * tokens;
+  const hidden = { flops: 2 * product, bytes: 2 * weights + activations };
+  const outputs = { flops: product, bytes: weights + activations };
+  return [hidden, outputs];
+}
+
+function latentStages(
+  { n, m, K, r }: LayerCell,
+  item: number,
+  { tokens, tokenGroups, experts, groups }: Touched,
+): Work[] {
+  const shared = { flops: 2 * r * n * tokenGroups, bytes: r * n * groups * item };
+  const own = { flops: 2 * r * m * K * tokens, bytes: r * m * experts * item };
+  const activations = 4 * n * tokens;
+  const latentInputs = { flops: 2 * shared.flops, bytes: 2 * shared.bytes + activations };
+  const hidden = { flops: 2 * own.flops, bytes: 2 * own.bytes };
+  const outputs = { flops: shared.flops, bytes: shared.bytes + activations };
+  return [latentInputs, hidden, own, outputs];
 }
 
 function itemBytes(dtype: LayerDType): number {
