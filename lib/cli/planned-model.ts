@@ -45,7 +45,7 @@ async function readConfigAlone(path: string): Promise<PlannedModel | undefined> 
   if (!names.includes('config.json') || names.some((name) => name.endsWith('.safetensors'))) return undefined;
   const config = await ModelConfig.read(path);
   if (config.value('model_type') === LATENT_MODEL_TYPE) return undefined;
-  const spec = describeConfig(config.raw);
+  const spec = describeConfig(config.raw, config.file);
   if (spec.layers.length === 0) return undefined;
   const bytesPerParameter = declaredBytes(config);
   const { hiddenSize, intermediateSize, numExperts, layers } = spec;

@@ -28,8 +28,10 @@ export async function refuseExisting(path: string, force: boolean, kind: Replace
     throw ioError('look at', path, cause);
   });
   if (stats === undefined) return;
-  if (!stats.isDirectory())
-    throw new MolaeError('OUTPUT_EXISTS', `The output ${path} exists and is not a folder: ${FINE}`);
+  if (!stats.isDirectory()) {
+    const found = stats.isSymbolicLink() ? 'is a link' : 'is not a folder';
+    throw new MolaeError('OUTPUT_EXISTS', `The output ${path} exists and ${found}: ${FINE}`);
+  }
   const entries = await attempt('list', path, () => readdir(path, { withFileTypes: true }));
   if (entries.length === 0) return;
   if (!kind.is(entries.map(({ name }) => name))) {

@@ -304,6 +304,7 @@ it('too little text to calibrate with is told in words of the options', async ()
 describe('failures', () => {
   it.each<[problem: string, args: string[], words: string]>([
     ['no such folder', ['inspect', 'missing'], 'missing/config.json'],
+    ['a file', ['inspect', join(TINY, 'config.json')], 'tiny-qwen2-moe/config.json: not a folder'],
     ['no such folder to run', ['generate', 'missing', '--prompt', 'a'], 'missing/config.json'],
     ['numbers are names', ['inspect', '007'], '007/config.json'],
     ['control characters', ['inspect', 'a\u001b[2J\nb'], 'a\\x1b[2J\\x0ab'],
@@ -399,6 +400,7 @@ describe('plan', () => {
     await writeFile(join(folder, 'config.json'), text.replace('"qwen2_moe"', '"qwen2"'));
     const unknown = await cli.run('plan', folder, ...sizes);
     expect(unknown).toMatchObject({ status: 1, stderr: expect.stringContaining('model family "qwen2"') });
+    expect(unknown.stderr).toContain(join(folder, 'config.json'));
   });
 
   it('says plainly what gets worse', async () => {

@@ -65,9 +65,9 @@ export function familyOf(config: ModelConfig): Family {
   return family;
 }
 
-/** The sizes that a config.json's object gives, by its family. */
-export function describeConfig(raw: JsonObject): MoeSpec {
-  const config = new ModelConfig(raw);
+/** The sizes that a config.json's object gives, by its family; `file` is where it came from, for messages. */
+export function describeConfig(raw: JsonObject, file?: string): MoeSpec {
+  const config = new ModelConfig(raw, file);
   return familyOf(config).describe(config);
 }
 
