@@ -50,7 +50,7 @@ async function measureBatches(
   const predictedGain = least('dense') / least('latent');
   const gain = passes.dense.stats.medianMs / passes.latent.stats.medianMs;
   const tokens = (batches[0] as Batch).tokens;
-  const peers = wantsPeers && context.wantsPeers ? await warmPeers(context, ring, tokens) : {};
+  const peers = wantsPeers && context.wantsPeers ? await askPeers(context, ring, tokens) : {};
   for (const kind of LAYER_KINDS) {
     context.add({
       name: `decode ${kind}`,
@@ -93,24 +93,23 @@ function perLayer({ stats: { samples, ...times }, ceilings }: Timing, count: num
   return { stats: { ...(each as typeof times), samples }, ceilings };
 }
 
-/** A peer has one layer, which may stay in the caches. */
-async function warmPeers(
-  context: Context,
-  { cell, dtype }: LayerRing,
+/** As many layers of a peer take turns as of ours. */
+function askPeers(
+  { threads, effort }: Context,
+  { cell, dtype, count }: LayerRing,
   tokens: number,
 ): Promise<Record<string, PeerResult>> {
-  const { threads, effort } = context;
-  const task = {
+  const distribution = 'uniform';
+  return layerPeers({
     cell,
     dtype,
     tokens,
     routeSeed: routeSeed(0),
-    distribution: 'uniform',
+    distribution,
     threads,
     effort,
-  } as const;
-  const peers = await layerPeers(task);
-  return Object.fromEntries(Object.entries(peers).map(([name, peer]) => [`${name} (warm)`, peer]));
+    layers: count,
+  });
 }
 
 export const question: Question = {

@@ -114,7 +114,7 @@ async function askPeers(
   if (!context.wantsPeers || !peers.includes(tokens)) return {};
   const { threads } = context;
   const effort = effortFor(context, tokens);
-  return layerPeers({ cell, dtype, tokens, routeSeed: ROUTE_SEED, distribution, threads, effort });
+  return layerPeers({ cell, dtype, tokens, routeSeed: ROUTE_SEED, distribution, threads, effort, layers: 1 });
 }
 
 function addRow(

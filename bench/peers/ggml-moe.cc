@@ -1,5 +1,6 @@
-// One MoE layer through ggml_mul_mat_id, as llama.cpp runs it. ggml.ts writes the data, and says what the arguments
-// are. The prototypes are ggml's C API, declared here because the npm package has libraries but no headers.
+// An MoE layer through ggml_mul_mat_id, as llama.cpp runs it; several with the same weights take turns. ggml.ts writes
+// the data, and says what the arguments are. The prototypes are ggml's C API, declared here because the npm package has
+// libraries but no headers.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -58,14 +59,21 @@ std::vector<T> read_file(const std::string& path) {
   return data;
 }
 
+struct Layer {
+  Tensor *gate, *up, *down;
+  Tensor* y = nullptr;
+  Graph* graph;
+};
+
 int main(int, char** argv) {
   const std::string folder = argv[1];
   const bool bf16 = std::string(argv[3]) == "bf16";
   const int64_t n = atoll(argv[4]), m = atoll(argv[5]), experts = atoll(argv[6]), top_k = atoll(argv[7]);
   const int64_t tokens = atoll(argv[8]), threads = atoll(argv[9]);
-  const double seconds = atof(argv[10]);
-  const size_t least = atoll(argv[11]);
-  const int64_t pool_length = atoll(argv[12]), pool_stride = atoll(argv[13]);
+  const size_t count = atoll(argv[10]);
+  const double seconds = atof(argv[11]);
+  const size_t least = atoll(argv[12]);
+  const int64_t pool_length = atoll(argv[13]), pool_stride = atoll(argv[14]);
 
   ggml_backend_load_all_from_path(argv[2]);
   Handle backend = ggml_backend_init_by_type(0, nullptr);
@@ -76,22 +84,24 @@ int main(int, char** argv) {
 
   const int type = bf16 ? kBF16 : kF32;
   Context* context = ggml_init({64 << 20, nullptr, true});
-  Tensor* gate = ggml_new_tensor_3d(context, type, n, m, experts);
-  Tensor* up = ggml_new_tensor_3d(context, type, n, m, experts);
-  Tensor* down = ggml_new_tensor_3d(context, type, m, n, experts);
   Tensor* x = ggml_new_tensor_3d(context, kF32, n, 1, tokens);
   Tensor* ids = ggml_new_tensor_2d(context, kI32, top_k, tokens);
   Tensor* weights = ggml_new_tensor_3d(context, kF32, 1, top_k, tokens);
-  Tensor* hidden =
-      ggml_swiglu_split(context, ggml_mul_mat_id(context, gate, x, ids), ggml_mul_mat_id(context, up, x, ids));
-  Tensor* outputs = ggml_mul(context, ggml_mul_mat_id(context, down, hidden, ids), weights);
-  Tensor* y = nullptr;
-  for (int64_t k = 0; k < top_k; ++k) {
-    Tensor* slot = ggml_view_2d(context, outputs, n, tokens, n * top_k * 4, k * n * 4);
-    y = y ? ggml_add(context, y, slot) : slot;
+  std::vector<Layer> layers(count);
+  for (Layer& layer : layers) {
+    layer.gate = ggml_new_tensor_3d(context, type, n, m, experts);
+    layer.up = ggml_new_tensor_3d(context, type, n, m, experts);
+    layer.down = ggml_new_tensor_3d(context, type, m, n, experts);
+    Tensor* gates = ggml_mul_mat_id(context, layer.gate, x, ids);
+    Tensor* hidden = ggml_swiglu_split(context, gates, ggml_mul_mat_id(context, layer.up, x, ids));
+    Tensor* outputs = ggml_mul(context, ggml_mul_mat_id(context, layer.down, hidden, ids), weights);
+    for (int64_t k = 0; k < top_k; ++k) {
+      Tensor* slot = ggml_view_2d(context, outputs, n, tokens, n * top_k * 4, k * n * 4);
+      layer.y = layer.y ? ggml_add(context, layer.y, slot) : slot;
+    }
+    layer.graph = ggml_new_graph(context);
+    ggml_build_forward_expand(layer.graph, layer.y);
   }
-  Graph* graph = ggml_new_graph(context);
-  ggml_build_forward_expand(graph, y);
   ggml_backend_alloc_ctx_tensors(context, backend);
 
   // As in support/data.ts: a matrix is the pool from seed * stride on, cyclically.
@@ -113,9 +123,12 @@ int main(int, char** argv) {
     }
   };
   const auto pool_n = read_file<float>(folder + "/pool-n");
-  fill(gate, pool_n, 1, n);
-  fill(up, pool_n, 2, n);
-  fill(down, read_file<float>(folder + "/pool-m"), 3, m);
+  const auto pool_m = read_file<float>(folder + "/pool-m");
+  for (const Layer& layer : layers) {
+    fill(layer.gate, pool_n, 1, n);
+    fill(layer.up, pool_n, 2, n);
+    fill(layer.down, pool_m, 3, m);
+  }
   const auto put = [&](Tensor* tensor, const std::string& name) {
     const auto data = read_file<char>(folder + "/" + name);
     ggml_backend_tensor_set(tensor, data.data(), 0, data.size());
@@ -124,26 +137,28 @@ int main(int, char** argv) {
   put(ids, "ids");
   put(weights, "weights");
 
-  if (ggml_backend_graph_compute(backend, graph) != 0) return std::fprintf(stderr, "ggml failed\n"), 1;
   const auto wanted = read_file<float>(folder + "/wanted");
   std::vector<float> got(n);
-  double difference = 0, norm = 0;
-  for (size_t row = 0; row < wanted.size() / n; ++row) {
-    ggml_backend_tensor_get(y, got.data(), (row == 0 ? 0 : tokens - 1) * n * 4, n * 4);
-    for (int64_t j = 0; j < n; ++j) {
-      difference += std::pow(got[j] - wanted[row * n + j], 2);
-      norm += std::pow(wanted[row * n + j], 2);
+  for (const Layer& layer : layers) {
+    if (ggml_backend_graph_compute(backend, layer.graph) != 0) return std::fprintf(stderr, "ggml failed\n"), 1;
+    double difference = 0, norm = 0;
+    for (size_t row = 0; row < wanted.size() / n; ++row) {
+      ggml_backend_tensor_get(layer.y, got.data(), (row == 0 ? 0 : tokens - 1) * n * 4, n * 4);
+      for (int64_t j = 0; j < n; ++j) {
+        difference += std::pow(got[j] - wanted[row * n + j], 2);
+        norm += std::pow(wanted[row * n + j], 2);
+      }
     }
+    const double error = std::sqrt(difference / norm);
+    if (!(error <= (bf16 ? 2e-2 : 1e-4))) return std::fprintf(stderr, "wrong result: relative error %g\n", error), 1;
   }
-  const double error = std::sqrt(difference / norm);
-  if (!(error <= (bf16 ? 2e-2 : 1e-4))) return std::fprintf(stderr, "wrong result: relative error %g\n", error), 1;
 
   using Clock = std::chrono::steady_clock;
   const auto now = [] { return std::chrono::duration<double>(Clock::now().time_since_epoch()).count(); };
   std::vector<double> times;
   for (const double end = now() + seconds; times.size() < least || now() < end;) {
     const double begin = now();
-    ggml_backend_graph_compute(backend, graph);
+    ggml_backend_graph_compute(backend, layers[times.size() % count].graph);
     times.push_back(1e3 * (now() - begin));
   }
   std::printf("{\"times\":[");

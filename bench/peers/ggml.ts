@@ -34,7 +34,7 @@ const { seconds, minSamples } = task.effort;
 const program = compile();
 const printed = withLayerFiles(task, (folder) => {
   // ggml rounds x to bf16 as well where the weights are bf16; its bound is wider for that.
-  const sizes = [task.dtype, n, m, N, K, task.tokens, task.threads];
+  const sizes = [task.dtype, n, m, N, K, task.tokens, task.threads, task.layers];
   const args = [folder, libraries, ...sizes, seconds, minSamples, POOL_LENGTH, POOL_STRIDE];
   return execFileSync(program, args.map(String), { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'] });
 });

@@ -135,25 +135,28 @@ function makeModel({ cell }: LayerTask): Buffer {
 const task = JSON.parse(process.argv[2] as string) as LayerTask;
 const { cell, tokens } = task;
 const ort = createRequire(join(PEERS, 'package.json'))('onnxruntime-node') as OnnxRuntime;
-const session = await ort.InferenceSession.create(makeModel(task), {
-  executionProviders: ['cpu'],
-  intraOpNumThreads: task.threads,
-  logSeverityLevel: 3,
-});
+const model = makeModel(task);
+const options = { executionProviders: ['cpu'], intraOpNumThreads: task.threads, logSeverityLevel: 3 };
+const sessions: Session[] = [];
+while (sessions.length < task.layers) sessions.push(await ort.InferenceSession.create(model, options));
 const route = makeRoute(tokens, cell, task.routeSeed, task.distribution);
 const x = values('f32', seeds.input, tokens * cell.n);
 const feeds = {
   x: new ort.Tensor('float32', x, [tokens, cell.n]),
   router: new ort.Tensor('float32', routerLogits(route, cell.N, cell.K), [tokens, cell.N]),
 };
-const y = (await session.run(feeds)).y?.data as Float32Array;
-checkFinite('onnxruntime', y);
-for (const token of new Set([0, tokens - 1])) {
-  const row = x.subarray(token * cell.n, (token + 1) * cell.n);
-  const wanted = denseReference(cell, 'f32', row, route, token);
-  checkClose('onnxruntime', y.subarray(token * cell.n, (token + 1) * cell.n), wanted, 1e-4);
+for (const session of sessions) {
+  const y = (await session.run(feeds)).y?.data as Float32Array;
+  checkFinite('onnxruntime', y);
+  for (const token of new Set([0, tokens - 1])) {
+    const row = x.subarray(token * cell.n, (token + 1) * cell.n);
+    const wanted = denseReference(cell, 'f32', row, route, token);
+    checkClose('onnxruntime', y.subarray(token * cell.n, (token + 1) * cell.n), wanted, 1e-4);
+  }
 }
-const { run } = await takeTurns({ run: () => session.run(feeds) }, task.effort);
+let calls = 0;
+const nextLayer = () => sessions[calls++ % sessions.length] as Session;
+const { run } = await takeTurns({ run: () => nextLayer().run(feeds) }, task.effort);
 process.stdout.write(
   `${JSON.stringify({ ...statistics(run), version: `onnxruntime-node ${ort.env.versions.node ?? ''}` })}\n`,
 );

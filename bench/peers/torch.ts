@@ -16,6 +16,7 @@ const args = [
   K,
   task.tokens,
   task.threads,
+  task.layers,
   seconds,
   minSamples,
   POOL_LENGTH,

@@ -1,11 +1,12 @@
 """One MoE layer in PyTorch on the CPU, two ways: a loop over experts, and torch._grouped_mm where this version has it.
 
-    python torch_layer.py <folder> <f32|bf16> <n> <m> <N> <K> <T> <threads> <seconds> <least samples> <pool length> <pool stride>
+    python torch_layer.py <folder> <f32|bf16> <n> <m> <N> <K> <T> <threads> <layers> <seconds> <least samples> <pool length> <pool stride>
 
-layer-files.ts writes the folder. Both ways sort tokens by expert, as part of what is timed. Each is held against the f64
+layer-files.ts writes the folder. Several layers with the same weights take turns. Both ways sort tokens by expert, as part of what is timed. Each is held against the f64
 reference before it is timed. Prints one line of JSON: for each way its statistics, or why it is absent.
 """
 
+import itertools
 import json
 import sys
 
@@ -15,8 +16,8 @@ from timing_statistics import time_calls
 from torch.nn.functional import silu
 
 folder, dtype_name = sys.argv[1:3]
-n, m, experts, top_k, tokens, threads = (int(a) for a in sys.argv[3:9])
-seconds, least, pool_length, pool_stride = float(sys.argv[9]), *(int(a) for a in sys.argv[10:13])
+n, m, experts, top_k, tokens, threads, count = (int(a) for a in sys.argv[3:10])
+seconds, least, pool_length, pool_stride = float(sys.argv[10]), *(int(a) for a in sys.argv[11:14])
 dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[dtype_name]
 torch.set_num_threads(threads)
 
@@ -39,7 +40,8 @@ def stack(pool, operator, shape):
 
 
 gate, up = (stack(read("pool-n"), operator, (m, n)) for operator in (0, 1))
-down = stack(read("pool-m"), 2, (n, m))
+first = (gate, up, stack(read("pool-m"), 2, (n, m)))
+layers = [first] + [tuple(w.clone() for w in first) for _ in range(count - 1)]
 x = torch.from_numpy(read("x")).view(tokens, n)
 ids = torch.from_numpy(read("ids", np.int32)).long()
 weights = torch.from_numpy(read("weights"))
@@ -55,7 +57,7 @@ def combine(rows, token, order):
     return y.index_add_(0, token, rows.float() * weights[order, None])
 
 
-def loop():
+def loop(gate, up, down):
     order, token, counts = sort()
     y = torch.zeros(tokens, n)
     begin = 0
@@ -71,7 +73,7 @@ def loop():
     return y
 
 
-def grouped_mm():
+def grouped_mm(gate, up, down):
     order, token, counts = sort()
     ends = counts.cumsum(0).to(torch.int32)
     rows = x.to(dtype)[token]
@@ -81,14 +83,16 @@ def grouped_mm():
 
 
 def measure(run):
-    y = run()
     wanted = torch.from_numpy(read("wanted")).view(-1, n).double()
-    error = ((y[sorted({0, tokens - 1})].double() - wanted).norm() / wanted.norm()).item()
-    # Activations are rounded to bf16 as well where the weights are bf16.
-    if not error <= (2e-2 if dtype == torch.bfloat16 else 1e-4):
-        raise RuntimeError(f"wrong result: relative error {error}")
+    for layer in layers:
+        y = run(*layer)
+        error = ((y[sorted({0, tokens - 1})].double() - wanted).norm() / wanted.norm()).item()
+        # Activations are rounded to bf16 as well where the weights are bf16.
+        if not error <= (2e-2 if dtype == torch.bfloat16 else 1e-4):
+            raise RuntimeError(f"wrong result: relative error {error}")
+    turns = itertools.cycle(layers)
     version = f"torch {torch.__version__}"
-    return {**time_calls(run, seconds, least), "relativeError": error, "version": version}
+    return {**time_calls(lambda: run(*next(turns)), seconds, least), "relativeError": error, "version": version}
 
 
 results = {}

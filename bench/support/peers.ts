@@ -21,6 +21,8 @@ export interface LayerTask {
   readonly distribution: Distribution;
   readonly threads: number;
   readonly effort: Effort;
+  /** How many layers with these weights to hold: each call goes to the next, so that several find caches cold. */
+  readonly layers: number;
 }
 
 /** Sources of peers, and their packages, stay here. */
