@@ -63,21 +63,26 @@ async function main(args: readonly string[]): Promise<number> {
   const context = new Context(device, options.quick, options.peers);
   const minutes = asked.reduce((sum, { minutes: m }) => sum + (options.quick ? m.quick : m.full), 0);
   process.stderr.write(`This takes about ${Math.ceil(minutes)} minutes on two quiet cores.\n`);
+  const results = () =>
+    makeResults(packageVersion(), device.info, options.quick, context.measured, context.rows);
   let failed = false;
-  for (const question of asked) failed = !(await answer(question, context)) || failed;
+  let written: readonly string[] = [];
+  for (const question of asked) {
+    failed = !(await answer(question, context)) || failed;
+    // After each of them: a run that is ended early leaves what it has answered.
+    if (!stored && context.rows.length > 0) written = writeResults(folder, results());
+  }
 
   if (context.rows.length === 0) return EXIT.failed;
-  const results = makeResults(packageVersion(), device.info, options.quick, context.measured, context.rows);
-  process.stdout.write(`\n${describeCeilings(results)}\n`);
+  process.stdout.write(`\n${describeCeilings(results())}\n`);
   for (const line of absentPeers(context.rows)) process.stdout.write(`absent: ${line}\n`);
+  for (const path of written) process.stdout.write(`wrote ${path}\n`);
   if (stored) {
     const { compared, fallen } = compareResults(stored, context.rows);
     if (compared === 0) throw new Failure(`None of these ratios is among the stored results in ${folder}`);
     process.stdout.write(`${compared} ratios compared, ${fallen.length} fell\n`);
     for (const line of fallen) process.stdout.write(`${line}\n`);
     failed ||= fallen.length > 0;
-  } else {
-    for (const path of writeResults(folder, results)) process.stdout.write(`wrote ${path}\n`);
   }
   return failed ? EXIT.failed : EXIT.done;
 }
