@@ -1,5 +1,5 @@
 import { join } from 'node:path';
-import { isFile, readJsonObject } from './files.ts';
+import { readJsonObject } from './files.ts';
 import { isJsonObject, type JsonObject } from './json.ts';
 import { badCheckpoint, quote } from './problems.ts';
 
@@ -24,7 +24,6 @@ export class ModelConfig {
 
   /** Reads `config.json` of a checkpoint's folder. */
   static async read(folder: string): Promise<ModelConfig> {
-    if (await isFile(folder)) throw badCheckpoint(folder, 'not a folder');
     const file = join(folder, CONFIG_FILE);
     return new ModelConfig(await readJsonObject(file, MAX_CONFIG_BYTES), file);
   }

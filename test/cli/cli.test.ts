@@ -304,7 +304,6 @@ it('too little text to calibrate with is told in words of the options', async ()
 describe('failures', () => {
   it.each<[problem: string, args: string[], words: string]>([
     ['no such folder', ['inspect', 'missing'], 'missing/config.json'],
-    ['a file', ['inspect', join(TINY, 'config.json')], 'tiny-qwen2-moe/config.json: not a folder'],
     ['no such folder to run', ['generate', 'missing', '--prompt', 'a'], 'missing/config.json'],
     ['numbers are names', ['inspect', '007'], '007/config.json'],
     ['control characters', ['inspect', 'a\u001b[2J\nb'], 'a\\x1b[2J\\x0ab'],
