@@ -34,7 +34,7 @@ async function measure(
 export const question: Question = {
   name: 'call-overhead',
   asks: 'What does a call from JavaScript cost, without any work?',
-  minutes: { full: 0.3, quick: 0.2 },
+  minutes: { full: 1.3, quick: 0.6 },
   async run(context) {
     const { device } = context;
     for (const kind of ['dense', 'latent'] as const) {

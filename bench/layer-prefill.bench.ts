@@ -1,9 +1,9 @@
 import {
   type Distribution,
   layerStages,
-  layerWork,
   makeBatch,
   makeRoute,
+  totalWork,
   type Work,
 } from '../lib/bench/batches.ts';
 import {
@@ -64,7 +64,6 @@ interface Timed {
   readonly tokens: number;
   readonly errors: Readonly<Record<LayerKind, number>>;
   readonly timings: Readonly<Record<LayerKind, Timing>>;
-  readonly work: Readonly<Record<LayerKind, Work>>;
   readonly stages: Readonly<Record<LayerKind, readonly Work[]>>;
 }
 
@@ -89,15 +88,11 @@ async function timeBatch(
     effortFor(context, tokens),
   );
   batch.dispose();
-  const work = {
-    dense: layerWork('dense', cell, dtype, batch),
-    latent: layerWork('latent', cell, dtype, batch),
-  };
   const stages = {
     dense: layerStages('dense', cell, dtype, batch),
     latent: layerStages('latent', cell, dtype, batch),
   };
-  return { dtype, tokens, errors, timings, work, stages };
+  return { dtype, tokens, errors, timings, stages };
 }
 
 /** Large batches take seconds, and vary little. */
@@ -120,11 +115,12 @@ async function askPeers(
 function addRow(
   context: Context,
   { cell, distribution }: Task,
-  { dtype, tokens, errors, timings, work, stages }: Timed,
+  { dtype, tokens, errors, timings, stages }: Timed,
   kind: LayerKind,
   peers: Readonly<Record<string, PeerResult>>,
   f32: Map<string, number>,
 ): void {
+  const work = { dense: totalWork(stages.dense), latent: totalWork(stages.latent) };
   const predictedGain = leastTime(work.dense, timings.dense) / leastTime(work.latent, timings.latent);
   const gain = timings.dense.stats.medianMs / timings.latent.stats.medianMs;
   const timing = timings[kind];

@@ -83,12 +83,15 @@ export function layerWork(
   dtype: LayerDType,
   batch: Pick<Batch, 'route' | 'tokens'>,
 ): Work {
-  const stages = layerStages(kind, cell, dtype, batch);
+  return totalWork(layerStages(kind, cell, dtype, batch));
+}
+
+export function totalWork(stages: readonly Work[]): Work {
   const total = (name: keyof Work) => stages.reduce((sum, stage) => sum + stage[name], 0);
   return { flops: total('flops'), bytes: total('bytes') };
 }
 
-/** The same, stage by stage: each needs all of the one before, so that they cannot overlap. */
+/** Of one batch, stage by stage: each needs all of the one before, so that they cannot overlap. */
 export function layerStages(
   kind: LayerKind,
   cell: LayerCell,

@@ -12,8 +12,8 @@ export interface Ceilings {
 }
 
 /**
- * Measures the CPU's ceilings once, in a tenth of a second on two cores (the first time in a second more), on the device's
- * queue: other work on the CPU waits meanwhile.
+ * Measures the CPU's ceilings once, in a tenth of a second on two cores, on the device's queue: other work on the CPU waits
+ * meanwhile. The first time also takes what up to 1 GB of memory needs to come, seconds on some virtual machines.
  */
 export async function measureCeilings({ threads = 0 }: DeviceOptions = {}): Promise<Ceilings> {
   checkThreads(threads);
