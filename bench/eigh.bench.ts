@@ -1,8 +1,10 @@
 import { checkClose, multiply } from '../lib/bench/check.ts';
 import { tensor } from '../lib/bench/data.ts';
+import type { Call } from '../lib/bench/timing.ts';
+import type { Timing } from '../lib/bench/yardstick.ts';
 import { eigh, gemm } from '../lib/linalg.ts';
+import { startNumpy } from './peers/numpy.ts';
 import type { Context, Question } from './support/context.ts';
-import { numpyLinalg } from './support/peers.ts';
 
 /** The Gram matrix of twice as many random rows: the spectrum of a stack of random experts. */
 async function measure(
@@ -14,18 +16,27 @@ async function measure(
   using w = tensor(context.device, dtype, [2 * n, n], 1, 1 / Math.sqrt(n));
   using gram = await gemm(w, w, { transposeA: true });
   const effort = { ...context.effort, minSamples: context.quick ? 2 : 3 };
-  const peers = context.wantsPeers
-    ? { numpy: await numpyLinalg('eigh', 2 * n, n, dtype, context.threads, effort) }
-    : {};
+  const calls: Record<string, Call> = {};
+  const errors = new Map<number, number>();
   for (const top of tops) {
-    const run = async () => {
+    errors.set(top, await check(gram, n, top, dtype));
+    calls[top] = async () => {
       const { values, vectors } = await eigh(gram, { top });
       values.dispose();
       vectors.dispose();
     };
-    const relativeError = await check(gram, n, top, dtype);
-    const timing = await context.time(run, effort);
-    context.add({ name: 'eigh', shape: `${n}x${n}, top ${top}`, dtype, timing, relativeError, peers });
+  }
+  using peers = context.wantsPeers ? await startNumpy('eigh', 2 * n, n, dtype, context.threads) : undefined;
+  const timings: Record<string, Timing> = await context.timeTogether({ ...calls, ...peers?.calls }, effort);
+  for (const top of tops) {
+    context.add({
+      name: 'eigh',
+      shape: `${n}x${n}, top ${top}`,
+      dtype,
+      timing: timings[top] as Timing,
+      relativeError: errors.get(top) as number,
+      peers: peers?.results((name) => (timings[name] as Timing).stats) ?? {},
+    });
   }
 }
 

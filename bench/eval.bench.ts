@@ -1,13 +1,14 @@
 import { join } from 'node:path';
 import { WrongResult } from '../lib/bench/check.ts';
-import { type Call, statistics } from '../lib/bench/timing.ts';
+import { type Call, statistics, Took } from '../lib/bench/timing.ts';
 import type { Timing } from '../lib/bench/yardstick.ts';
 import { SafetensorsFile } from '../lib/checkpoint/safetensors/reader.ts';
 import { Model } from '../lib/model/model.ts';
 import { perplexity } from '../lib/model/perplexity.ts';
 import { PACKAGE_ROOT } from '../lib/package.ts';
+import { startTransformersEval } from './peers/transformers.ts';
 import type { Context, Question } from './support/context.ts';
-import { type PeerResult, startTransformersEval } from './support/peers.ts';
+import { orAbsent, type PeerResult } from './support/peers.ts';
 
 const FIXTURES = join(PACKAGE_ROOT, 'test', 'fixtures');
 const CHECKPOINT = join(FIXTURES, 'tiny-qwen2-moe');
@@ -37,25 +38,29 @@ async function measure(context: Context, windows: number): Promise<void> {
   await using model = await Model.open(CHECKPOINT, { device: context.device });
   const ids = await readTokens(windows);
   const peer = context.wantsPeers
-    ? await startTransformersEval(CHECKPOINT, TOKENS, TEXT, ids.length / WINDOW, context.threads)
+    ? await orAbsent(() =>
+        startTransformersEval(CHECKPOINT, TOKENS, TEXT, ids.length / WINDOW, context.threads),
+      )
     : { absent: 'not asked for' };
   const times = { molae: [] as number[], pytorch: [] as number[] };
   let ours = 0;
   let tokens = 0;
+  const recorded = (whose: keyof typeof times, took: Took) => {
+    times[whose].push(took.ms);
+    return took;
+  };
   const calls: Record<string, Call> = {
     molae: async () => {
       const result = await perplexity(model, ids, { window: WINDOW });
       ({ perplexity: ours, tokens } = result);
-      times.molae.push(1000 * result.seconds);
+      return recorded('molae', new Took(1000 * result.seconds));
     },
-    ...('absent' in peer
-      ? {}
-      : { pytorch: async () => times.pytorch.push(1000 * (await peer.pass()).seconds) }),
+    ...('absent' in peer ? {} : { pytorch: async () => recorded('pytorch', await peer.turn()) }),
   };
   try {
     const effort = context.quick ? { seconds: 3, minSamples: 5 } : { seconds: 10, minSamples: 15 };
     const timing = (await context.timeTogether(calls, effort)).molae as Timing;
-    const evaluated = 'absent' in peer ? undefined : peer.first;
+    const evaluated = 'absent' in peer ? undefined : peer.ready;
     if (evaluated && !(Math.abs(ours / evaluated.perplexity - 1) <= 1e-5 && tokens === evaluated.tokens)) {
       throw new WrongResult(
         `eval: perplexity ${ours} of ${tokens} predictions, but PyTorch says ${evaluated.perplexity} of ${evaluated.tokens}`,
@@ -64,7 +69,7 @@ async function measure(context: Context, windows: number): Promise<void> {
     // The first pass of each only warmed up.
     const ratios = statistics(pairedRatios(times.molae.slice(1), times.pytorch.slice(1)));
     const pytorch: PeerResult =
-      'absent' in peer ? peer : { ...statistics(times.pytorch.slice(1)), version: peer.version };
+      'absent' in peer ? peer : { ...statistics(times.pytorch.slice(1)), version: peer.ready.version };
     const tokensPerSecond = (1000 * tokens) / timing.stats.medianMs;
     const compared =
       'absent' in pytorch
@@ -91,7 +96,7 @@ async function measure(context: Context, windows: number): Promise<void> {
       },
     });
   } finally {
-    if (!('absent' in peer)) peer.stop();
+    if (!('absent' in peer)) peer[Symbol.dispose]();
   }
 }
 

@@ -3,6 +3,7 @@ import { WrongResult } from '../lib/bench/check.ts';
 import { values } from '../lib/bench/data.ts';
 import { checkedExcess, factorizeGate, randomExperts } from '../lib/bench/factorization-speed.ts';
 import { randomDense } from '../lib/bench/layers.ts';
+import type { Call } from '../lib/bench/timing.ts';
 import type { Timing } from '../lib/bench/yardstick.ts';
 import { openCheckpoint } from '../lib/checkpoint/checkpoint.ts';
 import { loadExperts } from '../lib/checkpoint/load-experts.ts';
@@ -11,8 +12,9 @@ import { factorizeExperts } from '../lib/factorization/factorize.ts';
 import { svd } from '../lib/linalg.ts';
 import { OPERATORS } from '../lib/operators.ts';
 import { PACKAGE_ROOT } from '../lib/package.ts';
+import type { Tensor } from '../lib/tensor.ts';
+import { startNumpy } from './peers/numpy.ts';
 import { type Context, goal, type Question } from './support/context.ts';
-import { numpyLinalg, type PeerResult } from './support/peers.ts';
 
 /** The least excess over the optimum that the goal allows, and a bound for bf16 factors, which are rounded. */
 const EXCESS = 1e-6;
@@ -36,45 +38,57 @@ async function againstGesdd(
     using rows = stack.rows(i * m, (i + 1) * m);
     await rows.write(values('f32', i + 1, m * n, 1 / Math.sqrt(n)));
   }
-  const gesdd = await context.time(async () => {
-    for (const factor of Object.values(await svd(stack))) factor.dispose();
-  }, effort);
+  using numpy = context.wantsPeers ? await startNumpy('gesdd', k * m, n, 'f32', context.threads) : undefined;
+  const excess: number[] = [];
+  for (const r of ranks) excess.push(await checkedExcess(experts, k, r, 'gram'));
+  const solvers = ranks.map((r) => ({ solver: 'gram', r }) as { solver: 'gram' | 'svd'; r: number });
+  // The reference solver is slow and does not depend on r.
+  solvers.push({ solver: 'svd', r: ranks[0] as number });
+  const nameOf = ({ solver, r }: (typeof solvers)[number]) => `${solver} ${r}`;
+  const calls = solvers.map((one): [string, Call] => [
+    nameOf(one),
+    () => factorizeGate(experts, k, one.r, one.solver),
+  ]);
+  const timings: Record<string, Timing> = await context.timeTogether(
+    { gesdd: () => gesdd(stack), ...numpy?.calls, ...Object.fromEntries(calls) },
+    effort,
+  );
+  const timing = (name: string) => timings[name] as Timing;
   const shape = `${k} × ${m}x${n}`;
-  const numpy: PeerResult = context.wantsPeers
-    ? await numpyLinalg('gesdd', k * m, n, 'f32', context.threads, effort)
-    : { absent: 'not asked for' };
+  const peers = numpy?.results((name) => timing(name).stats) ?? {};
   context.add({
     name: 'gesdd of the stack',
     shape,
     dtype: 'f32',
-    timing: gesdd,
-    peers: { numpy },
+    timing: timing('gesdd'),
+    peers,
     data: { n, m, k, experts: dtype, solver: 'gesdd' },
   });
-  for (const [i, r] of ranks.entries()) {
-    const excess = await checkedExcess(experts, k, r, 'gram');
-    const solvers: Record<string, () => unknown> = { gram: () => factorizeGate(experts, k, r, 'gram') };
-    // The reference solver is slow and does not depend on r.
-    if (i === 0) solvers.svd = () => factorizeGate(experts, k, r, 'svd');
-    const timings: Record<string, Timing> = await context.timeTogether(solvers, effort);
-    for (const [solver, timing] of Object.entries(timings)) {
-      context.add({
-        name: `factorize ${solver}`,
-        shape: `${shape}, r ${r}`,
-        dtype,
-        timing,
-        peers: { gesdd: gesdd.stats, numpy },
-        data: { n, m, k, r, experts: dtype, solver, excess },
-        goals: () =>
-          solver === 'gram'
-            ? [
-                goal('gesdd / ours', gesdd.stats.medianMs / timing.stats.medianMs, 3, 4.5),
-                goal('excess error', excess, EXCESS, EXCESS / 10, true),
-              ]
-            : [],
-      });
-    }
+  for (const one of solvers) {
+    const { solver, r } = one;
+    const over = excess[ranks.indexOf(r)] as number;
+    const ours = timing(nameOf(one));
+    const least = timing('gesdd').stats;
+    context.add({
+      name: `factorize ${solver}`,
+      shape: `${shape}, r ${r}`,
+      dtype,
+      timing: ours,
+      peers: { gesdd: least, ...peers },
+      data: { n, m, k, r, experts: dtype, solver, excess: over },
+      goals: () =>
+        solver === 'gram'
+          ? [
+              goal('gesdd / ours', least.medianMs / ours.stats.medianMs, 3, 4.5),
+              goal('excess error', over, EXCESS, EXCESS / 10, true),
+            ]
+          : [],
+    });
   }
+}
+
+async function gesdd(stack: Tensor<'f32'>): Promise<void> {
+  for (const factor of Object.values(await svd(stack))) factor.dispose();
 }
 
 /** Fig. 2-like: all operators of all experts in groups of k at one r, relative error and seconds against k. */

@@ -11,9 +11,10 @@ import { COLD_BYTES, LayerRing, layersForPasses, routeSeed } from '../lib/bench/
 import type { LayerDType } from '../lib/bench/layers.ts';
 import { checkLayer } from '../lib/bench/reference.ts';
 import type { Timing } from '../lib/bench/yardstick.ts';
+import { type LayerPeer, startLayerPeers } from './peers/layer-peers.ts';
 import { quickCells } from './support/cells.ts';
 import { type Context, goal, type Question } from './support/context.ts';
-import { layerPeers, type PeerResult } from './support/peers.ts';
+import type { Peers } from './support/peers.ts';
 
 async function measure(
   context: Context,
@@ -41,26 +42,30 @@ async function measureBatches(
 ): Promise<void> {
   const { cell, dtype, count } = ring;
   const errors = { dense: await check(ring, 'dense', batches), latent: await check(ring, 'latent', batches) };
-  const passes = await context.timeTogether({
+  const tokens = (batches[0] as Batch).tokens;
+  using peers = wantsPeers && context.wantsPeers ? await startPeers(context, ring, tokens) : undefined;
+  const timings: Record<string, Timing> = await context.timeTogether({
     dense: () => pass(ring, 'dense', batches),
     latent: () => pass(ring, 'latent', batches),
+    ...peers?.calls,
   });
+  const layerTiming = (name: string) => perLayer(timings[name] as Timing, count);
+  const layers = { dense: layerTiming('dense'), latent: layerTiming('latent') };
   const work = { dense: ring.averageWork('dense', batches), latent: ring.averageWork('latent', batches) };
-  const least = (kind: LayerKind) => work[kind].bytes / passes[kind].ceilings.readGBps;
+  const least = (kind: LayerKind) => work[kind].bytes / layers[kind].ceilings.readGBps;
   const predictedGain = least('dense') / least('latent');
-  const gain = passes.dense.stats.medianMs / passes.latent.stats.medianMs;
-  const tokens = (batches[0] as Batch).tokens;
-  const peers = wantsPeers && context.wantsPeers ? await askPeers(context, ring, tokens) : {};
+  const gain = layers.dense.stats.medianMs / layers.latent.stats.medianMs;
+  const results = peers?.results((name) => layerTiming(name).stats) ?? {};
   for (const kind of LAYER_KINDS) {
     context.add({
       name: `decode ${kind}`,
       shape: `${describeLayer(kind, cell)}, ${count} layers`,
       tokens,
       dtype,
-      timing: perLayer(passes[kind], count),
+      timing: layers[kind],
       ...work[kind],
       relativeError: errors[kind],
-      peers: kind === 'dense' ? peers : { 'our dense': perLayer(passes.dense, count).stats },
+      peers: kind === 'dense' ? results : { 'our dense': layers.dense.stats },
       data: { kind, ...cell, distribution: 'uniform', predictedGain, gain, layers: count },
       goals: ({ ofRead }) => [
         goal('of read bandwidth', ofRead ?? 0, 0.85, 0.92),
@@ -93,21 +98,20 @@ function perLayer({ stats: { samples, ...times }, ceilings }: Timing, count: num
   return { stats: { ...(each as typeof times), samples }, ceilings };
 }
 
-/** As many layers of a peer take turns as of ours. */
-function askPeers(
-  { threads, effort }: Context,
+/** As many layers of a peer as of ours: their weights stay in no cache either. */
+function startPeers(
+  { threads }: Context,
   { cell, dtype, count }: LayerRing,
   tokens: number,
-): Promise<Record<string, PeerResult>> {
+): Promise<Peers<LayerPeer>> {
   const distribution = 'uniform';
-  return layerPeers({
+  return startLayerPeers({
     cell,
     dtype,
     tokens,
     routeSeed: routeSeed(0),
     distribution,
     threads,
-    effort,
     layers: count,
   });
 }

@@ -19,9 +19,10 @@ import { checkLayer } from '../lib/bench/reference.ts';
 import type { Effort, Stats } from '../lib/bench/timing.ts';
 import type { Timing } from '../lib/bench/yardstick.ts';
 import type { DenseExperts, LatentExperts } from '../lib/experts.ts';
+import { LAYER_PEER_GOALS, type LayerPeer, startLayerPeers } from './peers/layer-peers.ts';
 import { quickCells } from './support/cells.ts';
 import { type Context, type Goal, goal, type Question } from './support/context.ts';
-import { LAYER_PEER_GOALS, type LayerPeer, layerPeers, type PeerResult } from './support/peers.ts';
+import type { PeerResult, Peers } from './support/peers.ts';
 
 const ROUTE_SEED = 11;
 const LARGE_BATCH = 4096;
@@ -53,46 +54,56 @@ async function measureDType(
   for (const experts of [dense, latent]) await experts.pack({ release: true });
   for (const tokens of task.tokens) {
     const timed = await timeBatch(context, task, { dense, latent }, dtype, tokens);
-    const peers = await askPeers(context, task, dtype, tokens);
-    for (const kind of LAYER_KINDS) addRow(context, task, timed, kind, peers, f32);
+    for (const kind of LAYER_KINDS) addRow(context, task, timed, kind, f32);
   }
 }
 
-/** The same batch through the dense and the latent layer. */
+/** The same batch through the dense and the latent layer, and the dense one of each peer that was asked. */
 interface Timed {
   readonly dtype: LayerDType;
   readonly tokens: number;
   readonly errors: Readonly<Record<LayerKind, number>>;
   readonly timings: Readonly<Record<LayerKind, Timing>>;
+  readonly peers: Readonly<Record<string, PeerResult>>;
   readonly stages: Readonly<Record<LayerKind, readonly Work[]>>;
 }
 
 async function timeBatch(
   context: Context,
-  { cell, distribution }: Task,
+  task: Task,
   layers: { readonly dense: DenseExperts; readonly latent: LatentExperts },
   dtype: LayerDType,
   tokens: number,
 ): Promise<Timed> {
+  const { cell, distribution } = task;
   const batch = makeBatch(context.device, cell, tokens, makeRoute(tokens, cell, ROUTE_SEED, distribution));
   const { x, routing, out } = batch;
   const errors = {
     dense: await checkLayer(layers.dense, cell, dtype, batch),
     latent: await checkLayer(layers.latent, cell, dtype, batch),
   };
-  const timings = await context.timeTogether(
+  using peers = await startPeers(context, task, dtype, tokens);
+  const timings: Record<string, Timing> = await context.timeTogether(
     {
       dense: () => layers.dense.forward(x, routing, { out }),
       latent: () => layers.latent.forward(x, routing, { out }),
+      ...peers?.calls,
     },
     effortFor(context, tokens),
   );
   batch.dispose();
-  const stages = {
-    dense: layerStages('dense', cell, dtype, batch),
-    latent: layerStages('latent', cell, dtype, batch),
+  const timing = (name: string) => timings[name] as Timing;
+  return {
+    dtype,
+    tokens,
+    errors,
+    timings: { dense: timing('dense'), latent: timing('latent') },
+    peers: peers?.results((name) => timing(name).stats) ?? {},
+    stages: {
+      dense: layerStages('dense', cell, dtype, batch),
+      latent: layerStages('latent', cell, dtype, batch),
+    },
   };
-  return { dtype, tokens, errors, timings, stages };
 }
 
 /** Large batches take seconds, and vary little. */
@@ -100,24 +111,23 @@ function effortFor({ effort }: Context, tokens: number): Effort {
   return tokens < LARGE_BATCH ? effort : { ...effort, minSamples: 3 };
 }
 
-async function askPeers(
+/** Undefined where none is asked for. */
+async function startPeers(
   context: Context,
   { cell, distribution, peers }: Task,
   dtype: LayerDType,
   tokens: number,
-): Promise<Record<string, PeerResult>> {
-  if (!context.wantsPeers || !peers.includes(tokens)) return {};
+): Promise<Peers<LayerPeer> | undefined> {
+  if (!context.wantsPeers || !peers.includes(tokens)) return undefined;
   const { threads } = context;
-  const effort = effortFor(context, tokens);
-  return layerPeers({ cell, dtype, tokens, routeSeed: ROUTE_SEED, distribution, threads, effort, layers: 1 });
+  return startLayerPeers({ cell, dtype, tokens, routeSeed: ROUTE_SEED, distribution, threads, layers: 1 });
 }
 
 function addRow(
   context: Context,
   { cell, distribution }: Task,
-  { dtype, tokens, errors, timings, stages }: Timed,
+  { dtype, tokens, errors, timings, peers, stages }: Timed,
   kind: LayerKind,
-  peers: Readonly<Record<string, PeerResult>>,
   f32: Map<string, number>,
 ): void {
   const work = { dense: totalWork(stages.dense), latent: totalWork(stages.latent) };

@@ -1,8 +1,9 @@
 import { checkClose } from '../lib/bench/check.ts';
 import { exactValues, tensor } from '../lib/bench/data.ts';
+import type { Timing } from '../lib/bench/yardstick.ts';
 import { svd } from '../lib/linalg.ts';
+import { startNumpy } from './peers/numpy.ts';
 import type { Context, Question } from './support/context.ts';
-import { numpyLinalg } from './support/peers.ts';
 
 async function measure(context: Context, rows: number, cols: number, dtype: 'f32' | 'f64'): Promise<void> {
   using a = tensor(context.device, dtype, [rows, cols], 1);
@@ -12,11 +13,19 @@ async function measure(context: Context, rows: number, cols: number, dtype: 'f32
   };
   const relativeError = await checkRows(a, rows, cols, dtype);
   const effort = { ...context.effort, minSamples: context.quick ? 2 : 3 };
-  const timing = await context.time(run, effort);
-  const peers = context.wantsPeers
-    ? { numpy: await numpyLinalg('gesdd', rows, cols, dtype, context.threads, effort) }
-    : {};
-  context.add({ name: 'svd', shape: `${rows}x${cols}`, dtype, timing, relativeError, peers });
+  using peers = context.wantsPeers
+    ? await startNumpy('gesdd', rows, cols, dtype, context.threads)
+    : undefined;
+  const timings: Record<string, Timing> = await context.timeTogether({ svd: run, ...peers?.calls }, effort);
+  const timing = (name: string) => timings[name] as Timing;
+  context.add({
+    name: 'svd',
+    shape: `${rows}x${cols}`,
+    dtype,
+    timing: timing('svd'),
+    relativeError,
+    peers: peers?.results((name) => timing(name).stats) ?? {},
+  });
 }
 
 /** A few rows of U · diag(s) · Vᵀ against those of A. */

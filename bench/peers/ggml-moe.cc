@@ -1,4 +1,4 @@
-// An MoE layer through ggml_mul_mat_id, as llama.cpp runs it; several with the same weights take turns. ggml.ts writes
+// MoE layers with the same weights through ggml_mul_mat_id, as llama.cpp runs them, as a PeerProcess. ggml.ts writes
 // the data, and says what the arguments are. The prototypes are ggml's C API, declared here because the npm package has
 // libraries but no headers.
 #include <algorithm>
@@ -66,16 +66,14 @@ struct Layer {
 };
 
 int main(int, char** argv) {
-  const std::string folder = argv[1];
-  const bool bf16 = std::string(argv[3]) == "bf16";
-  const int64_t n = atoll(argv[4]), m = atoll(argv[5]), experts = atoll(argv[6]), top_k = atoll(argv[7]);
-  const int64_t tokens = atoll(argv[8]), threads = atoll(argv[9]);
-  const size_t count = atoll(argv[10]);
-  const double seconds = atof(argv[11]);
-  const size_t least = atoll(argv[12]);
-  const int64_t pool_length = atoll(argv[13]), pool_stride = atoll(argv[14]);
+  const std::string version = argv[1], folder = argv[2];
+  const bool bf16 = std::string(argv[4]) == "bf16";
+  const int64_t n = atoll(argv[5]), m = atoll(argv[6]), experts = atoll(argv[7]), top_k = atoll(argv[8]);
+  const int64_t tokens = atoll(argv[9]), threads = atoll(argv[10]);
+  const size_t count = atoll(argv[11]);
+  const int64_t pool_length = atoll(argv[12]), pool_stride = atoll(argv[13]);
 
-  ggml_backend_load_all_from_path(argv[2]);
+  ggml_backend_load_all_from_path(argv[3]);
   Handle backend = ggml_backend_init_by_type(0, nullptr);
   if (!backend) return std::fprintf(stderr, "ggml has no CPU backend here\n"), 1;
   const Handle registry = ggml_backend_dev_backend_reg(ggml_backend_get_device(backend));
@@ -154,14 +152,13 @@ int main(int, char** argv) {
   }
 
   using Clock = std::chrono::steady_clock;
-  const auto now = [] { return std::chrono::duration<double>(Clock::now().time_since_epoch()).count(); };
-  std::vector<double> times;
-  for (const double end = now() + seconds; times.size() < least || now() < end;) {
-    const double begin = now();
-    ggml_backend_graph_compute(backend, layers[times.size() % count].graph);
-    times.push_back(1e3 * (now() - begin));
+  std::printf("{\"version\":\"%s\"}\n", version.c_str());
+  std::fflush(stdout);
+  for (int c; (c = std::getchar()) != EOF;) {
+    if (c != '\n') continue;
+    const auto begin = Clock::now();
+    for (const Layer& layer : layers) ggml_backend_graph_compute(backend, layer.graph);
+    std::printf("{\"ms\":%.6f}\n", std::chrono::duration<double, std::milli>(Clock::now() - begin).count());
+    std::fflush(stdout);
   }
-  std::printf("{\"times\":[");
-  for (size_t i = 0; i < times.size(); ++i) std::printf(i ? ",%.6f" : "%.6f", times[i]);
-  std::printf("]}\n");
 }

@@ -5,13 +5,16 @@ import { makeRoute } from '../../lib/bench/batches.ts';
 import { pool, values } from '../../lib/bench/data.ts';
 import { seeds } from '../../lib/bench/layers.ts';
 import { denseReference } from '../../lib/bench/reference.ts';
-import type { LayerTask } from '../support/peers.ts';
+import type { LayerTask } from './layer-task.ts';
 
 /**
  * Runs with a folder of what a peer in another language needs: the pools of which it cuts its weights as lib/bench/data.ts
  * does, x [T, n], ids and weights [T, K], and `wanted`: y of the first and the last token, by the f64 reference.
  */
-export function withLayerFiles<Result>(task: LayerTask, run: (folder: string) => Result): Result {
+export async function withLayerFiles<Result>(
+  task: LayerTask,
+  run: (folder: string) => Promise<Result>,
+): Promise<Result> {
   const { cell, tokens } = task;
   const { n, m } = cell;
   const route = makeRoute(tokens, cell, task.routeSeed, task.distribution);
@@ -27,7 +30,7 @@ export function withLayerFiles<Result>(task: LayerTask, run: (folder: string) =>
     writeFileSync(join(folder, 'ids'), bytes(route.ids));
     writeFileSync(join(folder, 'weights'), bytes(route.weights));
     writeFileSync(join(folder, 'wanted'), Buffer.concat(wanted.map(bytes)));
-    return run(folder);
+    return await run(folder);
   } finally {
     rmSync(folder, { recursive: true });
   }

@@ -1,34 +1,22 @@
-// One MoE layer in PyTorch, by the python that PYTHON names. Argument: a LayerTask as JSON. Prints a result for each way.
-import { spawnSync } from 'node:child_process';
-import { join } from 'node:path';
 import { POOL_LENGTH, POOL_STRIDE } from '../../lib/bench/data.ts';
-import { type LayerTask, PEERS } from '../support/peers.ts';
+import type { PeerProcess } from '../support/peer-process.ts';
 import { withLayerFiles } from './layer-files.ts';
+import type { LayerTask } from './layer-task.ts';
+import { startPython } from './python.ts';
 
-const task = JSON.parse(process.argv[2] as string) as LayerTask;
-const { n, m, N, K } = task.cell;
-const { seconds, minSamples } = task.effort;
-const args = [
-  task.dtype,
-  n,
-  m,
-  N,
-  K,
-  task.tokens,
-  task.threads,
-  task.layers,
-  seconds,
-  minSamples,
-  POOL_LENGTH,
-  POOL_STRIDE,
-];
-process.exitCode = withLayerFiles(task, (folder) => {
-  const command = [join(PEERS, 'torch_layer.py'), folder, ...args.map(String)];
-  const env = { ...process.env, OMP_NUM_THREADS: String(task.threads) };
-  const run = spawnSync(process.env.PYTHON ?? 'python3', command, {
-    env,
-    stdio: ['ignore', 'inherit', 'inherit'],
-  });
-  if (run.error) process.stderr.write(`${run.error.message}\n`);
-  return run.status ?? 1;
-});
+export type TorchWay = 'loop' | 'grouped_mm';
+
+/** Of what each turn may name; a way that its version lacks says why. */
+export interface TorchWays {
+  readonly version: string;
+  readonly absent: Readonly<Partial<Record<TorchWay, string>>>;
+}
+
+/** One MoE layer in PyTorch on the CPU: a loop over experts, and `torch._grouped_mm`. */
+export function startTorch(task: LayerTask): Promise<PeerProcess<TorchWays>> {
+  const { n, m, N, K } = task.cell;
+  const sizes = [n, m, N, K, task.tokens, task.threads, task.layers, POOL_LENGTH, POOL_STRIDE];
+  return withLayerFiles(task, (folder) =>
+    startPython('torch_layer.py', [folder, task.dtype, ...sizes], task.threads),
+  );
+}

@@ -1,23 +1,22 @@
-"""One MoE layer in PyTorch on the CPU, two ways: a loop over experts, and torch._grouped_mm where this version has it.
+"""MoE layers with the same weights in PyTorch on the CPU, two ways: a loop over experts, and torch._grouped_mm where this version has it.
 
-    python torch_layer.py <folder> <f32|bf16> <n> <m> <N> <K> <T> <threads> <layers> <seconds> <least samples> <pool length> <pool stride>
+    python torch_layer.py <folder> <f32|bf16> <n> <m> <N> <K> <T> <threads> <layers> <pool length> <pool stride>
 
-layer-files.ts writes the folder. Several layers with the same weights take turns. Both ways sort tokens by expert, as part of what is timed. Each is held against the f64
-reference before it is timed. Prints one line of JSON: for each way its statistics, or why it is absent.
+layer-files.ts writes the folder. Both ways sort tokens by expert, as part of what is timed, and are held against the f64
+reference first. Then prints one line of JSON: its version, and which way is absent and why. For every line on standard input,
+which names a way, it runs all layers and prints the milliseconds.
 """
 
-import itertools
 import json
 import sys
+import time
 
 import numpy as np
 import torch
-from timing_statistics import time_calls
 from torch.nn.functional import silu
 
 folder, dtype_name = sys.argv[1:3]
-n, m, experts, top_k, tokens, threads, count = (int(a) for a in sys.argv[3:10])
-seconds, least, pool_length, pool_stride = float(sys.argv[10]), *(int(a) for a in sys.argv[11:14])
+n, m, experts, top_k, tokens, threads, count, pool_length, pool_stride = (int(a) for a in sys.argv[3:12])
 dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[dtype_name]
 torch.set_num_threads(threads)
 
@@ -82,7 +81,7 @@ def grouped_mm(gate, up, down):
     return combine(product(hidden, down), token, order)
 
 
-def measure(run):
+def check(run):
     wanted = torch.from_numpy(read("wanted")).view(-1, n).double()
     for layer in layers:
         y = run(*layer)
@@ -90,16 +89,23 @@ def measure(run):
         # Activations are rounded to bf16 as well where the weights are bf16.
         if not error <= (2e-2 if dtype == torch.bfloat16 else 1e-4):
             raise RuntimeError(f"wrong result: relative error {error}")
-    turns = itertools.cycle(layers)
-    version = f"torch {torch.__version__}"
-    return {**time_calls(lambda: run(*next(turns)), seconds, least), "relativeError": error, "version": version}
 
 
-results = {}
+def answer(line):
+    print(json.dumps(line), flush=True)
+
+
+ways = {"loop": loop, "grouped_mm": grouped_mm}
 with torch.no_grad():
-    for name, run in {"loop": loop, "grouped_mm": grouped_mm}.items():
+    absent = {}
+    for name, run in ways.items():
         try:
-            results[name] = measure(run)
+            check(run)
         except (AttributeError, RuntimeError) as error:  # what this version lacks
-            results[name] = {"absent": str(error).splitlines()[0][:200]}
-print(json.dumps(results))
+            absent[name] = str(error).splitlines()[0][:200]
+    answer({"version": f"torch {torch.__version__}", "absent": absent})
+    for line in sys.stdin:
+        begin = time.perf_counter()
+        for layer in layers:
+            ways[line.strip()](*layer)
+        answer({"ms": 1e3 * (time.perf_counter() - begin)})

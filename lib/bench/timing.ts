@@ -38,23 +38,33 @@ export function statistics(times: readonly number[]): Stats {
   };
 }
 
+/** What a call resolves to that knows better than our clock how long it took: one that asks another process. */
+export class Took {
+  readonly ms: number;
+
+  constructor(ms: number) {
+    this.ms = ms;
+  }
+}
+
+/** How long a call takes, in milliseconds. */
 export async function once(call: Call): Promise<number> {
   const begin = performance.now();
-  const result = call();
-  if (result instanceof Promise) await result;
-  return performance.now() - begin;
+  let result = call();
+  if (result instanceof Promise) result = await result;
+  return result instanceof Took ? result.ms : performance.now() - begin;
 }
 
 /**
  * Runs several things in turns, so that whatever disturbs the machine disturbs all of them alike, and gives how long each
  * took each time, in milliseconds. Each is warmed up first; the time is spent on all together.
  *
- * @param beforeRound runs before each of their turns, and is not timed
+ * @param before runs before each call that counts, and is not timed
  */
 export async function takeTurns<Name extends string>(
   calls: Readonly<Record<Name, Call>>,
   { seconds, minSamples, signal }: Effort,
-  beforeRound: () => Promise<void> = async () => undefined,
+  before: (name: Name) => Promise<void> = async () => undefined,
 ): Promise<Record<Name, number[]>> {
   const entries = Object.entries(calls) as [Name, Call][];
   const times = Object.fromEntries(entries.map(([name]) => [name, []])) as unknown as Record<Name, number[]>;
@@ -62,8 +72,8 @@ export async function takeTurns<Name extends string>(
   const budget = 1000 * seconds * entries.length;
   let spent = 0;
   for (let i = 0; i < MAX_SAMPLES && (i < minSamples || spent < budget); i++) {
-    await beforeRound();
     for (const [name, call] of entries) {
+      await before(name);
       const took = await once(call);
       times[name].push(took);
       spent += took;

@@ -7,7 +7,7 @@ export interface Timing {
   readonly ceilings: Ceilings;
 }
 
-/** Calls that take longer have a measurement of the ceilings before and after each of their turns. */
+/** Calls that take longer have a measurement of the ceilings before and after each of them. */
 const MEASURE_EVERY_MS = 250;
 /** Measurements before and after what is not timed in turns. */
 const MEASURED_AROUND = 3;
@@ -28,19 +28,21 @@ export class Yardstick {
     effort: Effort,
   ): Promise<Record<Name, Timing>> {
     const ceilings: Ceilings[] = [];
-    const before: number[] = [];
+    const before = new Map<string, number[]>(Object.keys(calls).map((name) => [name, []]));
     let measuredAt = Number.NEGATIVE_INFINITY;
-    const times = await takeTurns(calls, effort, async () => {
+    const times = await takeTurns(calls, effort, async (name) => {
       if (performance.now() - measuredAt > MEASURE_EVERY_MS) {
         ceilings.push(await this.#measure());
         measuredAt = performance.now();
       }
-      before.push(ceilings.length - 1);
+      before.get(name)?.push(ceilings.length - 1);
     });
     ceilings.push(await this.#measure());
     this.measured.push(mapCeilings(ceilings, median));
-    const around = before.map((i) => mapCeilings(ceilings.slice(i, i + 2), mean));
-    const timings = Object.entries<number[]>(times).map(([name, ms]) => [name, holdAgainst(ms, around)]);
+    const timings = Object.entries<number[]>(times).map(([name, ms]) => {
+      const around = before.get(name)?.map((i) => mapCeilings(ceilings.slice(i, i + 2), mean)) ?? [];
+      return [name, holdAgainst(ms, around)];
+    });
     return Object.fromEntries(timings) as Record<Name, Timing>;
   }
 

@@ -1,0 +1,20 @@
+import type { PeerProcess } from '../support/peer-process.ts';
+import { startPython } from './python.ts';
+
+/** What its first pass found. */
+interface Evaluated {
+  readonly version: string;
+  readonly perplexity: number;
+  readonly tokens: number;
+}
+
+/** Perplexity by PyTorch and transformers on the CPU: a turn is a pass over all windows. */
+export function startTransformersEval(
+  checkpoint: string,
+  tokenFile: string,
+  name: string,
+  windows: number,
+  threads: number,
+): Promise<PeerProcess<Evaluated>> {
+  return startPython('transformers_eval.py', [checkpoint, tokenFile, name, windows, threads], threads);
+}

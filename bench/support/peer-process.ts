@@ -1,0 +1,93 @@
+import { type ChildProcessWithoutNullStreams, spawn } from 'node:child_process';
+import { createInterface } from 'node:readline';
+import { Took } from '../../lib/bench/timing.ts';
+import { Failure } from './failure.ts';
+
+/** The longest that a peer may take to get ready, or for a turn. */
+const PATIENCE_MS = 10 * 60_000;
+
+/**
+ * A peer in a process of its own, which takes turns with others. When it is ready it prints a line of JSON; then for
+ * every line that it reads it runs what that names, and prints `{"ms": …}`: how long it took. Between its turns it is
+ * stopped, as threads that spin while they wait would take processors from whoever is next.
+ */
+export class PeerProcess<Ready> {
+  /** What it said when it was ready. */
+  readonly ready: Ready;
+  readonly #child: ChildProcessWithoutNullStreams;
+  readonly #answers: Answers;
+
+  private constructor(child: ChildProcessWithoutNullStreams, answers: Answers, ready: Ready) {
+    this.#child = child;
+    this.#answers = answers;
+    this.ready = ready;
+    child.kill('SIGSTOP');
+  }
+
+  /** Throws a Failure where the process ends before it is ready. */
+  static async start<Ready>(
+    command: string,
+    args: readonly string[],
+    env: NodeJS.ProcessEnv = {},
+  ): Promise<PeerProcess<Ready>> {
+    const child = spawn(command, [...args], { env: { ...process.env, ...env } });
+    // One that is stopped would not notice that we are gone.
+    const kill = () => child.kill('SIGKILL');
+    process.once('exit', kill);
+    child.once('close', () => process.off('exit', kill));
+    child.stdin.on('error', () => {}); // it ended: the next answer says so
+    const answers = new Answers(child);
+    return new PeerProcess(child, answers, await answers.next<Ready>());
+  }
+
+  /** Throws a Failure where the process ends meanwhile. */
+  async turn(what = ''): Promise<Took> {
+    this.#child.kill('SIGCONT');
+    this.#child.stdin.write(`${what}\n`);
+    const { ms } = await this.#answers.next<{ readonly ms: number }>();
+    this.#child.kill('SIGSTOP');
+    return new Took(ms);
+  }
+
+  [Symbol.dispose](): void {
+    this.#child.kill('SIGKILL');
+  }
+}
+
+/** What a process prints, line by line. */
+class Answers {
+  readonly #child: ChildProcessWithoutNullStreams;
+  readonly #lines: AsyncIterator<string>;
+  /** What it died of, where it did. */
+  readonly #end: Promise<string>;
+
+  constructor(child: ChildProcessWithoutNullStreams) {
+    this.#child = child;
+    this.#lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]();
+    let said = '';
+    child.stderr.on('data', (text) => {
+      said = `${said}${text}`.slice(-4096);
+    });
+    this.#end = new Promise((resolve) => {
+      child.once('error', ({ message }) => resolve(message));
+      child.once('close', (code, signal) => resolve(complaint(said) || `ended with ${signal ?? code}`));
+    });
+  }
+
+  async next<Answer>(): Promise<Answer> {
+    const kill = setTimeout(() => this.#child.kill('SIGKILL'), PATIENCE_MS);
+    try {
+      const { value, done } = await this.#lines.next();
+      if (done) throw new Failure(await this.#end);
+      return JSON.parse(value) as Answer;
+    } finally {
+      clearTimeout(kill);
+    }
+  }
+}
+
+/** The last error that a process told of, or what it said last. */
+function complaint(said: string): string | undefined {
+  const lines = said.trim().split('\n');
+  return lines.findLast((line) => /^[A-Z]\w+( \[\w+\])?: /.test(line)) ?? lines.at(-1);
+}

@@ -1,0 +1,85 @@
+import { readFileSync } from 'node:fs';
+import { setTimeout as wait } from 'node:timers/promises';
+import { expect, it } from 'vitest';
+import { PeerProcess } from '../../bench/support/peer-process.ts';
+import { onlyWay, orAbsent, Peers } from '../../bench/support/peers.ts';
+import { statistics, Took, takeTurns } from '../../lib/bench/timing.ts';
+
+/** A peer that says who it is and answers each line with what `took` makes of it. */
+function start(took: string): Promise<PeerProcess<{ readonly version: string; readonly pid: number }>> {
+  const script = `
+    const say = (line) => process.stdout.write(JSON.stringify(line) + '\\n');
+    setInterval(() => {}, 1);
+    say({ version: 'stand-in 1', pid: process.pid });
+    require('node:readline').createInterface({ input: process.stdin }).on('line', (line) => say({ ms: ${took} }));`;
+  return PeerProcess.start(process.execPath, ['-e', script]);
+}
+
+/** T: stopped. */
+const stateOf = (pid: number) => /\) (\w) /.exec(readFileSync(`/proc/${pid}/stat`, 'utf8'))?.[1];
+
+async function becomes(state: () => string | undefined, wanted: string): Promise<void> {
+  for (let tries = 0; tries < 500 && state() !== wanted; tries++) await wait(10);
+  expect(state()).toBe(wanted);
+}
+
+it('a turn tells what the peer says that it took', async () => {
+  using peer = await start('line.length');
+  expect(peer.ready.version).toBe('stand-in 1');
+  expect(await peer.turn('four')).toEqual(new Took(4));
+  expect(await peer.turn()).toEqual(new Took(0));
+});
+
+it.runIf(process.platform === 'linux')('between its turns a peer is stopped', async () => {
+  using peer = await start('1');
+  const state = () => stateOf(peer.ready.pid);
+  await becomes(state, 'T');
+  await peer.turn();
+  await becomes(state, 'T');
+});
+
+it('a peer that is disposed ends, though it was stopped', async () => {
+  const peer = await start('1');
+  peer[Symbol.dispose]();
+  const alive = () => {
+    try {
+      process.kill(peer.ready.pid, 0);
+      return 'yes';
+    } catch {
+      return 'no';
+    }
+  };
+  await becomes(alive, 'no');
+});
+
+it('takes turns with calls of this process, each by its own clock', async () => {
+  using peer = await start('1000');
+  const order: string[] = [];
+  const times = await takeTurns(
+    { here: () => order.push('here'), peer: () => peer.turn() },
+    { seconds: 0.001, minSamples: 3 },
+    async (name) => void order.push(`before ${name}`),
+  );
+  expect(times.peer).toEqual([1000, 1000, 1000]);
+  expect(Math.max(...times.here)).toBeLessThan(1000);
+  expect(order.slice(1, 4)).toEqual(['before here', 'here', 'before peer']);
+});
+
+it('a peer that ends before it is ready, or in a turn, fails with what it said last', async () => {
+  const dies = ['-e', 'console.error("Error: no such operator\\n    at somewhere"); process.exit(1)'];
+  await expect(PeerProcess.start(process.execPath, dies)).rejects.toThrow('Error: no such operator');
+  await expect(PeerProcess.start('no-such-program', [])).rejects.toThrow('ENOENT');
+  using silent = await start('process.exit(3)');
+  await expect(silent.turn()).rejects.toThrow('ended with 3');
+});
+
+it('benches do without a peer that is not there', async () => {
+  const absent = await orAbsent<{ version: string }>(() => PeerProcess.start('no-such-program', []));
+  const there = await orAbsent(() => start('7'));
+  using peers = new Peers({ absent: onlyWay(absent), there: onlyWay(there) }, [absent, there]);
+  const times = await takeTurns(peers.calls, { seconds: 0, minSamples: 2 });
+  expect(Object.keys(times)).toEqual(['there']);
+  const results = peers.results((name) => statistics(times[name] as number[]));
+  expect(results.absent).toEqual({ absent: expect.stringContaining('ENOENT') });
+  expect(results.there).toMatchObject({ medianMs: 7, samples: 2, version: 'stand-in 1' });
+});
