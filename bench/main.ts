@@ -15,7 +15,7 @@ import { question as factorize } from './factorize.bench.ts';
 import { question as gemm } from './gemm.bench.ts';
 import { question as layerDecode } from './layer-decode.bench.ts';
 import { question as layerPrefill } from './layer-prefill.bench.ts';
-import { Context, type Question } from './support/context.ts';
+import { Context, type Question, type Row } from './support/context.ts';
 import { Failure } from './support/failure.ts';
 import { parseOptions, USAGE } from './support/options.ts';
 import {
@@ -63,18 +63,21 @@ async function main(args: readonly string[]): Promise<number> {
   const context = new Context(device, options.quick, options.peers);
   const minutes = asked.reduce((sum, { minutes: m }) => sum + (options.quick ? m.quick : m.full), 0);
   process.stderr.write(`This takes about ${Math.ceil(minutes)} minutes on two quiet cores.\n`);
-  const results = () =>
-    makeResults(packageVersion(), device.info, options.quick, context.measured, context.rows);
-  let failed = false;
+  const results = (rows: readonly Row[]) =>
+    makeResults(packageVersion(), device.info, options.quick, context.measured, rows);
+  const answered = new Set<string>();
   let written: readonly string[] = [];
   for (const question of asked) {
-    failed = !(await answer(question, context)) || failed;
-    // After each of them: a run that is ended early leaves what it has answered.
-    if (!stored && context.rows.length > 0) written = writeResults(folder, results());
+    if (!(await answer(question, context))) continue;
+    answered.add(question.name);
+    // After each of them: a run that is ended early leaves what it has answered. Half an answer replaces no whole one.
+    const whole = context.rows.filter((row) => answered.has(row.question));
+    if (!stored) written = writeResults(folder, results(whole));
   }
 
+  let failed = answered.size < asked.length;
   if (context.rows.length === 0) return EXIT.failed;
-  process.stdout.write(`\n${describeCeilings(results())}\n`);
+  process.stdout.write(`\n${describeCeilings(results(context.rows))}\n`);
   for (const line of absentPeers(context.rows)) process.stdout.write(`absent: ${line}\n`);
   for (const path of written) process.stdout.write(`wrote ${path}\n`);
   if (stored) {

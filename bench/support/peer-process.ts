@@ -37,7 +37,12 @@ export class PeerProcess<Ready> {
     child.once('close', () => process.off('exit', kill));
     child.stdin.on('error', () => {}); // it ended: the next answer says so
     const answers = new Answers(child);
-    return new PeerProcess(child, answers, await answers.next<Ready>());
+    try {
+      return new PeerProcess(child, answers, await answers.next<Ready>());
+    } catch (error) {
+      kill();
+      throw error;
+    }
   }
 
   /** Throws a Failure where the process ends meanwhile. */
@@ -79,10 +84,18 @@ class Answers {
     try {
       const { value, done } = await this.#lines.next();
       if (done) throw new Failure(await this.#end);
-      return JSON.parse(value) as Answer;
+      return parse(value) as Answer;
     } finally {
       clearTimeout(kill);
     }
+  }
+}
+
+function parse(line: string): unknown {
+  try {
+    return JSON.parse(line);
+  } catch {
+    throw new Failure(`it said ${line}`);
   }
 }
 

@@ -65,10 +65,12 @@ it('takes turns with calls of this process, each by its own clock', async () => 
   expect(order.slice(1, 4)).toEqual(['before here', 'here', 'before peer']);
 });
 
-it('a peer that ends before it is ready, or in a turn, fails with what it said last', async () => {
+it('a peer that ends, or does not say that it is ready, fails with what it said last', async () => {
   const dies = ['-e', 'console.error("Error: no such operator\\n    at somewhere"); process.exit(1)'];
   await expect(PeerProcess.start(process.execPath, dies)).rejects.toThrow('Error: no such operator');
   await expect(PeerProcess.start('no-such-program', [])).rejects.toThrow('ENOENT');
+  const chats = ['-e', 'console.log("hello"); setInterval(() => {}, 1000)'];
+  await expect(PeerProcess.start(process.execPath, chats)).rejects.toThrow('it said hello');
   using silent = await start('process.exit(3)');
   await expect(silent.turn()).rejects.toThrow('ended with 3');
 });
