@@ -22,7 +22,7 @@ const [model, tokenizer] = await Promise.all([
 
 /** Pieces of text as tokens come. */
 async function* pieces(prompt, { maxTokens, temperature, topP, seed }, signal) {
-  const stream = new TextStream(tokenizer);
+  const stream = new TextStream(tokenizer, prompt);
   let tokens = 0;
   let finishReason;
   const onFinish = (reason) => {

@@ -74,6 +74,12 @@ export class ModelConfig {
     return value;
   }
 
+  nonNegativeNumber(field: string, fallback: number): number {
+    const value = this.number(field, fallback);
+    if (value < 0) throw this.#wrong(field, value, 'a number of at least 0');
+    return value;
+  }
+
   string(field: string): string {
     const value = this.#required(field);
     if (typeof value !== 'string') throw this.#wrong(field, value, 'a string');

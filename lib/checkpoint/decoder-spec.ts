@@ -181,7 +181,7 @@ function readFrame(config: ModelConfig, { rmsNormEps }: Defaults): Omit<DecoderS
     numLayers: config.positiveInteger('num_hidden_layers'),
     vocabSize: config.positiveInteger('vocab_size'),
     contextLength: config.positiveInteger('max_position_embeddings'),
-    rmsNormEps: config.number('rms_norm_eps', rmsNormEps),
+    rmsNormEps: config.nonNegativeNumber('rms_norm_eps', rmsNormEps),
     tiedEmbeddings: config.boolean('tie_word_embeddings', false),
   };
 }

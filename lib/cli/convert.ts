@@ -20,6 +20,7 @@ import { CALIBRATE_TOKENS_OPTION, QUANTIZE_OPTION, WINDOW_OPTION } from './model
 import { DEVICE_OPTION } from './option.ts';
 import { withProgress } from './progress.ts';
 import { readSizes, SIZE_OPTIONS } from './sizes.ts';
+import { wrap } from './table.ts';
 import { readText } from './text.ts';
 
 export const convert: CommandDefinition = {
@@ -138,9 +139,16 @@ export const convert: CommandDefinition = {
     );
     const chosen = searchOf(report)?.chosen ?? options;
     const flopsPerToken = flopsChange(spec, report, chosen.sharedGateUp ?? false);
-    output.result({ ...report, flopsPerToken }, () => describe(report, flopsPerToken, output.width));
+    output.result({ ...report, flopsPerToken }, () => [
+      ...describe(report, flopsPerToken, output.width),
+      ...(options.rankReduction === undefined ? [] : wrap(OF_REDUCED, output.width)),
+    ]);
   },
 };
+
+/** What columns of the report say with --rank-reduction. */
+const OF_REDUCED =
+  'Optimum and exact are of the experts as --rank-reduction left them, the other errors are against the originals.';
 
 /** What a failure has not destroyed. */
 async function withWhatIsKept(error: unknown, output: string): Promise<unknown> {

@@ -9,11 +9,12 @@ import { Model, type ModelOptions } from '../model/model.ts';
 import { type Perplexity, type PerplexityOptions, perplexity } from '../model/perplexity.ts';
 import { checkWindow, defaultWindow } from '../model/windows.ts';
 import type { CommandDefinition } from './command.ts';
+import { namingCheckpoint } from './failure.ts';
 import { QUANTIZE_OPTION, STREAM_OPTION, TEXT_OPTION, WINDOW_OPTION } from './model-options.ts';
 import { DEVICE_OPTION } from './option.ts';
 import { withProgress } from './progress.ts';
 import { bytes, count, counted, percent, table, times, wrap } from './table.ts';
-import { openTokenizer, readText } from './text.ts';
+import { openTokenizer, readTokens } from './text.ts';
 
 interface Evaluation extends Perplexity {
   /** How its experts were rounded to be evaluated; `bytes` are those of the checkpoint as it is stored. */
@@ -57,7 +58,7 @@ export const evaluate: CommandDefinition = {
     if (file === undefined) throw args.usage('eval needs --text <file>');
     const paths = [args.positional(0), args.string('compare')].filter((path) => path !== undefined);
     const tokenizer = await openTokenizer(args.positional(0));
-    const ids = tokenizer.encode(await readText(file)).slice(0, args.positiveInteger('max-tokens'));
+    const ids = await readTokens(file, tokenizer, args.positiveInteger('max-tokens'));
     if (ids.length < 2) {
       throw new MolaeError(
         'INVALID_ARGUMENT',
@@ -153,7 +154,8 @@ async function evaluateOne(
   options: PerplexityOptions,
 ): Promise<Omit<Evaluation, 'quantize'>> {
   const { path, parameters, byteLength } = model.checkpoint;
-  return { ...(await perplexity(model, ids, options)), checkpoint: path, parameters, bytes: byteLength };
+  const measured = await namingCheckpoint(path, () => perplexity(model, ids, options));
+  return { ...measured, checkpoint: path, parameters, bytes: byteLength };
 }
 
 function asJson({ first, second, divergence }: Result): object {
@@ -186,7 +188,7 @@ function describe({ first, second, divergence }: Result, width: number): string[
         (e) => e.parameters,
       ),
       row(
-        'Bytes stored',
+        (second ?? first).quantize ? 'Bytes stored, not rounded' : 'Bytes stored',
         (e) => bytes(e.bytes),
         (e) => e.bytes,
       ),

@@ -22,6 +22,16 @@ export class AdvisedError extends MolaeError {
   }
 }
 
+/** Puts the checkpoint's path before what a model that computes NaN or infinity says: there may be several of them. */
+export async function namingCheckpoint<Result>(path: string, run: () => Promise<Result>): Promise<Result> {
+  try {
+    return await run();
+  } catch (error) {
+    if (!(error instanceof MolaeError) || error.code !== 'NON_FINITE') throw error;
+    throw new MolaeError(error.code, `${path}: ${error.message}`, { cause: error });
+  }
+}
+
 /**
  * Tells an error on stderr, one line and how to mend it.
  *

@@ -13,10 +13,11 @@ import { Model } from '../model/model.ts';
 import { TextStream } from '../model/text-stream.ts';
 import type { Arguments } from './arguments.ts';
 import type { CommandDefinition } from './command.ts';
+import { namingCheckpoint } from './failure.ts';
 import { QUANTIZE_OPTION, STREAM_OPTION } from './model-options.ts';
 import { DEVICE_OPTION } from './option.ts';
 import { interruptible } from './signals.ts';
-import { openTokenizer } from './text.ts';
+import { openTokenizer, textOrStdin } from './text.ts';
 
 export const generate: CommandDefinition = {
   name: 'generate',
@@ -26,7 +27,7 @@ export const generate: CommandDefinition = {
     'Runs the whole model, dense or latent, token by token. Takes the most likely token each time, unless --temperature, --top-p or --seed ask for a draw.',
   ],
   options: [
-    { name: 'prompt', value: 'text', description: 'what to continue' },
+    { name: 'prompt', value: 'text', description: 'what to continue; - for standard input' },
     { name: 'chat', description: "wrap the prompt in the model's chat template" },
     { name: 'max-tokens', value: 'T', description: `stop after T tokens (${DEFAULT_MAX_TOKENS})` },
     {
@@ -49,8 +50,10 @@ export const generate: CommandDefinition = {
     ['generate ./out --prompt "Call me" --temperature 0.8 --top-p 0.9 --seed 7', 'a livelier one'],
   ],
   async run(args, output) {
-    const prompt = args.string('prompt');
-    if (prompt === undefined || prompt === '') throw args.usage('generate needs --prompt <text>');
+    const given = args.string('prompt');
+    if (given === undefined) throw args.usage('generate needs --prompt <text>');
+    const prompt = await textOrStdin(given);
+    if (prompt === '') throw args.usage('there is nothing in --prompt to continue');
     const options = readOptions(args);
     const tokenizer = await openTokenizer(args.positional(0));
     const ids = args.has('chat')
@@ -59,14 +62,18 @@ export const generate: CommandDefinition = {
     // Before the weights are loaded, which may take minutes.
     checkPrompt(ids, describeDecoder(await ModelConfig.read(args.positional(0))));
     using device = await openDevice(args.device());
-    const stream = new TextStream(tokenizer);
-    const written: number[] = [];
-    // A chat's reader knows the question; what a text goes on from belongs to it.
-    const opening = args.has('chat') ? '' : prompt;
+    // A chat's reader knows the question, and an answer begins anew; what a text goes on from belongs to it.
+    const [opening, stream] = args.has('chat')
+      ? ['', new TextStream(tokenizer)]
+      : [prompt, new TextStream(tokenizer, ids)];
+    let text = '';
+    let tokens = 0;
     const show = (token: number) => {
-      if (written.length === 0) output.piece(opening);
-      written.push(token);
-      output.piece(stream.add(token));
+      if (tokens === 0) output.piece(opening);
+      const piece = stream.add(token);
+      text += piece;
+      tokens++;
+      output.piece(piece);
       return !output.isClosed;
     };
     const run = async (signal: AbortSignal) => {
@@ -76,13 +83,14 @@ export const generate: CommandDefinition = {
         quantize: args.oneOf('quantize', BLOCK_DTYPES),
         signal,
       });
-      const { finishReason, seconds } = await write(model, ids, { ...options, signal }, show);
+      const { finishReason, seconds } = await namingCheckpoint(args.positional(0), () =>
+        write(model, ids, { ...options, signal }, show),
+      );
       if (finishReason === undefined) return;
-      const text = tokenizer.decode(written);
-      const tokens = written.length;
       const tokensPerSecond = tokens / seconds;
-      output.result({ text, tokens, tokensPerSecond, finishReason, prompt }, () => [
-        tokens === 0 ? opening : stream.end(),
+      const rest = stream.end();
+      output.result({ text: text + rest, tokens, tokensPerSecond, finishReason, prompt }, () => [
+        tokens === 0 ? opening : rest,
       ]);
       const why = inWords(finishReason, options, model);
       if (!output.json) output.note(`${tokens} tokens, ${tokensPerSecond.toFixed(1)} per second: ${why}`);

@@ -52,6 +52,7 @@ function describe(found: Inspection): string[] {
                 .map(([operator, sizes]) => `${operator} ${sizes.join(', ')}`)
                 .join('; '),
             ],
+            ...(latent.quantization === undefined ? [] : ([['Factors in', latent.quantization]] as const)),
           ] as const)),
       [
         'Tensors',

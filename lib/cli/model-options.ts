@@ -5,7 +5,7 @@ import type { OptionDefinition } from './option.ts';
 export const TEXT_OPTION: OptionDefinition = {
   name: 'text',
   value: 'file',
-  description: 'the text, in UTF-8; required',
+  description: 'the text, in UTF-8; - for standard input; required',
 };
 
 export const WINDOW_OPTION: OptionDefinition = {
@@ -18,7 +18,7 @@ export const WINDOW_OPTION: OptionDefinition = {
 export const CALIBRATE_TOKENS_OPTION: OptionDefinition = {
   name: 'calibrate-tokens',
   value: 'T',
-  description: 'tokens of the text to use, from all over it',
+  description: 'tokens of the text to use, in whole windows from all over it (one at least)',
 };
 
 export const STREAM_OPTION: OptionDefinition = {

@@ -70,12 +70,18 @@ class Bar implements Progress {
   update(done: number, total: number, note: string): void {
     if (!this.#started) {
       this.#started = true;
-      this.#startedAt = performance.now();
       this.#bar.start(total, 0, { label: this.#label, note, left: '' });
+    }
+    // Another total is another stage, whose steps take another time.
+    if (total !== this.#total) {
+      this.#total = total;
+      this.#bar.setTotal(total);
+      this.#startedAt = performance.now();
     }
     this.#bar.update(done, { note, left: this.#timeLeft(done, total) });
   }
 
+  #total = 0;
   #startedAt = 0;
 
   #timeLeft(done: number, total: number): string {
@@ -107,6 +113,7 @@ class Lines implements Progress {
   }
 
   update(done: number, total: number, note: string): void {
+    if (total !== this.#total) this.#lastTenth = -1;
     this.#total = total;
     const now = performance.now();
     const tenth = Math.floor((10 * done) / total);

@@ -1,9 +1,10 @@
 import { type Checkpoint, openCheckpoint } from '../checkpoint/checkpoint.ts';
+import { checkDecoderShapes } from '../checkpoint/decoder-shapes.ts';
 import type { DecoderSpec } from '../checkpoint/decoder-spec.ts';
 import { loadTensor } from '../checkpoint/load-experts.ts';
 import { checkDevice, type Device, openDevice } from '../device.ts';
 import { type BlockDType, checkBlockDType } from '../dtype.ts';
-import { checkObject, checkWorkOptions, expected, MolaeError, shapeText, throwIfAborted } from '../errors.ts';
+import { checkObject, checkWorkOptions, expected, MolaeError, throwIfAborted } from '../errors.ts';
 import type { MoeBlock } from '../moe-block.ts';
 import type { Tensor } from '../tensor.ts';
 import type { LayerContext } from './attention.ts';
@@ -101,13 +102,13 @@ export class Model {
     };
     try {
       const spec = checkpoint.decoder();
+      checkDecoderShapes(checkpoint, spec);
       const endTokens = await readEndTokens(checkpoint);
       const device = options.device ?? own(await openDevice('auto'));
       const load = async (name: string) => own(await loadTensor(checkpoint, name, device));
       const embedding = await load('model.embed_tokens.weight');
       const norm = await load('model.norm.weight');
       const head = spec.tiedEmbeddings ? embedding : await load('lm_head.weight');
-      checkVocabulary(spec, embedding, head, path);
       const layers: DecoderLayer[] = [];
       for (let index = 0; index < spec.numLayers && !options.stream; index++) {
         throwIfAborted(options.signal);
@@ -339,20 +340,6 @@ function checkOptions(options: ModelOptions): void {
       'INVALID_ARGUMENT',
       'Layers that are loaded for one use each are not worth packing: leave out pack or stream',
     );
-  }
-}
-
-function checkVocabulary(spec: DecoderSpec, embedding: Tensor, head: Tensor, path: string): void {
-  for (const [name, tensor] of [
-    ['model.embed_tokens.weight', embedding],
-    ['lm_head.weight', head],
-  ] as const) {
-    if (tensor.shape[0] !== spec.vocabSize || tensor.shape[1] !== spec.hiddenSize) {
-      throw new MolaeError(
-        'BAD_CHECKPOINT',
-        `${path}: tensor ${name} has shape ${shapeText(tensor.shape)}, but config.json asks for [${spec.vocabSize}, ${spec.hiddenSize}]`,
-      );
-    }
   }
 }
 

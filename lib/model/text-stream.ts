@@ -1,11 +1,15 @@
 import type { Tokenizer } from './tokenizer.ts';
 
+/** Tokens that say how the next one continues them. */
+const MOST_CONTEXT = 16;
+
 /**
  * The text of tokens that come one by one, in pieces for a reader who gets it as it grows. A piece costs the same however
  * long the text is.
  *
  * ```ts
- * const stream = new TextStream(tokenizer);
+ * const prompt = tokenizer.encodePrompt('Call me');
+ * const stream = new TextStream(tokenizer, prompt);
  * for await (const token of generate(model, prompt)) process.stdout.write(stream.add(token));
  * process.stdout.write(stream.end());
  * ```
@@ -18,8 +22,12 @@ export class TextStream {
   /** What was given of the last piece's tokens, as they read by themselves. */
   #given = '';
 
-  constructor(tokenizer: Tokenizer) {
+  /** @param after what the text goes on from, such as a prompt: the first piece may begin with the space between them. */
+  constructor(tokenizer: Tokenizer, after: readonly number[] = []) {
     this.#tokenizer = tokenizer;
+    this.#tokens = after.filter((token) => !tokenizer.isSpecial(token)).slice(-MOST_CONTEXT);
+    this.#lastPiece = this.#tokens.length;
+    this.#given = tokenizer.decode(this.#tokens);
   }
 
   /** @returns what can be read since the last piece, or '': an unfinished character waits for the rest of its bytes. */
