@@ -1,3 +1,4 @@
+import { join } from 'node:path';
 import type { Checkpoint } from './checkpoint.ts';
 import type { DecoderSpec, GroupedQueryAttention, LatentAttention } from './decoder-spec.ts';
 import { badCheckpoint, quote } from './problems.ts';
@@ -16,7 +17,7 @@ export function checkDecoderShapes({ shards }: Checkpoint, spec: DecoderSpec): v
     const { shape, shard } = shards.tensor(name);
     if (`${shape}` === `${wanted}`) return;
     throw badCheckpoint(
-      shard,
+      join(shards.folder, shard),
       `tensor ${quote(name)} has shape ${quote(shape)}, but config.json asks for ${quote(wanted)}`,
     );
   };

@@ -39,6 +39,13 @@ describe.skipIf(!existsSync(SCRIPT))('on a terminal', () => {
     expect(dumb).toMatch(/^converting: 100% /m);
   });
 
+  it('the bar of a second stage begins anew', async () => {
+    const args = ['--target-ratio', '0.3', '--calibrate', TEXT, '--calibrate-tokens', '4096'];
+    const shown = await onTerminal(80, { TERM: 'xterm' }, 'convert', TINY, 'calibrated', ...args);
+    expect(shown).toMatch(/\b100%[^%]*choosing latent sizes/);
+    expect(shown).toMatch(/\b\d\d?%[^%]*layer [23] group/);
+  });
+
   it('the table of a comparison fits 80 columns, and says all where there are more', async () => {
     const args = ['--text', TEXT, '--target-ratio', '0.3', '--methods', 'stacked-svd,q8', '--window', '64'];
     const compared = (columns: number) => onTerminal(columns, { TERM: 'dumb' }, 'compare', TINY, ...args);

@@ -69,6 +69,26 @@ describe.each(tokenizers)('a text that grows, of a tokenizer of %s', (_, tokeniz
       }),
     );
   });
+
+  it('goes on from a prompt as the two read together', () => {
+    const some = fc.array(fc.nat(size - 1), { maxLength: 40 });
+    fc.assert(
+      fc.property(some, some, (prompt, tokens) => {
+        const opening = tokenizer.decode(prompt);
+        const whole = tokenizer.decode([...prompt, ...tokens]);
+        fc.pre(whole.startsWith(opening)); // which it doesn't where the prompt ends within a character
+        const stream = new TextStream(tokenizer, prompt);
+        const text = tokens.map((token) => stream.add(token)).join('') + stream.end();
+        expect(opening + text).toBe(whole);
+      }),
+    );
+  });
+});
+
+it('has the space between a prompt and its first token, which by itself has none', () => {
+  const [the, whale] = [3, 4];
+  expect(new TextStream(metaspace).add(whale)).toBe('whale');
+  expect(new TextStream(metaspace, [the]).add(whale)).toBe(' whale');
 });
 
 it('a character comes when its last byte has, and half of one at the end', () => {
