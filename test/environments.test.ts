@@ -31,7 +31,33 @@ const busy = `
   calls.push(svd(a).catch(() => {}));
 `;
 
+/** The same with so many kilobytes of address space. */
+function runWithin(kilobytes: number, code: string): Promise<{ stdout: string }> {
+  const command = `ulimit -v ${Math.round(kilobytes)}; exec "$0" --input-type=module -e "$1"`;
+  return promisify(execFile)('sh', ['-c', command, process.execPath, code], { timeout: deadline(60) });
+}
+
 describe('a process', () => {
+  // A sanitizer takes terabytes of it.
+  test.runIf(process.platform === 'linux' && !process.env.MOLAE_SANITIZER)(
+    'whose address space is limited multiplies, or is told that it is too little',
+    async () => {
+      const code = `
+        ${busy}
+        await Promise.all(calls);
+        const { readFileSync } = await import('node:fs');
+        console.log(/VmPeak:\\s*(\\d+)/.exec(readFileSync('/proc/self/status', 'utf8'))[1]);`;
+      const unlimited = Number((await run(code)).stdout);
+      const told = `process.on('uncaughtException', ({ code }) => console.log(code)); ${code}`;
+      for (const share of [0.7, 0.8, 0.9]) {
+        const { stdout } = await runWithin(share * unlimited, told);
+        expect(stdout).toMatch(/^(\d+|OUT_OF_MEMORY)$/m);
+      }
+      expect((await runWithin(2 * unlimited, told)).stdout).toMatch(/^\d+$/m);
+    },
+    deadline(120),
+  );
+
   test('that exits in mid-call neither crashes nor hangs', async () => {
     for (const delay of [0, 5, 50, 200]) {
       await run(`${busy} setTimeout(() => process.exit(0), ${delay});`);

@@ -12,6 +12,7 @@
 #include "cpu/layer/route.h"
 #include "cpu/linalg/blas.h"
 #include "cpu/linalg/blas_kernels.h"
+#include "cpu/linalg/blas_memory.h"
 #include "cpu/linalg/linalg.h"
 #include "cpu/simd/convert.h"
 #include "cpu/system/compute_pool.h"
@@ -34,6 +35,7 @@ class CpuBackend final : public Backend {
   explicit CpuBackend(int threads) : threads_(threads), memory_(std::make_shared<HostMemory>()), workspace_(memory_) {
     cpu::choose_blas_kernels();
     openblas_set_num_threads(1);
+    cpu::reserve_blas_memory(threads);
   }
 
   DeviceInfo info() const override {
