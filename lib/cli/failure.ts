@@ -28,7 +28,10 @@ export async function namingCheckpoint<Result>(path: string, run: () => Promise<
     return await run();
   } catch (error) {
     if (!(error instanceof MolaeError) || error.code !== 'NON_FINITE') throw error;
-    throw new MolaeError(error.code, `${path}: ${error.message}`, { cause: error });
+    throw new AdvisedError(
+      new MolaeError(error.code, `${path}: ${error.message}`, { cause: error }),
+      'A tensor of this layer, or of one before it, is damaged: fetch the files of this checkpoint again.',
+    );
   }
 }
 

@@ -1,8 +1,11 @@
 import { once } from 'node:events';
 import { copyFile, mkdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import type { Readable } from 'node:stream';
+import { text as readAll } from 'node:stream/consumers';
 import { describe, expect, it } from 'vitest';
 import { copyWithConfig } from '../support/changed-config.ts';
+import { copyDamaged } from '../support/damaged.ts';
 import { fixture, TINY } from '../support/fixtures.ts';
 import { builtCli } from './support.ts';
 
@@ -203,6 +206,27 @@ describe('generate', () => {
       stderr: expect.stringContaining("Expected 1 to 255 tokens (the model's context less one) for --prompt"),
     });
     expect((await cli.run('generate', bare, '--prompt', 'It was')).status).toBe(1);
+  });
+
+  it('continues what comes on standard input, and says that there must be something', async () => {
+    const generate = (input: string) => {
+      const child = cli.start('generate', TINY, '--prompt', '-', '--max-tokens', '3', '--json');
+      child.stdin?.end(input);
+      return child;
+    };
+    const { text: piped, prompt } = JSON.parse(await readAll(generate('Call me').stdout as Readable));
+    const given = await cli.run('generate', TINY, '--prompt', 'Call me', '--max-tokens', '3', '--json');
+    expect({ piped, prompt }).toEqual({ piped: JSON.parse(given.stdout).text, prompt: 'Call me' });
+    expect(await readAll(generate('').stderr as Readable)).toContain('nothing in --prompt');
+  });
+
+  it('the checkpoint that computes NaN is told by its path', async () => {
+    const damaged = join(cli.scratch, 'damaged');
+    await copyDamaged(TINY, damaged, 'model.norm.weight', 3, 0x7fc0);
+    const wanted = { status: 1, stderr: expect.stringContaining(`${damaged}: `) };
+    expect(await cli.run('generate', damaged, '--prompt', 'hi')).toMatchObject(wanted);
+    const args = ['--compare', damaged, '--text', text, '--max-tokens', '64'];
+    expect(await cli.run('eval', TINY, ...args)).toMatchObject(wanted);
   });
 
   it.each<[string, string[], number, string]>([
