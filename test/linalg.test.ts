@@ -321,6 +321,24 @@ describe('bad input', () => {
       /shares memory/,
     ],
     [
+      'out that is the first operand only',
+      () => {
+        const x = device.empty('f32', [2, 2]);
+        return gemm(x, device.empty('f32', [2, 2]), { out: x });
+      },
+      'INVALID_ARGUMENT',
+      /shares memory/,
+    ],
+    [
+      'out that is the second operand only',
+      () => {
+        const x = device.empty('f32', [2, 2]);
+        return gemm(device.empty('f32', [2, 2]), x, { out: x });
+      },
+      'INVALID_ARGUMENT',
+      /shares memory/,
+    ],
+    [
       'beta without out',
       () => gemm(a(), a(), { transposeB: true, beta: 1 }),
       'INVALID_ARGUMENT',

@@ -240,6 +240,18 @@ test('equal logits go to the lower index; −infinity masks an expert', async ()
   expect((await weights.read())[5]).toBe(0);
 });
 
+test('the sparsemixer refuses a token with more choices than experts that are not masked', async () => {
+  const data = new Float32Array(8).fill(Number.NEGATIVE_INFINITY);
+  data.set([1, 1]);
+  data[4] = 1;
+  const logits = device.tensor('f32', data, [2, 4]);
+  const call = settled(device, route(logits, { scoring: 'sparsemixer', topK: 2, renormalize: false }));
+  await expect(call).rejects.toMatchObject({
+    code: 'NON_FINITE',
+    message: expect.stringContaining('token 1'),
+  });
+});
+
 test.each(['softmax', 'sigmoid', 'sparsemixer'] as const)(
   '%s: NaN logits name the token',
   async (scoring) => {

@@ -1,7 +1,7 @@
 import { join } from 'node:path';
-import type { Checkpoint } from './checkpoint.ts';
 import type { DecoderSpec, GroupedQueryAttention, LatentAttention } from './decoder-spec.ts';
 import { badCheckpoint, quote } from './problems.ts';
+import type { Shards } from './shards.ts';
 
 /** Names of tensors, and the shapes that they must have. */
 type Shapes = Readonly<Record<string, readonly number[]>>;
@@ -12,7 +12,7 @@ type Shapes = Readonly<Record<string, readonly number[]>>;
  *
  * @throws MolaeError `BAD_CHECKPOINT` for one that is missing or has another shape.
  */
-export function checkDecoderShapes({ shards }: Checkpoint, spec: DecoderSpec): void {
+export function checkDecoderShapes(shards: Shards, spec: DecoderSpec): void {
   const check = (name: string, wanted: readonly number[]) => {
     const { shape, shard } = shards.tensor(name);
     if (`${shape}` === `${wanted}`) return;

@@ -2,6 +2,7 @@ import type { BlockDType } from '../dtype.ts';
 import { expected, MolaeError } from '../errors.ts';
 import { OPERATORS, type Operator } from '../operators.ts';
 import { ModelConfig } from './config.ts';
+import { checkDecoderShapes } from './decoder-shapes.ts';
 import { baseModelType, describeDecoder } from './families/index.ts';
 import type { MoeSpec } from './family.ts';
 import { LATENT_MODEL_TYPE, type MolaeBlock } from './latent-format.ts';
@@ -118,14 +119,14 @@ async function understand(config: ModelConfig, shards: Shards): Promise<Understa
   }
   const { spec, molae, verified } = found;
   const latent = molae && verified && latentOf(molae, [...verified.layers.values()]);
-  const running = unsupported.length === 0 ? howItRuns(config) : { runs: false };
+  const running = unsupported.length === 0 ? howItRuns(config, shards) : { runs: false };
   return { spec, verified, latent, unsupported, ...running };
 }
 
 /** Also what is missing or senseless counts as a reason only: a conversion by weights needs none of it. */
-function howItRuns(config: ModelConfig): Pick<Inspection, 'runs' | 'cannotRun'> {
+function howItRuns(config: ModelConfig, shards: Shards): Pick<Inspection, 'runs' | 'cannotRun'> {
   try {
-    describeDecoder(config);
+    checkDecoderShapes(shards, describeDecoder(config));
     return { runs: true };
   } catch (error) {
     if (!(error instanceof MolaeError)) throw error;

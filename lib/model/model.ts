@@ -102,7 +102,7 @@ export class Model {
     };
     try {
       const spec = checkpoint.decoder();
-      checkDecoderShapes(checkpoint, spec);
+      checkDecoderShapes(checkpoint.shards, spec);
       const endTokens = await readEndTokens(checkpoint);
       const device = options.device ?? own(await openDevice('auto'));
       const load = async (name: string) => own(await loadTensor(checkpoint, name, device));

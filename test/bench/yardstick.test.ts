@@ -1,5 +1,12 @@
-import { expect, it } from 'vitest';
-import { holdAgainst } from '../../lib/bench/yardstick.ts';
+import { expect, it, vi } from 'vitest';
+import { measureCeilings } from '../../lib/bench/ceilings.ts';
+import { Took } from '../../lib/bench/timing.ts';
+import { holdAgainst, Yardstick } from '../../lib/bench/yardstick.ts';
+
+vi.mock('../../lib/bench/ceilings.ts', async (importOriginal) => ({
+  ...(await importOriginal<typeof import('../../lib/bench/ceilings.ts')>()),
+  measureCeilings: vi.fn(),
+}));
 
 const ceilings = { fmaGflops: 300, sgemmGflops: 250, readGBps: 30 };
 const slowed = (factor: number) => ({
@@ -29,4 +36,13 @@ it('a sample that was slow while the machine was not lowers the share, if most w
 
 it('ceilings of an undisturbed timing are those that were measured', () => {
   expect(holdAgainst([4, 5, 6], [ceilings, ceilings, ceilings]).ceilings).toEqual(ceilings);
+});
+
+it('a timing is held against the mean of what the machine could do before and after it', async () => {
+  const all = (rate: number) => ({ fmaGflops: rate, sgemmGflops: rate, readGBps: rate });
+  vi.mocked(measureCeilings).mockResolvedValueOnce(all(1)).mockResolvedValueOnce(all(3));
+  const calls = { call: () => new Took(5) };
+  const { call } = await new Yardstick(1).timeTogether(calls, { seconds: 0, minSamples: 1 });
+  expect(call.stats.medianMs).toBe(5);
+  expect(call.ceilings).toEqual(all(2));
 });

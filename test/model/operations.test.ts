@@ -270,6 +270,20 @@ describe('bad input', () => {
       await expect(failing(() => operations.rmsNorm(f(2, 6), f(3), eps, f(2, 6)))).rejects.toThrow(
         /non-negative number for eps/,
       );
+    const rotate = (offset: number) =>
+      failing(() =>
+        operations.rotary(f(2, 8), device.tensor('i32', new Int32Array(2)), f(3), {
+          heads: 1,
+          headSize: 8,
+          offset,
+          neighbours: false,
+          magnitude: 1,
+        }),
+      );
+    await expect(rotate(4)).rejects.toMatchObject({
+      code: 'INVALID_ARGUMENT',
+      message: expect.stringContaining('6 rotated elements from 4 on do not fit a head of 8'),
+    });
     await expect(
       failing(() => operations.linear(f(2, 3), f(4, 5), undefined, f(2, 4))),
     ).rejects.toMatchObject({ code: 'SHAPE_MISMATCH' });

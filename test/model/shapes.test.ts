@@ -1,5 +1,6 @@
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
+import { inspectCheckpoint } from '../../lib/checkpoint/inspect.ts';
 import { Model } from '../../lib/model/model.ts';
 import { copyWithConfig } from '../support/changed-config.ts';
 import { molaeError } from '../support/errors.ts';
@@ -31,4 +32,13 @@ describe.each(['memory', 'stream'])('a model that is opened to %s', (how) => {
       );
     },
   );
+});
+
+test('inspect says that such a model does not run, and why', async () => {
+  const found = await inspectCheckpoint(await changed('qwen3_moe', { head_dim: 4 }));
+  expect(found).toMatchObject({
+    supported: true,
+    runs: false,
+    cannotRun: expect.stringContaining('self_attn.q_proj.weight'),
+  });
 });

@@ -2,6 +2,7 @@
 #include <limits>
 #include <utility>
 
+#include "core/factorization/products.h"
 #include "core/factorization/shared_basis.h"
 #include "native/calibration_problem.h"
 
@@ -234,6 +235,47 @@ MOLAE_TEST("calibrated group: a group without tokens is factorized by its weight
       expect_near(std::sqrt(residual / report.squared_norm), report.optimal_relative_error, 1e-5, "error of weights");
     }
   }
+}
+
+MOLAE_TEST("calibrated group: inputs that are all zero leave bases and factors finite", Device) {
+  if (!context.backend.calibration_steps()) return;
+  Problem problem(context, {});
+  problem.inputs = zeros(context.backend, DType::F32, problem.inputs.shape());
+  for (const bool refit : {false, true}) {
+    CalibratedGroup::Options options;
+    options.refit_down = refit;
+    expect_finite(context, convert(context, problem, options, 5));
+  }
+}
+
+// U A of every expert, which does not depend on the signs of U.
+std::vector<Values> latent_downs(const Problem& problem, const Converted& converted, int64_t r) {
+  const Values u = read(problem.backend, converted.down_basis);
+  std::vector<Values> downs;
+  for (const CalibratedGroup::Factors& factors : converted.factors) {
+    downs.push_back(product(u, false, read(problem.backend, factors.down), false, kHidden, kIntermediate, r));
+  }
+  return downs;
+}
+
+MOLAE_TEST("calibrated group: every token twice, under twice the shrinkage, is the same refitted down", Device) {
+  if (!context.backend.calibration_steps()) return;
+  const int64_t r = 5;
+  const Problem problem(context, {});
+  Problem twice = problem;
+  twice.x.insert(twice.x.end(), problem.x.begin(), problem.x.end());
+  twice.ids.insert(twice.ids.end(), problem.ids.begin(), problem.ids.end());
+  twice.weights.insert(twice.weights.end(), problem.weights.begin(), problem.weights.end());
+  twice.inputs = make_tensor(context, DType::F32, {2 * kTokens, kHidden}, twice.x);
+  twice.routing = {make_ints(context, {2 * kTokens, kTopK}, twice.ids),
+                   make_tensor(context, DType::F32, {2 * kTokens, kTopK}, twice.weights)};
+  CalibratedGroup::Options options;
+  options.refit_down = true;
+  options.shrinkage = 12;
+  const std::vector<Values> once = latent_downs(problem, convert(context, problem, options, r), r);
+  options.shrinkage = 24;
+  const std::vector<Values> doubled = latent_downs(twice, convert(context, twice, options, r), r);
+  for (size_t i = 0; i < once.size(); ++i) expect_close(doubled[i], once[i], 1e-4, "down of an expert");
 }
 
 void expect_reproduced(const Problem& problem, const Converted& converted, ExpertMatrix which, bool as_matrices) {

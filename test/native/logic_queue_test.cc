@@ -1,5 +1,6 @@
 #include <atomic>
 #include <chrono>
+#include <future>
 #include <thread>
 
 #include "core/device/device.h"
@@ -102,6 +103,31 @@ MOLAE_TEST("queue: close waits for the running job and starts no other", Logic) 
   expect_equal(late.load(), 0, "jobs started after close()");
   static std::vector<DeviceQueue*> left_behind;  // reachable: no leak
   left_behind.push_back(queue);
+}
+
+MOLAE_TEST("queue: close waits for a running inline job, and no longer", Logic) {
+  struct Shared {
+    DeviceQueue queue;
+    std::promise<void> begun, open, closed;
+  };
+  static std::vector<Shared*> left_behind;  // as above
+  auto* shared = left_behind.emplace_back(new Shared);
+  std::thread([shared] {
+    shared->queue.run_inline([shared] {
+      shared->begun.set_value();
+      shared->open.get_future().wait();
+    });
+  }).detach();
+  shared->begun.get_future().wait();
+  std::thread([shared] {
+    shared->queue.close();
+    shared->closed.set_value();
+  }).detach();
+  std::future<void> closed = shared->closed.get_future();
+  const bool early = closed.wait_for(std::chrono::milliseconds(50)) == std::future_status::ready;
+  shared->open.set_value();
+  expect(!early, "close() did not wait");
+  expect(closed.wait_for(std::chrono::seconds(20)) == std::future_status::ready, "close() waits for nothing");
 }
 
 MOLAE_TEST("queue: parallel loops of several callers run every index once", Logic) {

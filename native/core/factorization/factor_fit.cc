@@ -46,11 +46,14 @@ void fit_output_factor(Backend& backend, const Tensor& projected, const HiddenPa
   const Tensor normal =
       converted(backend, product(backend, hidden.converted, true, hidden.converted, false), DType::F64);
   const Tensor cross = converted(backend, product(backend, hidden.original, true, hidden.converted, false), DType::F64);
-  const double ridge = shrinkage * steps.trace(normal) /
-                       (static_cast<double>(normal.rows()) * static_cast<double>(hidden.original.rows()));
-  const double least = kRidge * steps.trace(normal) / static_cast<double>(normal.rows());
-  steps.add_to_diagonal(normal, std::max(ridge, least));
-  steps.add_to_diagonal(cross, std::max(ridge, least));
+  const double normal_trace = steps.trace(normal);
+  const double ridge =
+      shrinkage * normal_trace / (static_cast<double>(normal.rows()) * static_cast<double>(hidden.original.rows()));
+  const double least = kRidge * normal_trace / static_cast<double>(normal.rows());
+  // Hidden values that are all 0 say nothing: the solution is then `projected` itself, as without tokens.
+  const double weight = normal_trace > 0 ? std::max(ridge, least) : 1;
+  steps.add_to_diagonal(normal, weight);
+  steps.add_to_diagonal(cross, weight);
   const Tensor solution = product(backend, cross, true, converted(backend, projected, DType::F64), true);  // [m, r]
   backend.solve_spd(normal, solution);
   backend.copy(transposed(backend, solution), a);
