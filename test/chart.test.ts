@@ -48,3 +48,7 @@ it('has as many colors as it says', () => {
     COLORS,
   );
 });
+
+it('writes labels as XML reads them back', () => {
+  expect(render([series('q4 & q8 > a', [[1, 2]])])).toContain('>q4 &amp; q8 &gt; a<');
+});

@@ -4,7 +4,7 @@ import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
-import { afterAll, beforeEach, describe, expect, test } from 'vitest';
+import { afterAll, beforeEach, describe, expect, onTestFinished, test, vi } from 'vitest';
 import { openCheckpoint } from '../../lib/checkpoint/checkpoint.ts';
 import { inspectCheckpoint } from '../../lib/checkpoint/inspect.ts';
 import { SafetensorsWriter } from '../../lib/checkpoint/safetensors/writer.ts';
@@ -161,6 +161,21 @@ describe('two runs to one output', () => {
     await new Promise((resolve) => sleeper.on('exit', resolve));
     await convert();
     expect(await leftovers()).toEqual([]);
+  });
+
+  test('in processes of two users: the second is refused though it may send the first no signal', async () => {
+    const lock = join(root, `.${output.split('/').pop()}.molae-lock`);
+    await writeFile(lock, JSON.stringify({ pid: process.ppid, host: hostname(), started: null }));
+    const kill = vi.spyOn(process, 'kill').mockImplementation(() => {
+      throw Object.assign(new Error('kill EPERM'), { code: 'EPERM' });
+    });
+    onTestFinished(() => kill.mockRestore());
+    await expect(convert()).rejects.toMatchObject({
+      code: 'OUTPUT_BUSY',
+      message: expect.stringContaining(`process ${process.ppid}`),
+    });
+    expect(kill).toHaveBeenCalledWith(process.ppid, 0);
+    await rm(lock);
   });
 
   test.each<[string, object | string]>([

@@ -229,3 +229,19 @@ test('a model with its experts rounded as it is loaded is one with its layers qu
     /q8 or q4 for quantize/,
   );
 });
+
+test('a layer rounded as it is loaded takes the memory of its blocks: the weights they were made of are gone', async () => {
+  await using original = await openCheckpoint(source);
+  using own = await openDevice('cpu', { threads: 3 }); // not that of the other tests, whose tensors the collector may free
+  using exact = (await original.loadExperts(1, { device: own })) as DenseExperts;
+  const before = own.memoryUsage().tensors;
+  using rounded = (await original.loadExperts(1, { device: own, dtype: 'q4' })) as DenseExperts;
+  const bytesOf = (experts: DenseExperts) => {
+    const { gate, up, down, gateLogit } = experts.sharedExpert ?? {};
+    const routed = OPERATORS.flatMap((operator) => experts[operator] as Tensor[]);
+    const tensors = [...routed, gate, up, down, gateLogit].filter((tensor) => tensor !== undefined);
+    return tensors.reduce((sum, tensor) => sum + tensor.byteLength, 0);
+  };
+  expect(before).toBe(bytesOf(exact));
+  expect(own.memoryUsage().tensors - before).toBe(bytesOf(rounded));
+});

@@ -12,11 +12,12 @@ import { temporaryFolder } from '../support/temporary.ts';
 async function folderOf(
   shards: Record<string, Record<string, number>>,
   index: Record<string, unknown> | null | 'honest' = 'honest',
+  dtype: 'U8' | 'I8' = 'U8',
 ): Promise<string> {
   const folder = await temporaryFolder();
   const honest: Record<string, string> = {};
   for (const [shard, tensors] of Object.entries(shards)) {
-    const declarations = Object.keys(tensors).map((name) => ({ name, dtype: 'U8', shape: [1] }) as const);
+    const declarations = Object.keys(tensors).map((name) => ({ name, dtype, shape: [1] }) as const);
     const writer = await SafetensorsWriter.create(join(folder, shard), declarations);
     for (const [name, value] of Object.entries(tensors)) {
       await writer.write(name, Uint8Array.of(value));
@@ -158,11 +159,17 @@ describe('Shards', () => {
     );
   });
 
-  test('a shard that was replaced by another while its file was closed is noticed', async () => {
+  test.each<[string, Parameters<typeof folderOf>]>([
+    ['another', [{ 'x.safetensors': { q: 1 } }]],
+    [
+      'one of the same names and sizes in another dtype',
+      [{ 'x.safetensors': TWO['s1.safetensors'] }, null, 'I8'],
+    ],
+  ])('a shard that was replaced by %s while its file was closed is noticed', async (_, args) => {
     const folder = await folderOf(TWO);
     const shards = await Shards.open(folder, { maxOpenFiles: 1 });
     await shards.read('c');
-    const other = await folderOf({ 'x.safetensors': { q: 1 } });
+    const other = await folderOf(...args);
     await rename(join(other, 'x.safetensors'), join(folder, 's1.safetensors'));
     await expect(shards.read('a')).rejects.toMatchObject(
       molaeError('BAD_CHECKPOINT', 's1.safetensors', '"a"'),

@@ -1,5 +1,7 @@
 import { expect, it } from 'vitest';
 import { Arguments } from '../../lib/cli/arguments.ts';
+import { COMMANDS } from '../../lib/cli/commands.ts';
+import { parse } from '../../lib/cli/parse.ts';
 
 const given = (value: string) => new Arguments([], new Map([['x', value]]));
 
@@ -24,4 +26,10 @@ it.each(['1', '1e-9'])('%s is one', (text) => {
 
 it.each(['1.5', '-1', '1e3', '9007199254740993'])('%j is no integer from 0 on', (text) => {
   expect(() => given(text).integer('x')).toThrow('an integer from 0 on for --x');
+});
+
+it.each(['-0.5', '-.5'])('%s after an option is its value, a negative number, and no option', (text) => {
+  const request = parse(['generate', 'model', '--temperature', text], COMMANDS);
+  const args = request.kind === 'run' ? request.readArguments() : undefined;
+  expect(args?.string('temperature')).toBe(text);
 });

@@ -380,6 +380,23 @@ describe('plan', () => {
     expect(planned.estimate).toMatchObject({ seconds: expect.any(Number), device: expect.any(String) });
   });
 
+  it.each(['dtype', 'torch_dtype'])(
+    'of a config alone counts bytes of the %s that it names',
+    async (field) => {
+      const folder = await mkdtemp(join(tmpdir(), 'molae-config-'));
+      onTestFinished(() => rm(folder, { recursive: true }));
+      const { torch_dtype: _, ...config } = await readConfig(TINY);
+      const bytesIn = async (dtype: string) => {
+        await writeFile(join(folder, 'config.json'), JSON.stringify({ ...config, [field]: dtype }));
+        const planned = json(
+          await cli.run('plan', folder, '--group-size', '4', '--latent-size', '64', '--json'),
+        );
+        return (planned.weightBytesPerToken as { dense: number }).dense;
+      };
+      expect(await bytesIn('float32')).toBe(2 * (await bytesIn('bfloat16')));
+    },
+  );
+
   it('needs config.json alone, and then says what it does not know', async () => {
     const folder = await mkdtemp(join(tmpdir(), 'molae-config-'));
     onTestFinished(() => rm(folder, { recursive: true }));

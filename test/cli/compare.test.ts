@@ -203,6 +203,12 @@ describe('compare', () => {
     ],
     ['too little text', ['--text', short, '--target-ratio', '0.3'], 2, 'tokens to calibrate with'],
     ['the same text twice', ['--text', text, '--eval-text', text, '--target-ratio', '0.3'], 2, 'same file'],
+    [
+      'the same text by two relative paths',
+      ['--text', 'text.txt', '--eval-text', './text.txt', '--target-ratio', '0.3'],
+      2,
+      'same file',
+    ],
     ['a folder that cannot be made', ['--text', text, '--target-ratio', '0.3', '--out', text], 1, 'text.txt'],
   ])('%s is told apart, with nothing on stdout', async (_, args, status, words) => {
     const result = await compare(...args);

@@ -71,6 +71,16 @@ describe('eval', () => {
       expect(table.stdout).toContain(word);
   });
 
+  it('rounds the second of two checkpoints only: the first is what it is held against', async () => {
+    const short = ['--text', text, '--max-tokens', '200', '--json'];
+    const exact = JSON.parse((await cli.run('eval', TINY, ...short)).stdout);
+    const both = await cli.run('eval', TINY, '--compare', TINY, '--quantize', 'q4', ...short);
+    const { compare, ...first } = JSON.parse(both.stdout);
+    expect(first.perplexity).toBe(exact.perplexity);
+    expect(compare.perplexity).not.toBe(exact.perplexity);
+    expect(compare.klDivergence).toBeGreaterThan(0);
+  });
+
   it.each<[string, string[], number, string]>([
     ['no text', [], 2, '--text <file>'],
     ['a text that is not there', ['--text', 'nowhere.txt'], 1, 'nowhere.txt'],

@@ -9,6 +9,7 @@ import { openDevice } from '../../lib/device.ts';
 import type { DenseExperts, LatentExperts, LatentOperator } from '../../lib/experts.ts';
 import { factorizeExperts } from '../../lib/factorization/factorize.ts';
 import { OPERATORS } from '../../lib/operators.ts';
+import { copyWithConfig } from '../support/changed-config.ts';
 import { copyDamaged } from '../support/damaged.ts';
 import { TINY } from '../support/fixtures.ts';
 import { contents, digest } from '../support/folders.ts';
@@ -246,6 +247,22 @@ describe('a run that stops', () => {
     expect((await grouped(4)).resumedFiles).toBe(0);
     await using converted = await openCheckpoint(output);
     expect(converted.layer(0).groups[0]?.experts).toEqual([4, 5, 6, 7, 8, 9, 10, 11]);
+  });
+
+  test('is not resumed once the config of its source says something else', async () => {
+    const copy = freshPath();
+    await copyWithConfig(source, copy, {});
+    const controller = new AbortController();
+    const stopped = convert(
+      { signal: controller.signal, onProgress: ({ layer }) => layer === 2 && controller.abort() },
+      copy,
+    );
+    await expect(stopped).rejects.toMatchObject({ code: 'ABORTED' });
+    const path = join(copy, 'config.json');
+    const config = JSON.parse(await readFile(path, 'utf8'));
+    await writeFile(path, JSON.stringify({ ...config, rope_theta: 2 * config.rope_theta }));
+    await expect(convert({}, copy)).rejects.toMatchObject({ code: 'OUTPUT_UNFINISHED' });
+    expect((await convert({ force: true }, copy)).resumedFiles).toBe(0);
   });
 
   test('killed outright, it leaves no output and the next run completes', async () => {

@@ -129,6 +129,18 @@ describe('calibrated conversion', () => {
     expect(surveyed).toEqual([]);
   });
 
+  test.each<[string, Partial<CalibratedConversionOptions>]>([
+    ['is sequential', { sequential: true }],
+    ['has another window', { window: 128 }],
+  ])('a stopped run is not resumed by one that %s', async (_, other) => {
+    const options = { latentSize: 64, targetRatio: undefined };
+    const others = stopAndGoOn(
+      (own) => convert({ ...options, ...own }),
+      (own) => convert({ ...options, ...own, ...other }),
+    );
+    await expect(others).rejects.toMatchObject({ code: 'OUTPUT_UNFINISHED' });
+  });
+
   test('an output that exists is refused before anything is surveyed', async () => {
     await convertCheckpoint(source, output, { groupSize: 4, latentSize: 32, device });
     const onSurvey = vi.fn();
@@ -282,6 +294,7 @@ describe('calibration text', () => {
   test('serves each expert with 4096 tokens on average, within limits', () => {
     expect(calibrationTokens({ numExperts: 60, topK: 4 })).toBe(61_440);
     expect(calibrationTokens({ numExperts: 8, topK: 2 })).toBe(16_384);
+    expect(calibrationTokens({ numExperts: 64, topK: 6 })).toBe(45_056);
     expect(calibrationTokens({ numExperts: 512, topK: 8 })).toBe(131_072);
   });
 });

@@ -97,6 +97,10 @@ describe('allocateLatentSizes', () => {
     );
   });
 
+  test('a step that no longer fits ends its operator: a cheaper one behind it would not stay a prefix', () => {
+    expect(allocateLatentSizes([spending([5, 4, 3, 2, 1], 1)], { budget: 3, step: 2 })).toEqual([2]);
+  });
+
   test('refuses a budget that does not pay for one step each, and a step that is none', () => {
     const all = [spending([3, 2, 1], 10), spending([3, 2, 1], 10)];
     expect(() => allocateLatentSizes(all, { budget: 39, step: 2 })).toThrow(

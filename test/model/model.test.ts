@@ -383,6 +383,22 @@ describe('text', () => {
     await expect(chat("{{ raise_exception('no users') }}")).rejects.toThrow(/no users/);
   });
 
+  test('chat templates: one in a file of its own goes before that of the config, and special tokens may be objects', async () => {
+    const copy = await temporaryFolder();
+    const config = JSON.parse(await readFile(join(source, 'tokenizer_config.json'), 'utf8'));
+    await cp(join(source, 'tokenizer.json'), join(copy, 'tokenizer.json'));
+    await writeFile(
+      join(copy, 'tokenizer_config.json'),
+      JSON.stringify({ ...config, bos_token: { content: '<|endoftext|>' }, chat_template: 'of the config' }),
+    );
+    await writeFile(
+      join(copy, 'chat_template.jinja'),
+      "{{ bos_token }}{{ messages[0]['content'] }}{{ eos_token }}",
+    );
+    const chat = (await Tokenizer.open(copy)).applyChatTemplate([{ role: 'user', content: 'hello' }]);
+    expect(chat).toBe('<|endoftext|>hello<|endoftext|>');
+  });
+
   test('a checkpoint without a tokenizer or a chat template says so', async () => {
     await expect(Tokenizer.open(folder)).rejects.toMatchObject({
       code: 'BAD_CHECKPOINT',

@@ -210,3 +210,20 @@ test('work that fails lets the next go on', async () => {
   ]);
   expect(results).toMatchObject([{ reason: { message: 'first' } }, { value: 'second' }]);
 });
+
+test('a signal that fires while its own work is at it takes the turn of nobody who waits', async () => {
+  const turns = new Turns();
+  const controller = new AbortController();
+  const order: string[] = [];
+  const run = (name: string, signal?: AbortSignal) =>
+    turns.take(signal, async () => {
+      order.push(name);
+      if (name === 'second') controller.abort();
+    });
+  void run('first');
+  const second = run('second', controller.signal);
+  void run('third');
+  await second;
+  await run('fourth');
+  expect(order).toEqual(['first', 'second', 'third', 'fourth']);
+});

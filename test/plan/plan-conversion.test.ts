@@ -141,6 +141,12 @@ describe('planConversion', () => {
     expect(1 - plan.expertParameters.ratio).toBeGreaterThanOrEqual(0.2);
   });
 
+  test('below a multiple of 16 that floating point cannot vouch for, the next multiple is taken', () => {
+    // r = 32 keeps 80%, as above.
+    const plan = planConversion(specOf(48, 240, 1, 1, 1), { groupSize: 1, targetRatio: 0.2 });
+    expect(plan.latentSize).toBe(16);
+  });
+
   test('a share out of reach says what can be reached', () => {
     expect(() => planConversion(QWEN15, { groupSize: 15, targetRatio: 0.4, operators: ['down'] })).toThrow(
       invalid('0.4', '33.32%', 'down'),
