@@ -65,11 +65,6 @@ describe('what is measured', () => {
     }
   });
 
-  it('holds sgemm against a limit that no sgemm exceeds', () => {
-    const { fmaGflops, sgemmGflops } = bench.ceilings;
-    expect(fmaGflops).toBeGreaterThanOrEqual(0.9 * sgemmGflops);
-  });
-
   it('is every kind of layer, dtype and batch, a factorization and both ways to call', () => {
     const rows = bench.results.map(({ name, dtype, tokens }) => `${name} ${dtype} ${tokens}`);
     const layers = ['f32', 'bf16'].flatMap((dtype) =>
