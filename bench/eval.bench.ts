@@ -55,7 +55,7 @@ async function measure(context: Context, windows: number): Promise<void> {
       ({ perplexity: ours, tokens } = result);
       return recorded('molae', new Took(1000 * result.seconds));
     },
-    ...('absent' in peer ? {} : { pytorch: async () => recorded('pytorch', await peer.turn()) }),
+    ...('absent' in peer ? {} : { pytorch: async () => recorded('pytorch', await peer.time()) }),
   };
   try {
     const effort = context.quick ? { seconds: 3, minSamples: 5 } : { seconds: 10, minSamples: 15 };
@@ -81,7 +81,7 @@ async function measure(context: Context, windows: number): Promise<void> {
       tokens,
       dtype: 'bf16',
       timing,
-      peers: { 'PyTorch (f32)': pytorch },
+      peers: context.wantsPeers ? { 'PyTorch (f32)': pytorch } : {},
       data: {
         tokensPerSecond,
         perplexity: ours,

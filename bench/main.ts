@@ -78,7 +78,9 @@ async function main(args: readonly string[]): Promise<number> {
   let failed = answered.size < asked.length;
   if (context.rows.length === 0) return EXIT.failed;
   process.stdout.write(`\n${describeCeilings(results(context.rows))}\n`);
-  for (const line of absentPeers(context.rows)) process.stdout.write(`absent: ${line}\n`);
+  const absent = absentPeers(context.rows);
+  for (const line of absent) process.stdout.write(`absent: ${line}\n`);
+  if (absent.length > 0) process.stdout.write('How to have them: bench/peers/README.md\n');
   for (const path of written) process.stdout.write(`wrote ${path}\n`);
   if (stored) {
     const { compared, fallen } = compareResults(stored, context.rows);

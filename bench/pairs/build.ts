@@ -1,8 +1,8 @@
-import { type ChildProcess, fork } from 'node:child_process';
-import { once } from 'node:events';
+import { fileURLToPath } from 'node:url';
 import type { LayerCell, LayerKind } from '../../lib/bench/cells.ts';
 import type { LayerDType } from '../../lib/bench/layers.ts';
 import { Failure } from '../support/failure.ts';
+import { TurnProcess } from '../support/turn-process.ts';
 import type { Turn } from './turns.ts';
 
 /** The layers that a process holds. */
@@ -19,54 +19,43 @@ export interface Ask {
   readonly seconds: number;
 }
 
-export type Answer = { readonly ready: true } | Turn | { readonly failed: string };
+/** What a process says when it holds its layers. */
+export interface Ready {
+  readonly device: string;
+}
 
-/** One build of the addon in a process of its own, which holds layers and sleeps between its turns. */
+const SCRIPT = fileURLToPath(new URL('./process.js', import.meta.url));
+
+/** One build of the addon in a process of its own, which holds layers. */
 export class Build {
-  readonly #process: ChildProcess;
+  readonly #folder: string;
+  readonly #process: TurnProcess<Ready, Turn>;
 
-  private constructor(process: ChildProcess) {
+  private constructor(folder: string, process: TurnProcess<Ready, Turn>) {
+    this.#folder = folder;
     this.#process = process;
   }
 
   /** `folder` is where node-gyp-build looks for the addon. Throws a Failure where it has none that works. */
   static async start(folder: string, layers: Layers): Promise<Build> {
-    const process = fork(new URL('./process.js', import.meta.url), [JSON.stringify(layers)], {
-      env: { ...globalThis.process.env, MOLAE_PREBUILD: folder },
-    });
-    const build = new Build(process);
-    try {
-      await build.#answer();
-    } catch (error) {
-      build[Symbol.dispose]();
-      throw new Failure(`${folder}: ${(error as Error).message}`);
-    }
-    return build;
+    const args = [SCRIPT, JSON.stringify(layers)];
+    const start = TurnProcess.start<Ready, Turn>(process.execPath, args, { MOLAE_PREBUILD: folder });
+    return new Build(folder, await naming(folder, start));
   }
 
-  async turn(ask: Ask): Promise<Turn> {
-    this.#process.send(ask);
-    return (await this.#answer()) as Turn;
-  }
-
-  async #answer(): Promise<Exclude<Answer, { readonly failed: string }>> {
-    const settled = new AbortController();
-    const { signal } = settled;
-    try {
-      const [answer] = (await Promise.race([
-        once(this.#process, 'message', { signal }),
-        once(this.#process, 'exit', { signal }).then(([code, by]) => [
-          { failed: `ended with ${by ?? code}` },
-        ]),
-      ])) as [Answer];
-      if ('failed' in answer) throw new Failure(answer.failed);
-      return answer;
-    } finally {
-      settled.abort();
-    }
+  turn(ask: Ask): Promise<Turn> {
+    return naming(this.#folder, this.#process.turn(JSON.stringify(ask)));
   }
 
   [Symbol.dispose](): void {
-    this.#process.kill();
+    this.#process[Symbol.dispose]();
+  }
+}
+
+async function naming<T>(folder: string, work: Promise<T>): Promise<T> {
+  try {
+    return await work;
+  } catch (error) {
+    throw error instanceof Failure ? new Failure(`${folder}: ${error.message}`) : error;
   }
 }

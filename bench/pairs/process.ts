@@ -1,3 +1,5 @@
+// The side of `Build` that has the addon. Argument: the Layers that it holds, as JSON.
+import { createInterface } from 'node:readline';
 import type { Batch } from '../../lib/bench/batches.ts';
 import type { LayerKind } from '../../lib/bench/cells.ts';
 import { COLD_BYTES, LayerRing, layersForPasses } from '../../lib/bench/layer-speed.ts';
@@ -5,28 +7,39 @@ import { checkLayer } from '../../lib/bench/reference.ts';
 import { statistics } from '../../lib/bench/timing.ts';
 import { openDevice } from '../../lib/device.ts';
 import type { DenseExperts, LatentExperts } from '../../lib/experts.ts';
-import type { Answer, Ask, Layers } from './build.ts';
+import type { Ask, Layers, Ready } from './build.ts';
 import type { Turn } from './turns.ts';
 
-/** The side of `Build` that has the addon. */
-async function main({ cell, dtype, threads }: Layers): Promise<void> {
-  const device = await openDevice('cpu', { threads });
-  const ring = await LayerRing.create(device, cell, dtype, layersForPasses(cell, dtype, COLD_BYTES));
-  const known = new Map<string, readonly Batch[]>();
+/** Turns of one process: the layers that it holds, and the batches of every number of tokens that was asked for. */
+class Turns {
+  readonly #layers: Layers;
+  readonly #ring: LayerRing;
+  readonly #batches = new Map<string, readonly Batch[]>();
 
-  async function turn({ kind, tokens, seconds }: Ask): Promise<Turn> {
-    const key = `${kind} ${tokens}`;
-    const batches = known.get(key) ?? ring.batches(tokens);
-    if (!known.has(key)) {
-      const experts = ring[kind][0] as DenseExperts | LatentExperts;
-      await checkLayer(experts, cell, dtype, batches[0] as Batch);
-      known.set(key, batches);
-    }
-    return { ms: timePasses(ring, kind, batches, seconds), work: ring.averageWork(kind, batches) };
+  constructor(layers: Layers, ring: LayerRing) {
+    this.#layers = layers;
+    this.#ring = ring;
   }
 
-  process.on('message', (ask: Ask) => answer(() => turn(ask)));
-  reply({ ready: true });
+  async take({ kind, tokens, seconds }: Ask): Promise<Turn> {
+    const batches = await this.#checkedBatches(kind, tokens);
+    return {
+      ms: timePasses(this.#ring, kind, batches, seconds),
+      work: this.#ring.averageWork(kind, batches),
+    };
+  }
+
+  /** Throws a WrongResult where the first of them comes out otherwise than in f64. */
+  async #checkedBatches(kind: LayerKind, tokens: number): Promise<readonly Batch[]> {
+    const key = `${kind} ${tokens}`;
+    const known = this.#batches.get(key);
+    if (known) return known;
+    const batches = this.#ring.batches(tokens);
+    const experts = this.#ring[kind][0] as DenseExperts | LatentExperts;
+    await checkLayer(experts, this.#layers.cell, this.#layers.dtype, batches[0] as Batch);
+    this.#batches.set(key, batches);
+    return batches;
+  }
 }
 
 /** What a batch takes on average, each through the next layer so that caches are cold: of the median pass over all layers. */
@@ -47,21 +60,15 @@ function timePasses(ring: LayerRing, kind: LayerKind, batches: readonly Batch[],
   return statistics(times).medianMs;
 }
 
-function reply(message: Answer): void {
-  process.send?.(message);
+function answer(line: Ready | Turn): void {
+  process.stdout.write(`${JSON.stringify(line)}\n`);
 }
 
-async function answer(work: () => Promise<Turn>): Promise<void> {
-  try {
-    reply(await work());
-  } catch (error) {
-    reply({ failed: (error as Error).message });
-  }
-}
-
-try {
-  await main(JSON.parse(process.argv[2] as string) as Layers);
-} catch (error) {
-  reply({ failed: (error as Error).message });
-  process.exitCode = 1;
-}
+const layers = JSON.parse(process.argv[2] as string) as Layers;
+const { cell, dtype, threads } = layers;
+const device = await openDevice('cpu', { threads });
+const ring = await LayerRing.create(device, cell, dtype, layersForPasses(cell, dtype, COLD_BYTES));
+const turns = new Turns(layers, ring);
+answer({ device: device.info.name });
+for await (const line of createInterface({ input: process.stdin }))
+  answer(await turns.take(JSON.parse(line)));

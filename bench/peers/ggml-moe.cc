@@ -1,4 +1,4 @@
-// MoE layers with the same weights through ggml_mul_mat_id, as llama.cpp runs them, as a PeerProcess. ggml.ts writes
+// MoE layers with the same weights through ggml_mul_mat_id, as llama.cpp runs them, as a TurnProcess. ggml.ts writes
 // the data, and says what the arguments are. The prototypes are ggml's C API, declared here because the npm package has
 // libraries but no headers.
 #include <algorithm>

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { POOL_LENGTH, POOL_STRIDE } from '../../lib/bench/data.ts';
 import { PACKAGE_ROOT } from '../../lib/package.ts';
 import { Failure } from '../support/failure.ts';
-import { PeerProcess } from '../support/peer-process.ts';
+import { TurnProcess } from '../support/turn-process.ts';
 import { PEERS, peerPackage } from './folders.ts';
 import { withLayerFiles } from './layer-files.ts';
 import type { LayerTask } from './layer-task.ts';
@@ -12,7 +12,7 @@ import type { LayerTask } from './layer-task.ts';
 const PACKAGE = '@node-llama-cpp/linux-x64';
 
 /** ggml_mul_mat_id of llama.cpp: dense experts. Compiles ggml-moe.cc on first use. */
-export async function startGgml(task: LayerTask): Promise<PeerProcess<{ readonly version: string }>> {
+export async function startGgml(task: LayerTask): Promise<TurnProcess<{ readonly version: string }>> {
   const folder = peerPackage(PACKAGE);
   const libraries = join(folder, 'bins', 'linux-x64');
   const program = compile(libraries);
@@ -20,7 +20,7 @@ export async function startGgml(task: LayerTask): Promise<PeerProcess<{ readonly
   const { n, m, N, K } = task.cell;
   const sizes = [n, m, N, K, task.tokens, task.threads, task.layers, POOL_LENGTH, POOL_STRIDE];
   return withLayerFiles(task, (files) =>
-    PeerProcess.start(program, [`${PACKAGE} ${version}`, files, libraries, task.dtype, ...sizes.map(String)]),
+    TurnProcess.start(program, [`${PACKAGE} ${version}`, files, libraries, task.dtype, ...sizes.map(String)]),
   );
 }
 

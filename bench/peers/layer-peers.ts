@@ -1,5 +1,5 @@
-import type { PeerProcess } from '../support/peer-process.ts';
 import { type Absent, onlyWay, orAbsent, type Peer, Peers } from '../support/peers.ts';
+import type { TurnProcess } from '../support/turn-process.ts';
 import { startGgml } from './ggml.ts';
 import type { LayerTask } from './layer-task.ts';
 import { startOnnxruntime } from './onnxruntime.ts';
@@ -29,9 +29,9 @@ export async function startLayerPeers(task: LayerTask): Promise<Peers<LayerPeer>
   return new Peers(ways, [onnxruntime, ggml, torch]);
 }
 
-function torchWay(torch: PeerProcess<TorchWays> | Absent, way: TorchWay): Peer | Absent {
+function torchWay(torch: TurnProcess<TorchWays> | Absent, way: TorchWay): Peer | Absent {
   if ('absent' in torch) return torch;
   const { version, absent } = torch.ready;
   const reason = absent[way];
-  return reason === undefined ? { version, call: () => torch.turn(way) } : { absent: reason };
+  return reason === undefined ? { version, call: () => torch.time(way) } : { absent: reason };
 }

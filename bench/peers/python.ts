@@ -1,5 +1,5 @@
 import { join } from 'node:path';
-import { PeerProcess } from '../support/peer-process.ts';
+import { TurnProcess } from '../support/turn-process.ts';
 import { PEERS } from './folders.ts';
 
 /** A peer in Python, by the python that PYTHON names. */
@@ -7,11 +7,11 @@ export function startPython<Ready>(
   script: string,
   args: readonly (string | number)[],
   threads: number,
-): Promise<PeerProcess<Ready>> {
+): Promise<TurnProcess<Ready>> {
   const env = {
     OPENBLAS_NUM_THREADS: String(threads),
     OMP_NUM_THREADS: String(threads),
     MKL_NUM_THREADS: String(threads),
   };
-  return PeerProcess.start(process.env.PYTHON ?? 'python3', [join(PEERS, script), ...args.map(String)], env);
+  return TurnProcess.start(process.env.PYTHON ?? 'python3', [join(PEERS, script), ...args.map(String)], env);
 }

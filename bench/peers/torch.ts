@@ -1,5 +1,5 @@
 import { POOL_LENGTH, POOL_STRIDE } from '../../lib/bench/data.ts';
-import type { PeerProcess } from '../support/peer-process.ts';
+import type { TurnProcess } from '../support/turn-process.ts';
 import { withLayerFiles } from './layer-files.ts';
 import type { LayerTask } from './layer-task.ts';
 import { startPython } from './python.ts';
@@ -13,7 +13,7 @@ export interface TorchWays {
 }
 
 /** One MoE layer in PyTorch on the CPU: a loop over experts, and `torch._grouped_mm`. */
-export function startTorch(task: LayerTask): Promise<PeerProcess<TorchWays>> {
+export function startTorch(task: LayerTask): Promise<TurnProcess<TorchWays>> {
   const { n, m, N, K } = task.cell;
   const sizes = [n, m, N, K, task.tokens, task.threads, task.layers, POOL_LENGTH, POOL_STRIDE];
   return withLayerFiles(task, (folder) =>

@@ -1,4 +1,4 @@
-import type { PeerProcess } from '../support/peer-process.ts';
+import type { TurnProcess } from '../support/turn-process.ts';
 import { startPython } from './python.ts';
 
 /** What its first pass found. */
@@ -15,6 +15,6 @@ export function startTransformersEval(
   name: string,
   windows: number,
   threads: number,
-): Promise<PeerProcess<Evaluated>> {
+): Promise<TurnProcess<Evaluated>> {
   return startPython('transformers_eval.py', [checkpoint, tokenFile, name, windows, threads], threads);
 }

@@ -1,6 +1,6 @@
 import type { Call, Stats } from '../../lib/bench/timing.ts';
 import { Failure } from './failure.ts';
-import type { PeerProcess } from './peer-process.ts';
+import type { TurnProcess } from './turn-process.ts';
 
 /** How a peer fared in the same turns as molae, or why there is none. */
 export type PeerResult = (Stats & { readonly version?: string }) | Absent;
@@ -49,8 +49,8 @@ export class Peers<Name extends string> {
 
 /** A process that is ready, or why there is none: benches do without. */
 export async function orAbsent<Ready>(
-  start: () => Promise<PeerProcess<Ready>>,
-): Promise<PeerProcess<Ready> | Absent> {
+  start: () => Promise<TurnProcess<Ready>>,
+): Promise<TurnProcess<Ready> | Absent> {
   try {
     return await start();
   } catch (error) {
@@ -60,6 +60,6 @@ export async function orAbsent<Ready>(
 }
 
 /** The peer of a process that does one thing. */
-export function onlyWay(process: PeerProcess<{ readonly version: string }> | Absent): Peer | Absent {
-  return 'absent' in process ? process : { version: process.ready.version, call: () => process.turn() };
+export function onlyWay(process: TurnProcess<{ readonly version: string }> | Absent): Peer | Absent {
+  return 'absent' in process ? process : { version: process.ready.version, call: () => process.time() };
 }

@@ -28,20 +28,23 @@ export class Yardstick {
     effort: Effort,
   ): Promise<Record<Name, Timing>> {
     const ceilings: Ceilings[] = [];
-    const before = new Map<string, number[]>(Object.keys(calls).map((name) => [name, []]));
+    const before = Object.fromEntries(Object.keys(calls).map((name) => [name, []])) as unknown as Record<
+      Name,
+      number[]
+    >;
     let measuredAt = Number.NEGATIVE_INFINITY;
     const times = await takeTurns(calls, effort, async (name) => {
       if (performance.now() - measuredAt > MEASURE_EVERY_MS) {
         ceilings.push(await this.#measure());
         measuredAt = performance.now();
       }
-      before.get(name)?.push(ceilings.length - 1);
+      before[name].push(ceilings.length - 1);
     });
     ceilings.push(await this.#measure());
     this.measured.push(mapCeilings(ceilings, median));
-    const timings = Object.entries<number[]>(times).map(([name, ms]) => {
-      const around = before.get(name)?.map((i) => mapCeilings(ceilings.slice(i, i + 2), mean)) ?? [];
-      return [name, holdAgainst(ms, around)];
+    const timings = (Object.keys(calls) as Name[]).map((name) => {
+      const around = before[name].map((i) => mapCeilings(ceilings.slice(i, i + 2), mean));
+      return [name, holdAgainst(times[name], around)];
     });
     return Object.fromEntries(timings) as Record<Name, Timing>;
   }

@@ -1,18 +1,18 @@
 import { readFileSync } from 'node:fs';
 import { setTimeout as wait } from 'node:timers/promises';
 import { expect, it } from 'vitest';
-import { PeerProcess } from '../../bench/support/peer-process.ts';
 import { onlyWay, orAbsent, Peers } from '../../bench/support/peers.ts';
+import { TurnProcess } from '../../bench/support/turn-process.ts';
 import { statistics, Took, takeTurns } from '../../lib/bench/timing.ts';
 
 /** A peer that says who it is and answers each line with what `took` makes of it. */
-function start(took: string): Promise<PeerProcess<{ readonly version: string; readonly pid: number }>> {
+function start(took: string): Promise<TurnProcess<{ readonly version: string; readonly pid: number }>> {
   const script = `
     const say = (line) => process.stdout.write(JSON.stringify(line) + '\\n');
     setInterval(() => {}, 1);
     say({ version: 'stand-in 1', pid: process.pid });
     require('node:readline').createInterface({ input: process.stdin }).on('line', (line) => say({ ms: ${took} }));`;
-  return PeerProcess.start(process.execPath, ['-e', script]);
+  return TurnProcess.start(process.execPath, ['-e', script]);
 }
 
 /** T: stopped. */
@@ -26,8 +26,9 @@ async function becomes(state: () => string | undefined, wanted: string): Promise
 it('a turn tells what the peer says that it took', async () => {
   using peer = await start('line.length');
   expect(peer.ready.version).toBe('stand-in 1');
-  expect(await peer.turn('four')).toEqual(new Took(4));
-  expect(await peer.turn()).toEqual(new Took(0));
+  expect(await peer.turn('four')).toEqual({ ms: 4 });
+  expect(await peer.time('four')).toEqual(new Took(4));
+  expect(await peer.time()).toEqual(new Took(0));
 });
 
 it.runIf(process.platform === 'linux')('between its turns a peer is stopped', async () => {
@@ -56,7 +57,7 @@ it('takes turns with calls of this process, each by its own clock', async () => 
   using peer = await start('1000');
   const order: string[] = [];
   const times = await takeTurns(
-    { here: () => order.push('here'), peer: () => peer.turn() },
+    { here: () => order.push('here'), peer: () => peer.time() },
     { seconds: 0.001, minSamples: 3 },
     async (name) => void order.push(`before ${name}`),
   );
@@ -67,16 +68,16 @@ it('takes turns with calls of this process, each by its own clock', async () => 
 
 it('a peer that ends, or does not say that it is ready, fails with what it said last', async () => {
   const dies = ['-e', 'console.error("Error: no such operator\\n    at somewhere"); process.exit(1)'];
-  await expect(PeerProcess.start(process.execPath, dies)).rejects.toThrow('Error: no such operator');
-  await expect(PeerProcess.start('no-such-program', [])).rejects.toThrow('ENOENT');
+  await expect(TurnProcess.start(process.execPath, dies)).rejects.toThrow('Error: no such operator');
+  await expect(TurnProcess.start('no-such-program', [])).rejects.toThrow('ENOENT');
   const chats = ['-e', 'console.log("hello"); setInterval(() => {}, 1000)'];
-  await expect(PeerProcess.start(process.execPath, chats)).rejects.toThrow('it said hello');
+  await expect(TurnProcess.start(process.execPath, chats)).rejects.toThrow('it said hello');
   using silent = await start('process.exit(3)');
   await expect(silent.turn()).rejects.toThrow('ended with 3');
 });
 
 it('benches do without a peer that is not there', async () => {
-  const absent = await orAbsent<{ version: string }>(() => PeerProcess.start('no-such-program', []));
+  const absent = await orAbsent<{ version: string }>(() => TurnProcess.start('no-such-program', []));
   const there = await orAbsent(() => start('7'));
   using peers = new Peers({ absent: onlyWay(absent), there: onlyWay(there) }, [absent, there]);
   const times = await takeTurns(peers.calls, { seconds: 0, minSamples: 2 });

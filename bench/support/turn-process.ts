@@ -3,15 +3,20 @@ import { createInterface } from 'node:readline';
 import { Took } from '../../lib/bench/timing.ts';
 import { Failure } from './failure.ts';
 
-/** The longest that a peer may take to get ready, or for a turn. */
+/** The longest that a process may take to get ready, or for a turn. */
 const PATIENCE_MS = 10 * 60_000;
 
+/** How long a turn took, by the process's own clock. */
+export interface Timed {
+  readonly ms: number;
+}
+
 /**
- * A peer in a process of its own, which takes turns with others. When it is ready it prints a line of JSON; then for
- * every line that it reads it runs what that names, and prints `{"ms": …}`: how long it took. Between its turns it is
- * stopped, as threads that spin while they wait would take processors from whoever is next.
+ * A process that takes turns with others: a peer, or another build of molae. When it is ready it prints a line of JSON; then
+ * for every line that it reads it runs what that names, and prints how it went, a line of JSON again. Between its turns it
+ * is stopped, as threads that spin while they wait would take processors from whoever is next.
  */
-export class PeerProcess<Ready> {
+export class TurnProcess<Ready, Turn extends Timed = Timed> {
   /** What it said when it was ready. */
   readonly ready: Ready;
   readonly #child: ChildProcessWithoutNullStreams;
@@ -25,11 +30,11 @@ export class PeerProcess<Ready> {
   }
 
   /** Throws a Failure where the process ends before it is ready. */
-  static async start<Ready>(
+  static async start<Ready, Turn extends Timed = Timed>(
     command: string,
     args: readonly string[],
     env: NodeJS.ProcessEnv = {},
-  ): Promise<PeerProcess<Ready>> {
+  ): Promise<TurnProcess<Ready, Turn>> {
     const child = spawn(command, [...args], { env: { ...process.env, ...env } });
     // One that is stopped would not notice that we are gone.
     const kill = () => child.kill('SIGKILL');
@@ -38,7 +43,7 @@ export class PeerProcess<Ready> {
     child.stdin.on('error', () => {}); // it ended: the next answer says so
     const answers = new Answers(child);
     try {
-      return new PeerProcess(child, answers, await answers.next<Ready>());
+      return new TurnProcess<Ready, Turn>(child, answers, await answers.next<Ready>());
     } catch (error) {
       kill();
       throw error;
@@ -46,12 +51,17 @@ export class PeerProcess<Ready> {
   }
 
   /** Throws a Failure where the process ends meanwhile. */
-  async turn(what = ''): Promise<Took> {
+  async turn(what = ''): Promise<Turn> {
     this.#child.kill('SIGCONT');
     this.#child.stdin.write(`${what}\n`);
-    const { ms } = await this.#answers.next<{ readonly ms: number }>();
+    const turn = await this.#answers.next<Turn>();
     this.#child.kill('SIGSTOP');
-    return new Took(ms);
+    return turn;
+  }
+
+  /** A turn as a call that is timed beside others. */
+  async time(what = ''): Promise<Took> {
+    return new Took((await this.turn(what)).ms);
   }
 
   [Symbol.dispose](): void {
