@@ -86,6 +86,8 @@ suite() {
       'test/conversion/convert-calibrated.test.ts: minutes, for what test/methods/calibrated and the C++ tests call'
       'test/conversion/convert-grouped.test.ts: the same, with groups that it finds'
       'test/methods/compare.test.ts: the same, once for each method'
+      'test/methods/calibrated/search.test.ts: the same, for each plan that it tries'
+      'test/cuda/gpu-check.test.ts: a shell script, and stand-ins for what it starts'
       'test/cli/**: processes that start, read and print around what other tests call'
       'test/docs.test.ts: mostly the TypeScript compiler'
       'test/environments.test.ts: other processes, too'
@@ -115,10 +117,10 @@ if [ "$kind" = thread ]; then
 fi
 
 # Side by side: most of either half has one thread.
-native --filter 'cpu kernels: ' &
-kernels=$!
-native --exclude 'cpu kernels: '
-wait "$kernels"
+native --filter 'logic: ' &
+logic=$!
+native --exclude 'logic: '
+wait "$logic"
 suite
 calls=20000
 if [ "$quick" -eq 1 ]; then

@@ -2,6 +2,7 @@
 #include <sched.h>
 #endif
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <limits>
@@ -14,6 +15,7 @@
 #include "cpu/linear/stream_kernel.h"
 #include "cpu/linear/tile_list.h"
 #include "cpu/system/compute_pool.h"
+#include "native/dot.h"
 #include "native/tensors.h"
 
 // The CPU's kernels on their own, against plain f64 loops.
@@ -46,36 +48,38 @@ struct Product {
 
   Rows<float> input() const { return {x.data(), inner, index.data()}; }
 
-  Values reference() const {
-    return sums([&](double value, int64_t element) { return value * weight_values[element]; });
-  }
+  Values reference() const { return sums({x.begin(), x.end()}, weight_values); }
 
   // What the sums would be if nothing in them cancelled: the scale of their rounding errors. Weights in blocks are
   // multiplied from the least value of their block on, and what is too much is taken from the sums: there a weight
   // counts as the largest of its block.
   Values magnitudes() const {
-    return sums([&](double value, int64_t element) { return std::abs(value) * magnitude(element); });
+    Values weights = absolute(weight_values);
+    if (is_block(weight.dtype())) raise_to_largest_of_block(weights);
+    return sums(absolute({x.begin(), x.end()}), weights);
   }
 
  private:
-  double magnitude(int64_t element) const {
-    if (!is_block(weight.dtype())) return std::abs(weight_values[element]);
-    const int64_t row = element / inner, begin = element % inner / kBlock * kBlock;
-    double largest = 0;
-    for (int64_t k = begin; k < std::min(inner, begin + kBlock); ++k) {
-      largest = std::max(largest, std::abs(weight_values[row * inner + k]));
-    }
-    return largest;
+  static Values absolute(Values values) {
+    for (double& value : values) value = std::abs(value);
+    return values;
   }
 
-  template <class Term>
-  Values sums(Term term) const {
-    Values out(rows * cols, 0);
+  void raise_to_largest_of_block(Values& weights) const {
+    const int64_t weight_rows = static_cast<int64_t>(weights.size()) / inner;
+    for (int64_t row = 0; row < weight_rows; ++row) {
+      for (int64_t begin = 0; begin < inner; begin += kBlock) {
+        const auto first = weights.begin() + row * inner + begin, last = first + std::min(kBlock, inner - begin);
+        std::fill(first, last, *std::max_element(first, last));
+      }
+    }
+  }
+
+  Values sums(const Values& inputs, const Values& weights) const {
+    Values out(rows * cols);
     for (int64_t i = 0; i < rows; ++i) {
       for (int64_t j = 0; j < cols; ++j) {
-        for (int64_t k = 0; k < inner; ++k) {
-          out[i * cols + j] += term(x[index[i] * inner + k], (col + j) * inner + k);
-        }
+        out[i * cols + j] = dot(&inputs[index[i] * inner], &weights[(col + j) * inner], inner);
       }
     }
     return out;

@@ -87,7 +87,7 @@ class LayerBuilder {
 // What is computed with: values, or the squares of the sizes that values and their rounding errors have when signs are
 // random. A product of matrices of squares has the squares of its elements' sizes.
 struct Arithmetic {
-  Values (*of)(const Values&);
+  Values (*of)(Values);
   double (*activate)(Activation, double);
   bool gates_shared_expert;
 };
@@ -96,12 +96,19 @@ double activate_square(Activation activation, double square) {
   return std::pow(activate<double>(activation, std::sqrt(square)), 2);
 }
 
-const Arithmetic kPlain{[](const Values& values) { return values; }, activate<double>, true};
-const Arithmetic kSquares{[](const Values& values) { return squared(values); }, activate_square, false};
+const Arithmetic kPlain{[](Values values) { return values; }, activate<double>, true};
+const Arithmetic kSquares{squared, activate_square, false};
 
 class Reference {
  public:
-  Reference(const RandomLayer& layer, const Arithmetic& arithmetic) : layer_(layer), arithmetic_(arithmetic) {}
+  Reference(RandomLayer layer, const Arithmetic& arithmetic) : layer_(std::move(layer)), arithmetic_(arithmetic) {
+    const auto convert = [&](auto& matrices) {
+      for (Values& values : matrices) values = arithmetic_.of(std::move(values));
+    };
+    for (auto& matrices : layer_.per_expert) convert(matrices);
+    for (auto& matrices : layer_.shared) convert(matrices);
+    convert(layer_.shared_expert);
+  }
 
   Values forward(const Values& x, const RandomRouting& routing) const {
     const int64_t n = layer_.layer.hidden_size, m = layer_.layer.intermediate_size;
@@ -125,7 +132,7 @@ class Reference {
 
  private:
   Values times(const Values& w, int64_t rows, const Values& x) const {
-    return reference_product(arithmetic_.of(w), false, x, false, rows, 1, static_cast<int64_t>(x.size()));
+    return reference_product(w, false, x, true, rows, 1, static_cast<int64_t>(x.size()));
   }
 
   // W x of one expert, or A (B x), or for down B (A x).
@@ -152,7 +159,7 @@ class Reference {
     return y;
   }
 
-  const RandomLayer& layer_;
+  RandomLayer layer_;
   const Arithmetic& arithmetic_;
 };
 

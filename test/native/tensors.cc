@@ -5,6 +5,7 @@
 
 #include "core/tensor/blocks.h"
 #include "core/tensor/half.h"
+#include "native/dot.h"
 
 namespace molae::test {
 namespace {
@@ -194,15 +195,15 @@ Values transposed(const Values& values, int64_t rows, int64_t cols) {
 
 Values reference_product(const Values& a, bool transpose_a, const Values& b, bool transpose_b, int64_t m, int64_t n,
                          int64_t k) {
+  expect(static_cast<int64_t>(a.size()) >= m * k && static_cast<int64_t>(b.size()) >= k * n, "a reference of ", m, ", ",
+         n, " and ", k, " has ", a.size(), " and ", b.size(), " elements");
   // Both along the inner size: a column of a large matrix meets another cache line with every step.
-  const Values rows = transpose_a ? transposed(a, k, m) : a, columns = transpose_b ? b : transposed(b, k, n);
+  Values turned_a, turned_b;
+  const Values& rows = transpose_a ? turned_a = transposed(a, k, m) : a;
+  const Values& columns = transpose_b ? b : turned_b = transposed(b, k, n);
   Values c(m * n);
   for (int64_t i = 0; i < m; ++i) {
-    for (int64_t j = 0; j < n; ++j) {
-      double sum = 0;
-      for (int64_t l = 0; l < k; ++l) sum += rows[i * k + l] * columns[j * k + l];
-      c[i * n + j] = sum;
-    }
+    for (int64_t j = 0; j < n; ++j) c[i * n + j] = dot(rows.data() + i * k, columns.data() + j * k, k);
   }
   return c;
 }
