@@ -1,3 +1,4 @@
+import { refuseLfsPointer } from './git-lfs.ts';
 import { badCheckpoint, quote } from './problems.ts';
 
 const QUOTE = 0x22;
@@ -17,6 +18,7 @@ export function isJsonObject(value: unknown): value is JsonObject {
  * @throws BAD_CHECKPOINT naming the file.
  */
 export function parseStrictJson(bytes: Uint8Array, file: string, maxDepth = 64): unknown {
+  refuseLfsPointer(bytes, file);
   const text = decodeUtf8(bytes, file);
   // Before JSON.parse, whose memory grows with the depth: a file of 100 MB of "[" would exhaust it.
   checkDepthAndKeys(text, file, maxDepth);

@@ -1,5 +1,6 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
+import { parseStrictJson } from '../../lib/checkpoint/json.ts';
 import { parseHeader, parseHeaderLength } from '../../lib/checkpoint/safetensors/header.ts';
 import { MolaeError } from '../../lib/errors.ts';
 import { molaeError } from '../support/errors.ts';
@@ -75,6 +76,15 @@ describe('hostile lengths are refused', () => {
 
   test('a header that fills the file exactly is accepted', () => {
     expect(parseHeaderLength(prefix(92n), 100, 'f.safetensors')).toBe(92);
+  });
+
+  test('the pointer that Git LFS leaves, with the way to get the file', () => {
+    const pointer = 'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 988097824\n';
+    const bytes = new TextEncoder().encode(pointer);
+    expect(() => parseHeaderLength(bytes.subarray(0, 8), bytes.length, 'f.safetensors')).toThrow(
+      bad('git lfs pull'),
+    );
+    expect(() => parseStrictJson(bytes, 'f.safetensors')).toThrow(bad('git lfs pull'));
   });
 
   test('a file shorter than its length field', () => {

@@ -1,3 +1,4 @@
+import { refuseLfsPointer } from '../git-lfs.ts';
 import { isJsonObject, parseStrictJson } from '../json.ts';
 import { badCheckpoint, quote } from '../problems.ts';
 import { DTYPE_BYTES, isDtype, isEncodable, isShape, type SafetensorsDtype, tensorBytes } from './dtype.ts';
@@ -33,7 +34,7 @@ export interface SafetensorsHeader {
 /**
  * The length of the header in bytes, from the first 8 bytes of a file of `fileSize` bytes.
  *
- * @throws BAD_CHECKPOINT when the file is too short for it or the length passes 100 MB.
+ * @throws BAD_CHECKPOINT when the file is too short for it, the length passes 100 MB, or it is Git LFS's pointer to the file.
  */
 export function parseHeaderLength(prefix: Uint8Array, fileSize: number, file: string): number {
   if (prefix.byteLength < LENGTH_BYTES) {
@@ -42,6 +43,7 @@ export function parseHeaderLength(prefix: Uint8Array, fileSize: number, file: st
       `a safetensors file starts with ${LENGTH_BYTES} bytes of length; this one has ${fileSize}`,
     );
   }
+  refuseLfsPointer(prefix, file);
   const view = new DataView(prefix.buffer, prefix.byteOffset, LENGTH_BYTES);
   const length = view.getBigUint64(0, true);
   if (length === 0n)
