@@ -21,14 +21,14 @@ const [model, tokenizer] = await Promise.all([
 ]).catch(tell);
 
 /** Pieces of text as tokens come. */
-async function* pieces(prompt, { maxTokens, temperature, topP, seed }, signal) {
+async function* pieces(prompt, { maxTokens, temperature, topK, topP, minP, seed }, signal) {
   const stream = new TextStream(tokenizer, prompt);
   let tokens = 0;
   let finishReason;
   const onFinish = (reason) => {
     finishReason = reason;
   };
-  const options = { maxTokens, temperature, topP, seed, onFinish, signal };
+  const options = { maxTokens, temperature, topK, topP, minP, seed, onFinish, signal };
   for await (const token of generate(model, prompt, options)) {
     tokens++;
     const text = stream.add(token);

@@ -24,7 +24,7 @@ export const generate: CommandDefinition = {
   positionals: ['checkpoint'],
   summary: 'continue a prompt',
   description: [
-    'Runs the whole model, dense or latent, token by token. Takes the most likely token each time, unless --temperature, --top-p or --seed ask for a draw.',
+    'Runs the whole model, dense or latent, token by token. Takes the most likely token each time, unless --temperature, --top-k, --top-p, --min-p or --seed ask for a draw.',
   ],
   options: [
     { name: 'prompt', value: 'text', description: 'what to continue; - for standard input' },
@@ -33,12 +33,19 @@ export const generate: CommandDefinition = {
     {
       name: 'temperature',
       value: 't',
-      description: '0 for the most likely token, more for variety (1 with --top-p or --seed, else 0)',
+      description:
+        '0 for the most likely token, more for variety (0, or 1 where another option asks for a draw)',
     },
+    { name: 'top-k', value: 'k', description: 'sample from the k most likely tokens' },
     {
       name: 'top-p',
       value: 'p',
       description: 'sample from the most likely tokens that reach this probability',
+    },
+    {
+      name: 'min-p',
+      value: 'p',
+      description: "sample from tokens with this share of the most likely one's probability",
     },
     { name: 'seed', value: 's', description: 'draw; the same seed gives the same text (0)' },
     STREAM_OPTION,
@@ -136,7 +143,9 @@ function readOptions(args: Arguments) {
   return {
     maxTokens: args.positiveInteger('max-tokens') ?? DEFAULT_MAX_TOKENS,
     temperature: args.number('temperature', 0, Number.MAX_VALUE),
+    topK: args.positiveInteger('top-k'),
     topP: args.probability('top-p'),
+    minP: args.number('min-p', 0, 1),
     seed: args.integer('seed'),
   };
 }

@@ -1,15 +1,19 @@
 import { expected, MolaeError } from '../errors.ts';
 import { mulberry32 } from '../random.ts';
 
-/** How the next token is chosen from the logits. */
+/** How the next token is chosen from the logits: first by `temperature`, then `topK`, `topP` and `minP`, as others do. */
 export interface SamplingOptions {
   /**
-   * 0: always the most likely token, whatever else is given; towards infinity: any token. By default 1 where `topP` or `seed`
-   * is given, which mean nothing without a draw, else 0.
+   * 0: always the most likely token, whatever else is given; towards infinity: any token. By default 1 where anything else is
+   * given here, which means nothing without a draw, else 0.
    */
   readonly temperature?: number | undefined;
-  /** Sample from the most likely tokens that together have this probability; by default 1, all of them. */
+  /** Sample from this many of the most likely tokens; by default from all. */
+  readonly topK?: number | undefined;
+  /** Sample from the most likely tokens that together have this share of what `topK` leaves; by default 1, all of it. */
   readonly topP?: number | undefined;
+  /** Sample from tokens with at least this share of the most likely one's probability; by default 0, any. */
+  readonly minP?: number | undefined;
   /** The same seed gives the same tokens; by default 0. */
   readonly seed?: number | undefined;
 }
@@ -17,20 +21,31 @@ export interface SamplingOptions {
 /** Picks tokens from logits, reproducibly. */
 export class Sampler {
   readonly #temperature: number;
+  readonly #topK: number;
   readonly #topP: number;
+  readonly #minP: number;
   readonly #uniform: () => number;
 
   constructor(options: SamplingOptions = {}) {
-    const draws = options.topP !== undefined || options.seed !== undefined;
-    const { temperature = draws ? 1 : 0, topP = 1, seed = 0 } = options;
+    const { topK = Number.POSITIVE_INFINITY, topP = 1, minP = 0, seed = 0 } = options;
+    const draws = [options.topK, options.topP, options.minP, options.seed].some(
+      (given) => given !== undefined,
+    );
+    const { temperature = draws ? 1 : 0 } = options;
     if (!(typeof temperature === 'number' && temperature >= 0 && Number.isFinite(temperature))) {
       throw expected('a non-negative number', 'temperature', temperature);
     }
+    if (options.topK !== undefined && !(Number.isSafeInteger(topK) && topK > 0))
+      throw expected('a positive integer', 'topK', topK);
     if (!(typeof topP === 'number' && topP > 0 && topP <= 1))
       throw expected('a number above 0, at most 1', 'topP', topP);
+    if (!(typeof minP === 'number' && minP >= 0 && minP <= 1))
+      throw expected('a number of 0 to 1', 'minP', minP);
     if (!Number.isSafeInteger(seed)) throw expected('an integer', 'seed', seed);
     this.#temperature = temperature;
+    this.#topK = topK;
     this.#topP = topP;
+    this.#minP = minP;
     this.#uniform = mulberry32(seed);
   }
 
@@ -39,10 +54,27 @@ export class Sampler {
     const best = argmax(logits);
     if (this.#temperature === 0) return best;
     const weights = weightsOf(logits, logits[best] as number, this.#temperature);
-    const kept = this.#topP < 1 ? nucleus(weights, this.#topP) : weights;
-    const drawn = draw(kept, this.#uniform());
-    if (drawn === undefined) return best;
-    return kept === weights ? drawn : tokenOfRank(weights, kept, drawn);
+    if (this.#topK >= weights.length && this.#topP === 1 && this.#minP === 0)
+      return draw(weights, this.#uniform()) ?? best;
+    const likely = this.#mostLikely(weights);
+    const rank = draw(likely, this.#uniform());
+    return rank === undefined ? best : tokenOfRank(weights, likely, rank);
+  }
+
+  /** The weights of the tokens to sample from, largest first. */
+  #mostLikely(weights: Float64Array): Float64Array {
+    if (this.#topK >= weights.length) return this.#nucleus(weights, sum(weights));
+    const largest = largestFirst(weights, kthLargest(weights, this.#topK)).subarray(0, this.#topK);
+    return this.#nucleus(largest, sum(largest));
+  }
+
+  /** The fewest weights, largest first, that reach the share `topP` of `total`, the sum of all; none too small for `minP`. */
+  #nucleus(weights: Float64Array, total: number): Float64Array {
+    // What weighs less than this, be it all of them, sums to less than topP leaves out: it need not be sorted.
+    const least = Math.max(this.#minP, ((1 - this.#topP) * total) / weights.length);
+    const likely = largestFirst(weights, least);
+    // All where rounding or minP keeps them from reaching it.
+    return this.#topP < 1 ? likely.subarray(0, howManyReach(likely, this.#topP * total)) : likely;
   }
 }
 
@@ -76,16 +108,6 @@ function draw(weights: Float64Array, uniform: number): number | undefined {
   return undefined;
 }
 
-/** The fewest weights, largest first, that reach the share `topP` of all weight. */
-function nucleus(weights: Float64Array, topP: number): Float64Array {
-  const total = sum(weights);
-  // What weighs less than this, be it the whole vocabulary, sums to less than topP leaves out: it need not be sorted.
-  const least = ((1 - topP) * total) / weights.length;
-  const likely = largestFirst(weights, least);
-  // All where rounding keeps them from reaching it: what is missing then is too little to be drawn.
-  return likely.subarray(0, howManyReach(likely, topP * total));
-}
-
 /** The weights of at least `least`, sorted. */
 function largestFirst(weights: Float64Array, least: number): Float64Array {
   const chosen = new Float64Array(weights.length);
@@ -94,6 +116,29 @@ function largestFirst(weights: Float64Array, least: number): Float64Array {
     if ((weights[i] as number) >= least) chosen[count++] = weights[i] as number;
   }
   return chosen.subarray(0, count).sort().reverse();
+}
+
+/** The k-th largest of more than k weights: the smallest on a heap of the k largest so far, its smallest at the root. */
+function kthLargest(weights: Float64Array, k: number): number {
+  const heap = weights.slice(0, k).sort();
+  for (let i = k; i < weights.length; i++) {
+    const weight = weights[i] as number;
+    if (weight > (heap[0] as number)) replaceRoot(heap, weight);
+  }
+  return heap[0] as number;
+}
+
+/** Puts a weight in the place of the smallest, and where it belongs. */
+function replaceRoot(heap: Float64Array, weight: number): void {
+  let at = 0;
+  for (;;) {
+    let child = 2 * at + 1;
+    if (child + 1 < heap.length && (heap[child + 1] as number) < (heap[child] as number)) child++;
+    if (child >= heap.length || (heap[child] as number) >= weight) break;
+    heap[at] = heap[child] as number;
+    at = child;
+  }
+  heap[at] = weight;
 }
 
 /** How many of the first weights sum to `wanted`; undefined where all of them do not. */
