@@ -2,6 +2,7 @@ import { constants } from 'node:os';
 import { MolaeError, type MolaeErrorCode } from '../errors.ts';
 import type { CommandDefinition } from './command.ts';
 import { camelCase, type OptionDefinition, optionsOf } from './option.ts';
+import type { FailureReport } from './output.ts';
 import { Interruption } from './signals.ts';
 import { UsageError } from './usage-error.ts';
 
@@ -35,35 +36,37 @@ export async function namingCheckpoint<Result>(path: string, run: () => Promise<
   }
 }
 
-/**
- * Tells an error on stderr, one line and how to mend it.
- *
- * @param command the one that failed, as far as it is known
- * @returns the exit status
- */
-export function reportError(error: unknown, command: CommandDefinition | undefined): number {
+/** @param command the one that failed, as far as it is known */
+export function explain(
+  error: unknown,
+  command: CommandDefinition | undefined,
+): FailureReport & { readonly status: number } {
   const help = `See: molae ${command === undefined ? '' : `${command.name} `}--help`;
-  if (error instanceof UsageError) {
-    complain(error.message, help);
-    return EXIT.usage;
+  if (error instanceof UsageError)
+    return { status: EXIT.usage, code: 'INVALID_ARGUMENT', message: error.message, advice: help };
+  if (error instanceof Interruption) {
+    const message = `stopped by ${error.signal}`;
+    return { status: exitOf(error.signal), code: error.code, message, advice: adviceOf(error.cause) };
   }
-  if (error instanceof MolaeError) {
-    if (error instanceof Interruption) {
-      complain(`stopped by ${error.signal}`, adviceOf(error.cause));
-      return exitOf(error.signal);
-    }
-    const isUsage = error.code === 'INVALID_ARGUMENT';
-    const [problem = '', ...mending] = messageLines(error);
-    complain(
-      isUsage ? inWordsOfOptions(error, command ? optionsOf(command) : []) : problem,
-      isUsage ? help : mending.join('\n') || hintFor(error),
-    );
-    showStack(error);
-    return isUsage ? EXIT.usage : EXIT.failed;
+  if (!(error instanceof MolaeError)) {
+    const message = `defect: ${error instanceof Error ? error.message : String(error)}`;
+    return { status: EXIT.failed, code: 'INTERNAL', message, advice: HINTS.INTERNAL };
   }
-  complain(`defect: ${error instanceof Error ? error.message : String(error)}`, HINTS.INTERNAL);
-  showStack(error);
-  return EXIT.failed;
+  const { code } = error;
+  if (code === 'INVALID_ARGUMENT') {
+    const message = inWordsOfOptions(error, command ? optionsOf(command) : []);
+    return { status: EXIT.usage, code, message, advice: help };
+  }
+  const [message = '', ...mending] = messageLines(error);
+  return { status: EXIT.failed, code, message, advice: mending.join('\n') || hintFor(error) };
+}
+
+/** Tells people on stderr: a line, and how to mend it; with MOLAE_DEBUG=1 also where it comes from. */
+export function complain({ message, advice }: FailureReport, error: unknown): void {
+  const lines = [`molae: ${printable(message)}`, ...(advice === undefined ? [] : [advice])];
+  process.stderr.write(`${lines.join('\n')}\n`);
+  const isExpected = error instanceof UsageError || error instanceof Interruption;
+  if (process.env.MOLAE_DEBUG && error instanceof Error && !isExpected) console.error(error);
 }
 
 /** Where nothing comes from a file name, further lines of a message say how to mend it. */
@@ -108,16 +111,7 @@ function complaintOf(word: string): RegExp {
   return new RegExp(`(?<=\\bfor )${word}(?= but received)`, 'g');
 }
 
-function complain(problem: string, hint: string | undefined): void {
-  const lines = [`molae: ${printable(problem)}`, ...(hint === undefined ? [] : [hint])];
-  process.stderr.write(`${lines.join('\n')}\n`);
-}
-
 /** File names may hold anything, also what a terminal obeys. */
 function printable(text: string): string {
   return text.replace(/\p{Cc}/gu, (c) => `\\x${c.charCodeAt(0).toString(16).padStart(2, '0')}`);
-}
-
-function showStack(error: unknown): void {
-  if (process.env.MOLAE_DEBUG && error instanceof Error) console.error(error);
 }

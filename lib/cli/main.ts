@@ -1,18 +1,17 @@
 #!/usr/bin/env node
 import { packageVersion } from '../package.ts';
-import type { Arguments } from './arguments.ts';
 import type { CommandDefinition } from './command.ts';
 import { COMMANDS } from './commands.ts';
-import { EXIT, reportError } from './failure.ts';
+import { complain, EXIT, explain } from './failure.ts';
 import { commandHelp, generalHelp, HELP_WIDTH } from './help.ts';
 import { columnsOf, Output } from './output.ts';
-import { parse } from './parse.ts';
+import { asksForJson, parse } from './parse.ts';
 
 /** The command at work, for error messages. */
 let running: CommandDefinition | undefined;
 
 /** @returns the exit status */
-async function main(argv: readonly string[]): Promise<number> {
+async function main(argv: readonly string[], output: Output): Promise<number> {
   const request = parse(argv, COMMANDS);
   switch (request.kind) {
     case 'version':
@@ -30,13 +29,9 @@ async function main(argv: readonly string[]): Promise<number> {
       return EXIT.usage;
     case 'run':
       running = request.command;
-      await run(request.command, request.readArguments());
+      await running.run(request.readArguments(), output);
       return EXIT.done;
   }
-}
-
-function run(command: CommandDefinition, args: Arguments): Promise<void> {
-  return command.run(args, new Output(args.has('json')));
 }
 
 // A reader that goes away (`molae inspect x | head -1`) is no failure, and stops no conversion. A full disk is one.
@@ -48,9 +43,14 @@ for (const stream of [process.stdout, process.stderr]) {
   });
 }
 
+const argv = process.argv.slice(2);
+const output = new Output(asksForJson(argv));
 try {
-  const status = await main(process.argv.slice(2));
+  const status = await main(argv, output);
   process.exitCode ??= status;
 } catch (error) {
-  process.exitCode = reportError(error, running);
+  const report = explain(error, running);
+  complain(report, error);
+  output.failure(report);
+  process.exitCode = report.status;
 }

@@ -45,11 +45,21 @@ export function parse(argv: readonly string[], commands: readonly CommandDefinit
   };
 }
 
+/** Also where the rest of what was typed is wrong usage. */
+export function asksForJson(argv: readonly string[]): boolean {
+  return beforeWords(argv).includes('--json');
+}
+
 /** Read off what was typed: cac takes the h of `-other` for `-h`, too. */
 function asksForHelp(tokens: readonly string[]): boolean {
-  const end = tokens.indexOf('--');
-  const options = end === -1 ? tokens : tokens.slice(0, end);
+  const options = beforeWords(tokens);
   return options.includes('-h') || options.includes('--help');
+}
+
+/** What comes before `--`, after which nothing is an option. */
+function beforeWords(tokens: readonly string[]): readonly string[] {
+  const end = tokens.indexOf('--');
+  return end === -1 ? tokens : tokens.slice(0, end);
 }
 
 function optionValues(cli: CAC, command: CommandDefinition): Map<string, string | true> {

@@ -145,9 +145,10 @@ describe('wrong usage', () => {
       ],
       'a number from 0 to 1 for --co-activation',
     ],
-  ])('%s: exit 2, one line and a pointer to the help, nothing on stdout', async (_, args, words) => {
+  ])('%s: exit 2, one line and a pointer to the help, no result', async (_, args, words) => {
     const { status, stdout, stderr } = await cli.run(...args);
-    expect({ status, stdout }).toEqual({ status: 2, stdout: '' });
+    expect(status).toBe(2);
+    if (!args.includes('--json')) expect(stdout).toBe('');
     expect(stderr).toMatch(/^molae: [^\n]+\nSee: molae (\w+ )?--help\n$/);
     expect(stderr).toContain(words);
     expect(await exists(out)).toBe(false);
@@ -302,6 +303,26 @@ it('too little text to calibrate with is told in words of the options', async ()
 });
 
 describe('failures', () => {
+  it('with --json are one object on stdout: the code, the message and the advice that stderr has', async () => {
+    const missing = join(cli.scratch, 'no-such-folder');
+    const { status, stdout, stderr } = await cli.run('inspect', missing, '--json');
+    const { error } = JSON.parse(stdout) as { error: Record<string, string> };
+    expect({ status, code: error.code }).toEqual({ status: 1, code: 'BAD_CHECKPOINT' });
+    expect(error.message).toContain(missing);
+    expect(stderr).toBe(`molae: ${error.message}\n${error.advice}\n`);
+
+    const usage = await cli.run('plan', TINY, '--json', '--group-size', 'x');
+    expect(usage.status).toBe(2);
+    expect(JSON.parse(usage.stdout)).toEqual({
+      error: {
+        code: 'INVALID_ARGUMENT',
+        message: expect.stringContaining('for --group-size but received "x"'),
+        advice: 'See: molae plan --help',
+      },
+    });
+    expect((await cli.run('plan', TINY, '--group-size', 'x', '--', '--json')).stdout).toBe('');
+  });
+
   it.each<[problem: string, args: string[], words: string]>([
     ['no such folder', ['inspect', 'missing'], 'missing/config.json'],
     ['no such folder to run', ['generate', 'missing', '--prompt', 'a'], 'missing/config.json'],
@@ -485,7 +506,7 @@ describe('convert', () => {
     ['SIGTERM', 143],
     ['SIGHUP', 129],
   ] as const)(
-    'stops on %s with exit %i and no output, and goes on when asked again',
+    'stops on %s with exit %i and no result, and goes on when asked again',
     async (signal, status) => {
       const out = join(cli.scratch, `stopped-${signal}`);
       const args = [
@@ -511,7 +532,9 @@ describe('convert', () => {
         stderr += data;
       });
       expect(await once(child, 'close')).toEqual([status, null]);
-      expect(stdout).toBe('');
+      expect(JSON.parse(stdout)).toMatchObject({
+        error: { code: 'ABORTED', message: `stopped by ${signal}` },
+      });
       expect(stderr).toContain(`molae: stopped by ${signal}`);
       expect(await exists(out)).toBe(false);
       const rest = await readdir(cli.scratch);
