@@ -125,6 +125,7 @@ export {
   routingStatistics,
 } from './model/routing-statistics.ts';
 export type { SamplingOptions } from './model/sampling.ts';
+export { StopText } from './model/stop-text.ts';
 export { TextStream } from './model/text-stream.ts';
 export { type ChatMessage, Tokenizer } from './model/tokenizer.ts';
 export { sampleWindows } from './model/windows.ts';

@@ -10,6 +10,7 @@ import {
   generate as generateTokens,
 } from '../model/generate.ts';
 import { Model } from '../model/model.ts';
+import { StopText } from '../model/stop-text.ts';
 import { TextStream } from '../model/text-stream.ts';
 import type { Arguments } from './arguments.ts';
 import type { CommandDefinition } from './command.ts';
@@ -30,6 +31,7 @@ export const generate: CommandDefinition = {
     { name: 'prompt', value: 'text', description: 'what to continue; - for standard input' },
     { name: 'chat', description: "wrap the prompt in the model's chat template" },
     { name: 'max-tokens', value: 'T', description: `stop after T tokens (${DEFAULT_MAX_TOKENS})` },
+    { name: 'stop', value: 'text', description: 'stop before this text' },
     {
       name: 'temperature',
       value: 't',
@@ -73,29 +75,33 @@ export const generate: CommandDefinition = {
     const [opening, stream] = args.has('chat')
       ? ['', new TextStream(tokenizer)]
       : [prompt, new TextStream(tokenizer, ids)];
+    const stop = new StopText(options.stop === undefined ? [] : [options.stop]);
     let text = '';
     let tokens = 0;
+    const write = (piece: string) => {
+      text += piece;
+      output.piece(piece);
+    };
     const show = (token: number) => {
       if (tokens === 0) output.piece(opening);
-      const piece = stream.add(token);
-      text += piece;
       tokens++;
-      output.piece(piece);
-      return !output.isClosed;
+      write(stop.add(stream.add(token)));
+      return stop.found === undefined && !output.isClosed;
     };
-    const run = async (signal: AbortSignal) => {
+    const generate = async (signal: AbortSignal) => {
       await using model = await Model.open(args.positional(0), {
         device,
         stream: args.has('stream'),
         quantize: args.oneOf('quantize', BLOCK_DTYPES),
         signal,
       });
-      const { finishReason, seconds } = await namingCheckpoint(args.positional(0), () =>
-        write(model, ids, { ...options, signal }, show),
+      const written = await namingCheckpoint(args.positional(0), () =>
+        run(model, ids, { ...options, signal }, show),
       );
+      const rest = stop.add(stream.end()) + stop.end();
+      const finishReason = stop.found === undefined ? written.finishReason : 'stop';
       if (finishReason === undefined) return;
-      const tokensPerSecond = tokens / seconds;
-      const rest = stream.end();
+      const tokensPerSecond = tokens / written.seconds;
       output.result({ text: text + rest, tokens, tokensPerSecond, finishReason, prompt }, () => [
         tokens === 0 ? opening : rest,
       ]);
@@ -103,7 +109,7 @@ export const generate: CommandDefinition = {
       if (!output.json) output.note(`${tokens} tokens, ${tokensPerSecond.toFixed(1)} per second: ${why}`);
     };
     try {
-      await interruptible(run, () => {});
+      await interruptible(generate, () => {});
     } finally {
       output.endLine();
     }
@@ -111,7 +117,7 @@ export const generate: CommandDefinition = {
 };
 
 /** Gives each token as soon as it is there, as long as anybody wants more: else there is no reason why it ended. */
-async function write(
+async function run(
   model: Model,
   prompt: readonly number[],
   options: GenerateOptions,
@@ -128,8 +134,10 @@ async function write(
   return { finishReason, seconds: (performance.now() - started) / 1000 };
 }
 
-function inWords(reason: FinishReason, { maxTokens }: GenerateOptions, { spec }: Model): string {
+function inWords(reason: FinishReason | 'stop', { maxTokens }: GenerateOptions, { spec }: Model): string {
   switch (reason) {
+    case 'stop':
+      return 'stopped before the text of --stop';
     case 'endToken':
       return 'the model ended the text';
     case 'maxTokens':
@@ -147,5 +155,6 @@ function readOptions(args: Arguments) {
     topP: args.probability('top-p'),
     minP: args.number('min-p', 0, 1),
     seed: args.integer('seed'),
+    stop: args.string('stop'),
   };
 }

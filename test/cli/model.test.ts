@@ -172,6 +172,23 @@ describe('generate', () => {
     );
   });
 
+  it('stops before a text, and says so', async () => {
+    const start = ['generate', TINY, '--prompt', 'The sea', '--max-tokens', '30'];
+    const { text } = JSON.parse((await cli.run(...start, '--json')).stdout) as { text: string };
+    // A word or two within the text, as a rule more than a token.
+    const stop = text.slice(20, 26);
+    const before = text.slice(0, text.indexOf(stop));
+    const people = await cli.run(...start, '--stop', stop);
+    expect(people.stdout).toBe(`The sea${before}\n`);
+    expect(people.stderr).toContain('stopped before the text of --stop');
+    expect(JSON.parse((await cli.run(...start, '--stop', stop, '--json')).stdout)).toMatchObject({
+      text: before,
+      finishReason: 'stop',
+    });
+    const never = JSON.parse((await cli.run(...start, '--stop', 'no such text', '--json')).stdout);
+    expect(never).toMatchObject({ text, finishReason: 'maxTokens' });
+  });
+
   it('stops where nobody reads on', async () => {
     const child = cli.start('generate', TINY, '--prompt', 'The sea', '--max-tokens', '200');
     let stderr = '';
@@ -201,6 +218,9 @@ describe('generate', () => {
     expect(await text('--seed', '3')).toBe(await text('--seed', '3', '--temperature', '1'));
     expect(await text('--seed', '3')).not.toBe(greedy);
     expect(await text('--top-p', '0.95', '--seed', '3')).not.toBe(greedy);
+    expect(await text('--top-k', '40', '--min-p', '0.01', '--seed', '3')).not.toBe(greedy);
+    expect(await text('--top-k', '1', '--seed', '3')).toBe(greedy);
+    expect(await text('--min-p', '1', '--seed', '3')).toBe(greedy);
     expect(await text('--temperature', '0', '--seed', '3')).toBe(greedy);
   });
 
@@ -244,6 +264,8 @@ describe('generate', () => {
     ['no prompt', [], 2, '--prompt <text>'],
     ['a chat without a template', ['--prompt', 'hi', '--chat'], 1, 'no chat template'],
     ['a share above 1', ['--prompt', 'hi', '--top-p', '2'], 2, 'above 0, at most 1 for --top-p'],
+    ['no token to draw from', ['--prompt', 'hi', '--top-k', '0'], 2, 'a positive integer for --top-k'],
+    ['a least share above 1', ['--prompt', 'hi', '--min-p', '2'], 2, 'a number from 0 to 1 for --min-p'],
     ['a share of 0', ['--prompt', 'hi', '--top-p', '0'], 2, 'above 0, at most 1 for --top-p'],
   ])('%s is told apart', async (_, args, status, words) => {
     expect(await cli.run('generate', TINY, ...args)).toMatchObject({
