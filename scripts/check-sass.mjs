@@ -7,7 +7,9 @@
 // Hopper kernel: products by wgmma (HGMMA), four of them under way together; weights by the copy engine (UTMALDG); tokens
 // by asynchronous copies (LDGSTS); registers moved from the producer to the consumers (USETMAXREG); no division that looks
 // whether it needs its slow way (FCHK). In every streaming kernel, for either architecture: weights in loads of 16 bytes
-// that leave the caches first (LDG.E.EF.128), eight of them one after the other, before anything waits for the first.
+// that leave the caches first (LDG.E.EF.128), eight of them one after the other, before anything waits for the first. In
+// every tile of the tensor cores, for either architecture: matrices from shared memory by LDSM, four at a time, products of
+// 16 x 8 x 16 (HMMA) with next to nothing else between them, stages by asynchronous copies.
 //
 // Kernels of a layer's chain wait (ACQBULK) for the one before them, on every way through their code: before that they do
 // not write, copy tokens, multiply, end or let the next one begin (PREEXIT), and they load the tile map and the tables of
@@ -23,6 +25,7 @@ const root = dirname(dirname(fileURLToPath(import.meta.url)));
 const library = process.argv[2] ?? join(root, 'build/Release/libmolae_cuda.so');
 const productsOfStage = 4; // a stage of 64 halves, 16 at a time
 const loadsTogether = 8; // 4 columns, 2 steps
+const mostBetween = 4; // addresses
 
 const tool = findTool();
 if (!existsSync(library) || !tool) {
@@ -191,6 +194,23 @@ function mostLoadsTogether(instructions) {
   return most;
 }
 
+/** The most instructions, other than loads of matrices, between two products of one stage. */
+function mostBetweenProducts(code) {
+  let most = 0;
+  let since = Number.NaN; // before the first product of a stage
+  for (const [operation] of code) {
+    if (operation.startsWith('HMMA')) {
+      most = Math.max(most, since || 0);
+      since = 0;
+    } else if (/^(BRA|BAR|EXIT)/.test(operation)) {
+      since = Number.NaN;
+    } else if (!operation.startsWith('LDSM')) {
+      since++;
+    }
+  }
+  return most;
+}
+
 /**
  * What a kernel of the chain does before it waits. Loads: of the tile map the problem; of a weight address, rows, inner size
  * and dtype, for one or two weights.
@@ -240,6 +260,24 @@ const families = [
         mostLoadsTogether(code) >= loadsTogether,
         `fewer than ${loadsTogether} loads under way together`,
       );
+    },
+  },
+  {
+    kernel: /19grouped_gemm_kernelINS0_14TensorCoreMath/,
+    describe: describeTile,
+    architectures: ['sm_80', 'sm_90a'],
+    wanted: 12, // 3 tiles, bf16 and f16, single and dual
+    columns: (code) => ({
+      HMMA: count(code, 'HMMA'),
+      LDSM: count(code, 'LDSM'),
+      LDGSTS: count(code, 'LDGSTS'),
+      between: mostBetweenProducts(code),
+    }),
+    check(code, expect) {
+      expect(count(code, 'HMMA.16816.F32') > 0, 'no products of 16 x 8 x 16');
+      expect(count(code, 'LDSM.16.M88.4') > 0, 'no loads of four matrices');
+      expect(count(code, 'LDGSTS') > 0, 'no asynchronous copies');
+      expect(mostBetweenProducts(code) <= mostBetween, 'products of a stage wait for other work');
     },
   },
   {

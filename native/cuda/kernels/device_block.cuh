@@ -2,6 +2,7 @@
 
 #include <cuda_pipeline_primitives.h>
 
+#include "cuda/kernels/device_warp.cuh"
 #include "cuda/kernels/thread_variable.cuh"
 #include "cuda/logic/number.h"
 
@@ -23,6 +24,12 @@ class DeviceBlock {
   template <class Phase>
   __device__ __forceinline__ void each_thread_unsynced(Phase phase) const {
     phase(static_cast<int>(threadIdx.x));
+  }
+
+  // What a warp does together, without a barrier behind it.
+  template <class Phase>
+  __device__ __forceinline__ void each_warp(Phase phase) const {
+    phase(DeviceWarp());
   }
 
   template <class T>

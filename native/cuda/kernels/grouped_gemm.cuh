@@ -1,30 +1,19 @@
 #pragma once
 
+#include "cuda/config/mma_tiles.h"
 #include "cuda/kernels/chained_launch.cuh"
 #include "cuda/kernels/device_block.cuh"
 #include "cuda/kernels/launch.h"
-#include "cuda/kernels/tensor_core_math.cuh"
-#include "cuda/logic/simt_math.h"
 
 // The grouped product's kernels: one body (logic/grouped_gemm.h), one instantiation for each input type and tile.
 namespace molae::cuda::kernels {
-
-// rows, columns, inner size of a stage, stages, rows and columns of a warp
-template <class In>
-using SmallTile = TensorCoreMath<In, 16, 64, 64, 4, 16, 16>;
-template <class In>
-using MediumTile = TensorCoreMath<In, 64, 128, 32, 3, 32, 64>;
-template <class In>
-using LargeTile = TensorCoreMath<In, 128, 128, 32, 3, 32, 64>;
-template <class In>
-using SimtTile = SimtMath<In, 64, 64, 16, 2, false>;
 
 template <class Math, bool kDual>
 __global__ __launch_bounds__(Math::kThreads,
                              1) void grouped_gemm_kernel(const __grid_constant__ GroupedGemms<typename Math::In> args) {
   extern __shared__ __align__(128) unsigned char bytes[];
-  const TileIndex at{static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.y)};
-  const auto& product = args.products[kDual ? 0 : blockIdx.z];
+  const TileIndex at = tile_index<Math>(args, static_cast<int>(blockIdx.x));
+  const auto& product = args.products[kDual ? 0 : blockIdx.y];
   prefetch_weights<Math>(DeviceBlock(), at, product);  // while the kernel before this one ends
   after_previous();
   grouped_gemm_tile<Math, kDual>(DeviceBlock(), at, product, *reinterpret_cast<GemmShared<Math>*>(bytes));
@@ -33,8 +22,7 @@ __global__ __launch_bounds__(Math::kThreads,
 template <class Math>
 cudaError_t launch_grouped_gemm(Chain& chain, const GroupedGemms<typename Math::In>& args) {
   if (args.row_tiles == 0 || args.max_columns == 0) return cudaSuccess;
-  const dim3 grid(static_cast<unsigned>(args.row_tiles), static_cast<unsigned>(ceil_div(args.max_columns, Math::kCols)),
-                  static_cast<unsigned>(args.count));
+  const dim3 grid(static_cast<unsigned>(args.row_tiles * column_blocks<Math>(args)), static_cast<unsigned>(args.count));
   const auto kernel = args.dual ? grouped_gemm_kernel<Math, true> : grouped_gemm_kernel<Math, false>;
   return launch_chained(chain, kernel, grid, Math::kThreads, args, sizeof(GemmShared<Math>));
 }
@@ -60,9 +48,6 @@ cudaError_t prepare_tensor_core_tiles() {
 
 template <class In>
 cudaError_t tensor_core_gemm(Chain& chain, GemmTile tile, const GroupedGemms<In>& args) {
-  static_assert(SmallTile<In>::kRows == tile_rows(GemmTile::Small));
-  static_assert(MediumTile<In>::kRows == tile_rows(GemmTile::Medium));
-  static_assert(LargeTile<In>::kRows == tile_rows(GemmTile::Large));
   switch (tile) {
     case GemmTile::Small:
       return launch_grouped_gemm<SmallTile<In>>(chain, args);

@@ -1,11 +1,6 @@
 #include "cuda/kernels/grouped_gemm.cuh"
 
 namespace molae::cuda::kernels {
-namespace {
-
-static_assert(SimtTile<float>::kRows == tile_rows(GemmTile::Simt));
-
-}  // namespace
 
 template <>
 cudaError_t grouped_gemm<float>(Chain& chain, GemmTile, const GroupedGemms<float>& args) {

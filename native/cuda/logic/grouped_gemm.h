@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "cuda/logic/epilogue.h"
 #include "cuda/logic/hopper/weight_map.h"
@@ -12,8 +13,8 @@
 //   out[row] = act(W1 x1[row]) * (W2 x2[row])
 // where a row's inputs may be gathered, and every problem has a weight matrix of its own, with sizes of its own.
 // Indexing, bounds, buffering and epilogue are here; `Math` multiplies the tiles: the tensor cores
-// (kernels/tensor_core_math.cuh) or plain fused multiply-adds (simt_math.h), which also run on the host. Hopper's tiles
-// have a body of their own, logic/hopper/grouped_gemm.h.
+// (tensor_core_math.h) or plain fused multiply-adds (simt_math.h). Hopper's tiles have a body of their own,
+// logic/hopper/grouped_gemm.h.
 namespace molae::cuda {
 
 template <class In>
@@ -56,6 +57,40 @@ struct GemmShared {
 
 MOLAE_HD bool aligned16(const void* pointer) { return (reinterpret_cast<uintptr_t>(pointer) & 15u) == 0; }
 
+// The 16-byte vectors of a stage that a thread copies: of rows that stay the same from stage to stage. What can be
+// known before the first stage is: the copies of a stage then are one instruction each, and a comparison.
+template <class Math, int kRows>
+class RowCopies {
+  using In = typename Math::In;
+  static constexpr int kVector = 16 / sizeof(In);
+  static constexpr int kPerRow = Math::kInner / kVector;
+  static constexpr int kCount = kRows * kPerRow / Math::kThreads;
+  static_assert(kCount * Math::kThreads == kRows * kPerRow, "every thread copies as many");
+
+ public:
+  // row_at(row): where it is; null where there is none, and zeros take its place.
+  template <class RowAt>
+  MOLAE_HD void begin(int thread, RowAt row_at) {
+    MOLAE_UNROLL
+    for (int n = 0; n < kCount; ++n) rows_[n] = row_at((thread + n * Math::kThreads) / kPerRow);
+  }
+
+  // The stage that begins at k0; `any` is an address that may be read from.
+  template <class Block>
+  MOLAE_HD void copy(const Block& block, int thread, int32_t k0, int32_t inner, const In* any, In* to) const {
+    MOLAE_UNROLL
+    for (int n = 0; n < kCount; ++n) {
+      const int i = thread + n * Math::kThreads;
+      const int k = i % kPerRow * kVector;
+      const bool valid = rows_[n] != nullptr && k0 + k < inner;
+      block.copy16(to + i / kPerRow * Math::kStride + k, valid ? rows_[n] + k0 + k : any, valid ? 16 : 0);
+    }
+  }
+
+ private:
+  const In* rows_[kCount];
+};
+
 // Which elements of the tile at hand are where, for one factor.
 template <class Math>
 struct TileSource {
@@ -75,54 +110,30 @@ struct TileSource {
     weight_vectors = whole && weight.dtype == DTypeOf<In>::value && aligned16(weight.data);
   }
 
+  // Null where the tile has no such row or column.
   MOLAE_HD const In* input_row(int32_t row) const {
     const int64_t at = tile.begin + row;
+    if (at >= tile.end) return nullptr;
     return factor.input + (factor.gather ? factor.gather[at] : at) * factor.stride;
   }
-  MOLAE_HD bool has_row(int32_t row) const { return tile.begin + row < tile.end; }
-  MOLAE_HD bool has_col(int32_t j) const { return col + j < weight.rows; }
-
-  template <class Block>
-  MOLAE_HD void load_input(const Block& block, int thread, int32_t k0, In* to) const {
-    if (input_vectors) {
-      constexpr int kPerRow = Math::kInner / kVector;
-      MOLAE_UNROLL
-      for (int i = thread; i < Math::kRows * kPerRow; i += Math::kThreads) {
-        const int row = i / kPerRow;
-        const int k = i % kPerRow * kVector;
-        const bool valid = has_row(row) && k0 + k < weight.inner;
-        const In* from = valid ? input_row(row) + k0 + k : factor.input;
-        block.copy16(to + row * Math::kStride + k, from, valid ? 16 : 0);
-      }
-      return;
-    }
-    for (int i = thread; i < Math::kRows * Math::kInner; i += Math::kThreads) {
-      const int row = i / Math::kInner;
-      const int k = i % Math::kInner;
-      const bool valid = has_row(row) && k0 + k < weight.inner;
-      to[row * Math::kStride + k] = valid ? input_row(row)[k0 + k] : FromFloat<In>::of(0);
-    }
+  MOLAE_HD const In* weight_row(int32_t j) const {
+    if (col + j >= weight.rows) return nullptr;
+    return static_cast<const In*>(weight.data) + static_cast<int64_t>(col + j) * weight.inner;
   }
 
-  template <class Block>
-  MOLAE_HD void load_weight(const Block& block, int thread, int32_t k0, In* to) const {
-    if (weight_vectors) {
-      constexpr int kPerRow = Math::kInner / kVector;
-      const In* data = static_cast<const In*>(weight.data);
-      MOLAE_UNROLL
-      for (int i = thread; i < Math::kCols * kPerRow; i += Math::kThreads) {
-        const int j = i / kPerRow;
-        const int k = i % kPerRow * kVector;
-        const bool valid = has_col(j) && k0 + k < weight.inner;
-        const In* from = valid ? data + static_cast<int64_t>(col + j) * weight.inner + k0 + k : data;
-        block.copy16(to + j * Math::kStride + k, from, valid ? 16 : 0);
-      }
-      return;
+  // Element by element, whatever the alignment and the weight's dtype.
+  MOLAE_HD void load_input(int thread, int32_t k0, In* to) const {
+    for (int i = thread; i < Math::kRows * Math::kInner; i += Math::kThreads) {
+      const int k = i % Math::kInner;
+      const In* row = k0 + k < weight.inner ? input_row(i / Math::kInner) : nullptr;
+      to[i / Math::kInner * Math::kStride + k] = row ? row[k0 + k] : FromFloat<In>::of(0);
     }
+  }
+  MOLAE_HD void load_weight(int thread, int32_t k0, In* to) const {
     for (int i = thread; i < Math::kCols * Math::kInner; i += Math::kThreads) {
       const int j = i / Math::kInner;
       const int k = i % Math::kInner;
-      const bool valid = has_col(j) && k0 + k < weight.inner;
+      const bool valid = col + j < weight.rows && k0 + k < weight.inner;
       to[j * Math::kStride + k] =
           valid ? load_as<In>(weight.dtype, weight.data, static_cast<int64_t>(col + j) * weight.inner + k0 + k)
                 : FromFloat<In>::of(0);
@@ -130,31 +141,75 @@ struct TileSource {
   }
 };
 
+// What a thread copies of every stage, where it copies vectors.
+template <class Math>
+struct StageCopies {
+  RowCopies<Math, Math::kRows> input;
+  RowCopies<Math, Math::kCols> weight;
+
+  MOLAE_HD void begin(int thread, const TileSource<Math>& source) {
+    input.begin(thread, [&](int row) { return source.input_row(row); });
+    weight.begin(thread, [&](int j) { return source.weight_row(j); });
+  }
+
+  template <class Block>
+  MOLAE_HD void load(const Block& block, int thread, const TileSource<Math>& source, int32_t k0, typename Math::In* a,
+                     typename Math::In* b) const {
+    using In = typename Math::In;
+    const int32_t inner = source.weight.inner;
+    if (source.input_vectors) {
+      input.copy(block, thread, k0, inner, source.factor.input, a);
+    } else {
+      source.load_input(thread, k0, a);
+    }
+    if (source.weight_vectors) {
+      weight.copy(block, thread, k0, inner, static_cast<const In*>(source.weight.data), b);
+    } else {
+      source.load_weight(thread, k0, b);
+    }
+  }
+};
+
+// For tiles that copy no vectors.
+template <class Math>
+struct ElementCopies {
+  MOLAE_HD void begin(int, const TileSource<Math>&) {}
+
+  template <class Block>
+  MOLAE_HD void load(const Block&, int thread, const TileSource<Math>& source, int32_t k0, typename Math::In* a,
+                     typename Math::In* b) const {
+    source.load_input(thread, k0, a);
+    source.load_weight(thread, k0, b);
+  }
+};
+
 // sums += the product of one factor's tile. While one stage is multiplied, the next ones are on their way.
 template <class Math, class Block>
 MOLAE_HD void accumulate_tile(const Block& block, const TileSource<Math>& source, GemmShared<Math>& shared,
                               typename Block::template Local<typename Math::Accumulator>& sums) {
+  using Copies = std::conditional_t<Math::kVectorLoads, StageCopies<Math>, ElementCopies<Math>>;
   constexpr int kStages = Math::kStages;
   const auto steps = static_cast<int32_t>(ceil_div(source.weight.inner, Math::kInner));
+  typename Block::template Local<Copies> copies(block);
   const auto load = [&](int thread, int32_t step) {
     if (step < steps) {
-      source.load_input(block, thread, step * Math::kInner, shared.a[step % kStages]);
-      source.load_weight(block, thread, step * Math::kInner, shared.b[step % kStages]);
+      copies[thread].load(block, thread, source, step * Math::kInner, shared.a[step % kStages],
+                          shared.b[step % kStages]);
     }
     block.commit_copies();  // also an empty one: the stages are told apart by counting
   };
 
   block.each_thread_unsynced([&](int thread) {
+    copies[thread].begin(thread, source);
     for (int32_t step = 0; step < kStages - 1; ++step) load(thread, step);
   });
   for (int32_t step = 0; step < steps; ++step) {
     // Behind this barrier stage `step` is complete, and nobody reads stage `step - 1` any more: the next load may
     // overwrite it.
     block.each_thread([&](int) { block.template await_copies<kStages - 2>(); });
-    block.each_thread_unsynced([&](int thread) {
-      load(thread, step + kStages - 1);
-      Math::multiply(thread, sums[thread], shared.a[step % kStages], shared.b[step % kStages]);
-    });
+    block.each_thread_unsynced([&](int thread) { load(thread, step + kStages - 1); });
+    block.each_warp(
+        [&](const auto& warp) { Math::multiply(warp, sums, shared.a[step % kStages], shared.b[step % kStages]); });
   }
   block.each_thread([&](int) { block.template await_copies<0>(); });
 }
@@ -200,10 +255,23 @@ MOLAE_HD void store_run(const GroupedGemm<In>& args, const RowTile& tile, int32_
   }
 }
 
-// Which block of a grid of row tiles by blocks of columns.
+// Which tile a block has. Columns go first: the blocks that run together have a few tiles of rows and all of their
+// columns, and the next rows are mostly the same problem's, so that both operands come from L2 after their first
+// reading.
 struct TileIndex {
   int row_tile, column_block;
 };
+
+template <class Math>
+MOLAE_HD int64_t column_blocks(const GroupedGemms<typename Math::In>& args) {
+  return ceil_div(args.max_columns, Math::kCols);
+}
+
+template <class Math>
+MOLAE_HD TileIndex tile_index(const GroupedGemms<typename Math::In>& args, int block) {
+  const auto across = static_cast<int>(column_blocks<Math>(args));
+  return {block / across, block % across};
+}
 
 // Asks for the weights of a block's first stages ahead of time. Reads the tile map and the table of weights, nothing
 // else.
@@ -235,12 +303,14 @@ MOLAE_HD void grouped_gemm_tile(const Block& block, const TileIndex& at, const G
     block.each_thread_unsynced([&](int thread) { Math::clear(second[thread]); });
     accumulate_tile<Math>(block, TileSource<Math>(args.second, tile, col), shared, second);
   }
-  block.each_thread([&](int thread) {
-    if constexpr (kDual) {
+  if constexpr (kDual) {
+    block.each_thread_unsynced([&](int thread) {
       Math::merge(first[thread], second[thread],
                   [&](Wide gate, Wide up) { return activated(args.activation, gate) * up; });
-    }
-    Math::each_run(thread, first[thread], shared.scratch, [&](int row, int j, const Wide* values) {
+    });
+  }
+  block.each_warp([&](const auto& warp) {
+    Math::each_run(warp, first, shared.scratch, [&](int row, int j, const Wide* values) {
       store_run<typename Math::In, Math::kRun>(args, tile, cols, row, col + j, values);
     });
   });

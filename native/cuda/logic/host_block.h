@@ -4,6 +4,8 @@
 #include <stdexcept>
 #include <vector>
 
+#include "cuda/logic/host_warp.h"
+
 // Runs the body of a kernel on the host. A body is written as phases, `block.each_thread(phase)`, with a barrier
 // between one phase and the next; here a phase is a loop over the threads, on the GPU (kernels/device_block.cuh) it is
 // the thread itself. So the tests run the same source as the GPU, index for index.
@@ -30,6 +32,16 @@ class HostBlock {
   template <class Phase>
   void each_thread_unsynced(Phase phase) const {
     each_thread(phase);
+  }
+
+  // What a warp does together, warp after warp, without a barrier behind it.
+  template <class Phase>
+  void each_warp(Phase phase) const {
+    if (threads_ % HostWarp::kLanes != 0) throw std::logic_error("A block of threads that make no whole warps");
+    const int warps = threads_ / HostWarp::kLanes;
+    for (int i = 0; i < warps; ++i) {
+      phase(HostWarp((order_ == ThreadOrder::Forwards ? i : warps - 1 - i) * HostWarp::kLanes));
+    }
   }
 
   // A variable that every thread has its own of, living through several phases.

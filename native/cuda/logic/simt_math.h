@@ -4,9 +4,8 @@
 
 namespace molae::cuda {
 
-// Tiles by fused multiply-adds: true f32 and f64 products, of weights in any dtype. Instantiated on the host with the
-// shapes of the tensor-core kernel, it also stands in for that one in the tests.
-template <class Input, int kTileRows, int kTileCols, int kTileInner, int kTileStages, bool kVectors>
+// Tiles by fused multiply-adds: true f32 and f64 products, of weights in any dtype.
+template <class Input, int kTileRows, int kTileCols, int kTileInner, int kTileStages>
 struct SimtMath {
   using In = Input;
   using Wide = Sum<In>;
@@ -15,9 +14,8 @@ struct SimtMath {
   static constexpr int kInner = kTileInner;
   static constexpr int kStages = kTileStages;
   static constexpr int kThreads = 256;
-  static constexpr bool kVectorLoads = kVectors;
-  // Padding keeps the rows that a warp reads together in different banks, and vectors aligned.
-  static constexpr int kStride = kInner + (kVectors ? 16 / static_cast<int>(sizeof(In)) : 1);
+  static constexpr bool kVectorLoads = false;
+  static constexpr int kStride = kInner + 1;  // the rows that a warp reads together are in different banks
   static constexpr int kRun = 1;
   struct Scratch {};
 
@@ -36,7 +34,37 @@ struct SimtMath {
     }
   }
 
-  static MOLAE_HD void multiply(int thread, Accumulator& sums, const In* a, const In* b) {
+  template <class Warp, class Sums>
+  static MOLAE_HD void multiply(const Warp& warp, Sums& sums, const In* a, const In* b) {
+    const int first = warp.first_thread();
+    warp.each_lane([&](int lane) { multiply_thread(first + lane, sums[first + lane], a, b); });
+  }
+
+  template <class Combine>
+  static MOLAE_HD void merge(Accumulator& first, const Accumulator& second, Combine combine) {
+    MOLAE_UNROLL
+    for (int i = 0; i < kRows / kSide; ++i) {
+      MOLAE_UNROLL
+      for (int j = 0; j < kCols / kSide; ++j) first.sums[i][j] = combine(first.sums[i][j], second.sums[i][j]);
+    }
+  }
+
+  template <class Warp, class Sums, class Visit>
+  static MOLAE_HD void each_run(const Warp& warp, Sums& sums, Scratch&, Visit visit) {
+    const int first = warp.first_thread();
+    warp.each_lane([&](int lane) {
+      const int y = (first + lane) / kSide;
+      const int x = (first + lane) % kSide;
+      MOLAE_UNROLL
+      for (int i = 0; i < kRows / kSide; ++i) {
+        MOLAE_UNROLL
+        for (int j = 0; j < kCols / kSide; ++j) visit(y + i * kSide, x + j * kSide, &sums[first + lane].sums[i][j]);
+      }
+    });
+  }
+
+ private:
+  static MOLAE_HD void multiply_thread(int thread, Accumulator& sums, const In* a, const In* b) {
     const int y = thread / kSide;
     const int x = thread % kSide;
     for (int k = 0; k < kInner; ++k) {
@@ -50,26 +78,6 @@ struct SimtMath {
         MOLAE_UNROLL
         for (int j = 0; j < kCols / kSide; ++j) sums.sums[i][j] += rows[i] * cols[j];
       }
-    }
-  }
-
-  template <class Combine>
-  static MOLAE_HD void merge(Accumulator& first, const Accumulator& second, Combine combine) {
-    MOLAE_UNROLL
-    for (int i = 0; i < kRows / kSide; ++i) {
-      MOLAE_UNROLL
-      for (int j = 0; j < kCols / kSide; ++j) first.sums[i][j] = combine(first.sums[i][j], second.sums[i][j]);
-    }
-  }
-
-  template <class Visit>
-  static MOLAE_HD void each_run(int thread, const Accumulator& sums, Scratch&, Visit visit) {
-    const int y = thread / kSide;
-    const int x = thread % kSide;
-    MOLAE_UNROLL
-    for (int i = 0; i < kRows / kSide; ++i) {
-      MOLAE_UNROLL
-      for (int j = 0; j < kCols / kSide; ++j) visit(y + i * kSide, x + j * kSide, &sums.sums[i][j]);
     }
   }
 };

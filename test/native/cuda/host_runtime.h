@@ -9,20 +9,19 @@
 
 #include "core/error.h"
 #include "cuda/config/launch_choice.h"
+#include "cuda/config/mma_tiles.h"
 #include "cuda/config/tile_choice.h"
 #include "cuda/logic/combine.h"
 #include "cuda/logic/host_block.h"
 #include "cuda/logic/layer_chain.h"
 #include "cuda/logic/overlap.h"
-#include "cuda/logic/simt_math.h"
 #include "cuda/logic/sort.h"
 #include "cuda/logic/streamed_gemm.h"
 #include "native/cuda/hopper_on_host.h"
 #include "native/harness.h"
 
-// The CUDA backend's kernels on the host: the same bodies, grids and arrays, one thread after the other. Only what
-// multiplies a tile differs where the GPU has tensor cores: SimtMath takes their place, with the same tile shapes,
-// stages and loads. Hopper's tiles run on a model of the hardware (hopper_model.h).
+// The CUDA backend's kernels on the host: the same bodies, grids and arrays, one thread after the other, or one warp
+// where it works together (cuda/logic/host_warp.h). Hopper's tiles run on a model of the hardware (hopper_model.h).
 namespace molae::test {
 
 // Exactly as large as asked for, so that a sanitizer sees every overrun, and full of NaN and -1, so that a read of what
@@ -73,35 +72,37 @@ void each_block(int64_t x_blocks, int64_t y_blocks, int64_t z_blocks, Body body)
 template <class Math>
 void gemm_on_host(const cuda::GroupedGemms<typename Math::In>& args, const AfterPrevious& after_previous) {
   const auto shared = std::make_unique<cuda::GemmShared<Math>>();
-  each_block(args.row_tiles, cuda::ceil_div(args.max_columns, Math::kCols), args.count,
-             [&](int64_t x, int64_t y, int64_t z) {
-               const cuda::HostBlock block(static_cast<int>(x), Math::kThreads);
-               const cuda::TileIndex at{static_cast<int>(x), static_cast<int>(y)};
-               std::memset(static_cast<void*>(shared.get()), 0xff, sizeof *shared);
-               cuda::prefetch_weights<Math>(block, at, args.products[z]);
-               after_previous();
-               if (args.dual) {
-                 cuda::grouped_gemm_tile<Math, true>(block, at, args.products[z], *shared);
-               } else {
-                 cuda::grouped_gemm_tile<Math, false>(block, at, args.products[z], *shared);
-               }
-             });
+  if (args.row_tiles == 0 || args.max_columns == 0) return;
+  each_block(args.row_tiles * cuda::column_blocks<Math>(args), 1, args.count, [&](int64_t x, int64_t, int64_t z) {
+    const cuda::HostBlock block(static_cast<int>(x), Math::kThreads);
+    const cuda::TileIndex at = cuda::tile_index<Math>(args, static_cast<int>(x));
+    std::memset(static_cast<void*>(shared.get()), 0xff, sizeof *shared);
+    cuda::prefetch_weights<Math>(block, at, args.products[z]);
+    after_previous();
+    if (args.dual) {
+      cuda::grouped_gemm_tile<Math, true>(block, at, args.products[z], *shared);
+    } else {
+      cuda::grouped_gemm_tile<Math, false>(block, at, args.products[z], *shared);
+    }
+  });
 }
 
-// The shapes of kernels/grouped_gemm.cuh.
 template <class In>
 void gemm_on_host(cuda::GemmTile tile, const cuda::GroupedGemms<In>& args, const AfterPrevious& after_previous) {
   using namespace cuda;
-  switch (tile) {
-    case GemmTile::Small:
-      return gemm_on_host<SimtMath<In, 16, 64, 64, 4, true>>(args, after_previous);
-    case GemmTile::Medium:
-      return gemm_on_host<SimtMath<In, 64, 128, 32, 3, true>>(args, after_previous);
-    case GemmTile::Large:
-      return gemm_on_host<SimtMath<In, 128, 128, 32, 3, true>>(args, after_previous);
-    default:
-      return gemm_on_host<SimtMath<In, 64, 64, 16, 2, false>>(args, after_previous);
+  if constexpr (sizeof(In) == 2) {
+    switch (tile) {
+      case GemmTile::Small:
+        return gemm_on_host<SmallTile<In>>(args, after_previous);
+      case GemmTile::Medium:
+        return gemm_on_host<MediumTile<In>>(args, after_previous);
+      case GemmTile::Large:
+        return gemm_on_host<LargeTile<In>>(args, after_previous);
+      default:
+        break;
+    }
   }
+  return gemm_on_host<SimtTile<In>>(args, after_previous);
 }
 
 template <class Body>
