@@ -259,6 +259,28 @@ void check_attention(Context& context, Decoder& decoder) {
     random.keys = 91;
     check_attention_of(context, decoder, wide, random);
   }
+  // Few queries and many keys, as in decoding, beside a long prompt; and one key more than a part has.
+  for (int round = 0; round < 10; ++round) {
+    AttentionSpec spec;
+    spec.kv_heads = context.integer(1, 2);
+    spec.heads = spec.kv_heads * context.integer(1, 5);
+    spec.head_size = context.integer(1, 40);
+    spec.value_size = round == 0 ? 150 : context.integer(1, 40);
+    const int64_t windows[] = {0, 0, 1, 129, 200};
+    spec.window = windows[context.integer(0, 4)];
+    spec.scale = context.chance(0.5) ? 1 / std::sqrt(static_cast<float>(spec.head_size)) : 2.0f;
+    RandomSequences random;
+    const auto add = [&](int64_t queries, int64_t keys) {
+      random.sequences.push_back({random.queries, random.queries + queries, random.keys, random.keys + keys});
+      random.queries += queries;
+      random.keys += keys;
+    };
+    add(1, context.integer(129, 900));
+    add(context.integer(1, 30), context.integer(300, 500));
+    add(context.integer(129, 200), context.integer(200, 300));
+    add(1, 129);
+    check_attention_of(context, decoder, spec, random);
+  }
 }
 
 void check_copy_head_columns(Context& context, Decoder& decoder) {

@@ -14,8 +14,9 @@
 //
 // A row is a query of one head. The heads that share keys and values are rows of the same tiles, so that one query of
 // many heads reads the keys once. Wide values are cut into blocks of columns, each of which computes the scores again.
-// Everything is f32. The keys of one row are not cut: with one sequence of one query, as many blocks work as there are
-// key/value heads.
+// Everything is f32. Where a sequence has few queries, as in decoding, there are few tiles of rows: then its keys are
+// cut into parts, which blocks of their own go through, and JoinAttention puts together what those leave. Whether and
+// where depends on the sequence alone, so its results do not depend on what it is computed with.
 namespace molae::cuda {
 
 // Rows of a sequence and one key/value head that one block takes: row r is query r / share of head r % share of the
@@ -24,7 +25,19 @@ struct AttentionTile {
   int64_t query_begin, key_begin;  // of the sequence
   int64_t past;                    // keys before the one of its first query
   int64_t first, rows;             // rows of the sequence
+  int64_t part_begin, part_end;    // keys of the sequence that it looks at, of those that its rows see
+  int64_t part;                    // where it leaves its sums; negative: they are complete, and go to the output
 };
+
+// Rows whose keys were cut into parts, one after the other.
+struct AttentionParts {
+  int64_t query_begin;
+  int64_t first, rows;  // as of the tile
+  int64_t first_part, parts;
+};
+
+// What a part leaves of a row: the largest score, the sum of exp(score - largest), the values weighted so.
+MOLAE_HD int64_t part_size(const AttentionSpec& spec) { return 2 + spec.value_size; }
 
 struct Attention {
   static constexpr int kRows = 32;
@@ -56,6 +69,7 @@ struct Attention {
   const float* keys;
   const float* values;
   float* out;
+  float* parts;  // [part][kv_heads][kRows][part_size]
   const AttentionTile* tiles;
   int64_t tile_count;
   AttentionSpec spec;
@@ -67,19 +81,87 @@ struct Attention {
   MOLAE_HD void run(const Block& block, Shared& shared) const;
 };
 
-// The tiles of all sequences.
-inline std::vector<AttentionTile> attention_tiles(const std::vector<Sequence>& sequences, const AttentionSpec& spec) {
-  const int64_t share = spec.heads / spec.kv_heads;
+// Joins the parts of each row, always in the same order. A block has a row.
+struct JoinAttention {
+  static constexpr int kThreads = 128;
+  using Shared = NoShared;
+  const float* parts;
+  float* out;
+  const AttentionParts* joined;
+  int64_t joined_count;
+  AttentionSpec spec;
+
+  int64_t blocks() const { return joined_count * spec.kv_heads * Attention::kRows; }
+
+  template <class Block>
+  MOLAE_HD void run(const Block& block, Shared&) const {
+    const int64_t row = block.index() % Attention::kRows;
+    const int64_t kv_head = block.index() / Attention::kRows % spec.kv_heads;
+    const AttentionParts rows = joined[block.index() / Attention::kRows / spec.kv_heads];
+    if (row >= rows.rows) return;
+    const int64_t size = part_size(spec);
+    const int64_t stride = spec.kv_heads * Attention::kRows * size;
+    const float* first = parts + rows.first_part * stride + (kv_head * Attention::kRows + row) * size;
+    const int64_t share = spec.heads / spec.kv_heads;
+    const int64_t token = rows.query_begin + (rows.first + row) / share;
+    const int64_t head = kv_head * share + (rows.first + row) % share;
+    float* to = out + (token * spec.heads + head) * spec.value_size;
+    block.each_thread_unsynced([&](int thread) {
+      float largest = -INFINITY;
+      for (int64_t i = 0; i < rows.parts; ++i) largest = first[i * stride] > largest ? first[i * stride] : largest;
+      for (int64_t column = thread; column < spec.value_size; column += kThreads) {
+        float weight = 0, sum = 0;
+        for (int64_t i = 0; i < rows.parts; ++i) {
+          const float* part = first + i * stride;
+          const float share_of_part = part[0] == -INFINITY ? 0.0f : ::expf(part[0] - largest);
+          weight += share_of_part * part[1];
+          sum += share_of_part * part[2 + column];
+        }
+        to[column] = sum / weight;
+      }
+    });
+  }
+};
+
+// Two tiles of scores: enough work for a block, and enough blocks for a GPU from a few thousand keys on.
+inline constexpr int64_t kPartKeys = 2 * Attention::kKeys;
+// Sequences with more rows of a key/value head have tiles enough, and their parts would take much memory.
+inline constexpr int64_t kMostRowsInParts = 128;
+
+struct AttentionPlan {
   std::vector<AttentionTile> tiles;
+  std::vector<AttentionParts> joined;
+  int64_t parts = 0;
+};
+
+// The tiles of all sequences.
+inline AttentionPlan plan_attention(const std::vector<Sequence>& sequences, const AttentionSpec& spec) {
+  const int64_t share = spec.heads / spec.kv_heads;
+  AttentionPlan plan;
   for (const Sequence& s : sequences) {
     const int64_t queries = s.query_end - s.query_begin;
-    const int64_t past = s.key_end - s.key_begin - queries;
+    const int64_t keys = s.key_end - s.key_begin;
+    const int64_t past = keys - queries;
     for (int64_t first = 0; first < queries * share; first += Attention::kRows) {
       const int64_t rows = std::min<int64_t>(Attention::kRows, queries * share - first);
-      tiles.push_back({s.query_begin, s.key_begin, past, first, rows});
+      AttentionTile tile{s.query_begin, s.key_begin, past, first, rows, 0, keys, -1};
+      const int64_t first_seen = past + first / share + 1 - spec.window;
+      const int64_t begin = (spec.window > 0 ? std::max<int64_t>(0, first_seen) : 0) / kPartKeys;
+      const int64_t end = blocks_of(past + (first + rows - 1) / share + 1, kPartKeys);
+      if (queries * share > kMostRowsInParts || end - begin <= 1) {
+        plan.tiles.push_back(tile);
+        continue;
+      }
+      plan.joined.push_back({s.query_begin, first, rows, plan.parts, end - begin});
+      for (int64_t i = begin; i < end; ++i) {
+        tile.part_begin = i * kPartKeys;
+        tile.part_end = (i + 1) * kPartKeys;
+        tile.part = plan.parts++;
+        plan.tiles.push_back(tile);
+      }
     }
   }
-  return tiles;
+  return plan;
 }
 
 // One block's work.
@@ -99,14 +181,18 @@ class AttentionPass {
 
   MOLAE_HD void run() {
     begin();
-    // What some row sees: from the first key of the first row to the last one of the last row.
+    // What some row sees of the part: from the first key of the first row to the last one of the last row.
     const int64_t end = shared_.visible_end[tile_.rows - 1];
     for (int64_t key = shared_.visible_begin[0]; key < end; key += A::kKeys) {
       score(key, end);
       rescale();
       for (int64_t at = 0; at < A::kKeys && key + at < end; at += A::kValueKeys) add_values(key, at, end);
     }
-    store();
+    if (tile_.part < 0) {
+      store();
+    } else {
+      store_part();
+    }
   }
 
  private:
@@ -136,10 +222,11 @@ class AttentionPass {
       const int64_t token = tile_.query_begin + row / share;
       const int64_t head = kv_head_ * share + row % share;
       const int64_t end = tile_.past + row / share + 1;
+      const int64_t begin = spec.window > 0 && end > spec.window ? end - spec.window : 0;
       shared_.query_at[thread] = (token * spec.heads + head) * spec.head_size;
       shared_.out_at[thread] = (token * spec.heads + head) * spec.value_size;
-      shared_.visible_end[thread] = end;
-      shared_.visible_begin[thread] = spec.window > 0 && end > spec.window ? end - spec.window : 0;
+      shared_.visible_begin[thread] = begin > tile_.part_begin ? begin : tile_.part_begin;
+      shared_.visible_end[thread] = end < tile_.part_end ? end : tile_.part_end;
       shared_.largest[thread] = -INFINITY;
     });
   }
@@ -273,6 +360,29 @@ class AttentionPass {
         for (int j = 0; j < A::kThreadValues; ++j) {
           const int64_t column = value_begin_ + x_of(thread) + j * A::kSideX;
           if (column < args_.spec.value_size) to[column] = sums.values[i][j] / sums.weights[i];
+        }
+      }
+    });
+  }
+
+  MOLAE_HD void store_part() {
+    const int64_t size = part_size(args_.spec);
+    float* part = args_.parts + (tile_.part * args_.spec.kv_heads + kv_head_) * A::kRows * size;
+    block_.each_thread_unsynced([&](int thread) {
+      const Sums& sums = sums_[thread];
+      MOLAE_UNROLL
+      for (int i = 0; i < A::kThreadRows; ++i) {
+        const int row = y_of(thread) + i * A::kSideY;
+        if (row >= tile_.rows) continue;
+        float* to = part + row * size;
+        if (value_begin_ == 0 && x_of(thread) == 0) {
+          to[0] = shared_.largest[row];
+          to[1] = sums.weights[i];
+        }
+        MOLAE_UNROLL
+        for (int j = 0; j < A::kThreadValues; ++j) {
+          const int64_t column = value_begin_ + x_of(thread) + j * A::kSideX;
+          if (column < args_.spec.value_size) to[2 + column] = sums.values[i][j];
         }
       }
     });

@@ -85,12 +85,20 @@ class KernelDecoder final : public Decoder {
   void attention(const Tensor& q, const Tensor& keys, const Tensor& values, const std::vector<Sequence>& sequences,
                  const AttentionSpec& spec, const Tensor& out) override {
     runtime_.begin();
-    const std::vector<AttentionTile> tiles = attention_tiles(sequences, spec);
-    if (tiles.empty()) return;
-    const auto on_device = runtime_.upload(tiles.data(), tiles.size() * sizeof(AttentionTile));
+    const AttentionPlan plan = plan_attention(sequences, spec);
+    if (plan.tiles.empty()) return;
+    const auto tiles = runtime_.upload(plan.tiles.data(), plan.tiles.size() * sizeof(AttentionTile));
+    const auto joined = runtime_.upload(plan.joined.data(), plan.joined.size() * sizeof(AttentionParts));
+    const auto parts = runtime_.memory(plan.parts * spec.kv_heads * Attention::kRows * part_size(spec) * sizeof(float));
     runtime_.launch(Attention{q.as<const float>(), keys.as<const float>(), values.as<const float>(), out.as<float>(),
-                              on_device.template as<const AttentionTile>(), static_cast<int64_t>(tiles.size()), spec},
+                              parts.template as<float>(), tiles.template as<const AttentionTile>(),
+                              static_cast<int64_t>(plan.tiles.size()), spec},
                     "attention");
+    if (plan.joined.empty()) return;
+    runtime_.launch(
+        JoinAttention{parts.template as<const float>(), out.as<float>(), joined.template as<const AttentionParts>(),
+                      static_cast<int64_t>(plan.joined.size()), spec},
+        "joining attention");
   }
 
   void copy_head_columns(const Tensor& from, const Tensor& to, const HeadColumns& columns) override {
