@@ -7,8 +7,8 @@
 // Hopper kernel: products by wgmma (HGMMA), four of them under way together; weights by the copy engine (UTMALDG); tokens
 // by asynchronous copies (LDGSTS); registers moved from the producer to the consumers (USETMAXREG); no division that looks
 // whether it needs its slow way (FCHK). In every streaming kernel, for either architecture: weights in loads of 16 bytes
-// that leave the caches first (LDG.E.EF.128), eight of them one after the other, before anything waits for the first. In
-// every tile of the tensor cores, for either architecture: matrices from shared memory by LDSM, four at a time, products of
+// that leave the caches first (LDG.E.EF.128), eight of them one after the other, before anything waits for the first; nearly
+// the same in the decoder's products of few rows. In every tile of the tensor cores, for either architecture: matrices from shared memory by LDSM, four at a time, products of
 // 16 x 8 x 16 (HMMA) with next to nothing else between them, stages by asynchronous copies.
 //
 // Kernels of a layer's chain wait (ACQBULK) for the one before them, on every way through their code: before that they do
@@ -65,6 +65,12 @@ function describeStreamed(mangled) {
   if (!dual) throw new Error(`A kernel with an unknown name: ${mangled}`);
   const name = type?.toLowerCase() ?? (mangled.includes('kernelIf') ? 'f32' : 'f64');
   return `stream ${name}${dual === '1' ? ' dual' : ''}`;
+}
+
+function describeLinear(mangled) {
+  const [, type, rows] = /StreamedLinearI(?:NS0_\d(BF16|F16)E|f)Li(\d)E/.exec(mangled) ?? [];
+  if (!rows) throw new Error(`A kernel with an unknown name: ${mangled}`);
+  return `linear ${type?.toLowerCase() ?? 'f32'}, ${rows} rows`;
 }
 
 function describeTile(mangled) {
@@ -260,6 +266,22 @@ const families = [
         mostLoadsTogether(code) >= loadsTogether,
         `fewer than ${loadsTogether} loads under way together`,
       );
+    },
+  },
+  {
+    kernel: /decoder_kernelINS0_14StreamedLinear/,
+    describe: describeLinear,
+    architectures: ['sm_80', 'sm_90a'],
+    wanted: 6, // bf16, f16 and f32; 1 and 4 rows
+    columns: (code) => ({
+      'LDG.E.EF.128': count(code, 'LDG.E.EF.128'),
+      together: mostLoadsTogether(code),
+    }),
+    check(code, expect, name) {
+      expect(count(code, 'LDG.E.EF.128') > 0, 'no loads of 16 bytes');
+      // With one row the compiler puts products between them, of f32 most.
+      const wanted = name.includes('4 rows') ? loadsTogether : name.includes('f32') ? 0 : 6;
+      expect(mostLoadsTogether(code) >= wanted, `fewer than ${wanted} loads under way together`);
     },
   },
   {

@@ -201,14 +201,20 @@ class TokenRouter {
       shared_.best_value[thread] = value;
       shared_.best_index[thread] = index;
     });
+    MOLAE_UNROLL
+    for (int half = kRouterThreads / 2; half > 0; half /= 2) {
+      block_.each_thread([&](int thread) {
+        const int other = thread + half;
+        if (thread >= half || !better(shared_.best_value[other], shared_.best_index[other], shared_.best_value[thread],
+                                      shared_.best_index[thread])) {
+          return;
+        }
+        shared_.best_value[thread] = shared_.best_value[other];
+        shared_.best_index[thread] = shared_.best_index[other];
+      });
+    }
     block_.each_thread([&](int thread) {
       if (thread != 0) return;
-      for (int i = 1; i < kRouterThreads; ++i) {
-        if (!better(shared_.best_value[i], shared_.best_index[i], shared_.best_value[0], shared_.best_index[0]))
-          continue;
-        shared_.best_value[0] = shared_.best_value[i];
-        shared_.best_index[0] = shared_.best_index[i];
-      }
       ids_[k] = shared_.best_index[0];
       weights_[k] = scratch_.scores[shared_.best_index[0]];
     });

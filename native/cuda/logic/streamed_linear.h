@@ -10,7 +10,8 @@ namespace molae::cuda {
 inline constexpr int64_t kStreamedRows = 4;
 
 // out [rows, cols] = x [rows, inner] weight^T + bias for at most kMaxRows rows. A warp has some columns of out, that is
-// rows of the weight, and reads each of them once, in order; what it reads of x serves all its columns.
+// rows of the weight, and reads each of them once, in order; what it reads of x serves all its columns. As in
+// streamed_gemm.h eight loads of a thread are to be under way together.
 template <class T, int kMaxRows>
 struct StreamedLinear {
   static constexpr int kLanes = 32;
@@ -45,9 +46,9 @@ struct StreamedLinear {
       }
       const int warp = thread / kLanes;
       if (vectors) {
-        accumulate<kVector>(first + warp * kColumns, thread % kLanes, sums);
+        accumulate<kVector>(block, first + warp * kColumns, thread % kLanes, sums);
       } else {
-        accumulate<1>(first + warp * kColumns, thread % kLanes, sums);
+        accumulate<1>(block, first + warp * kColumns, thread % kLanes, sums);
       }
       MOLAE_UNROLL
       for (int c = 0; c < kColumns; ++c) {
@@ -77,24 +78,50 @@ struct StreamedLinear {
     return *reinterpret_cast<const Pack<Item, kCount>*>(from);
   }
 
+  // Nobody reads a weight again before the next product: vectors leave the caches first.
+  template <int kCount, class Block>
+  static MOLAE_HD Pack<T, kCount> load_weights(const Block& block, const T* from) {
+    if constexpr (sizeof(Pack<T, kCount>) == 16) {
+      return block.template load_once<Pack<T, kCount>>(from);
+    } else {
+      return load<kCount>(from);
+    }
+  }
+
+  template <int kCount, class Block>
+  MOLAE_HD void accumulate(const Block& block, int64_t first, int lane, float (&sums)[kColumns][kMaxRows]) const {
+    constexpr int64_t kStep = kLanes * kCount;
+    const T* columns[kColumns];
+    MOLAE_UNROLL
+    for (int c = 0; c < kColumns; ++c) {
+      columns[c] =
+          weight + (first + c < cols ? first + c : cols - 1) * inner;  // what is not there is read and not used
+    }
+    MOLAE_ROLLED
+    for (int64_t k = lane * kCount; k < inner; k += 2 * kStep) {
+      const bool more = k + kStep < inner;
+      const int64_t next = more ? k + kStep : k;
+      Pack<T, kCount> these[kColumns], those[kColumns];
+      MOLAE_UNROLL
+      for (int c = 0; c < kColumns; ++c) these[c] = load_weights<kCount>(block, columns[c] + k);
+      MOLAE_UNROLL
+      for (int c = 0; c < kColumns; ++c) those[c] = load_weights<kCount>(block, columns[c] + next);
+      add_products<kCount>(these, k, sums);
+      if (more) add_products<kCount>(those, next, sums);
+    }
+  }
+
   template <int kCount>
-  MOLAE_HD void accumulate(int64_t first, int lane, float (&sums)[kColumns][kMaxRows]) const {
-    for (int64_t k = lane * kCount; k < inner; k += kLanes * kCount) {
-      Pack<T, kCount> weights[kColumns];
+  MOLAE_HD void add_products(const Pack<T, kCount> (&weights)[kColumns], int64_t k,
+                             float (&sums)[kColumns][kMaxRows]) const {
+    MOLAE_UNROLL
+    for (int r = 0; r < kMaxRows; ++r) {
+      if (r >= rows) continue;
+      const Pack<float, kCount> values = load<kCount>(x + r * inner + k);
       MOLAE_UNROLL
       for (int c = 0; c < kColumns; ++c) {
-        const int64_t column = first + c < cols ? first + c : cols - 1;  // what is not there is read and not used
-        weights[c] = load<kCount>(weight + column * inner + k);
-      }
-      MOLAE_UNROLL
-      for (int r = 0; r < kMaxRows; ++r) {
-        if (r >= rows) continue;
-        const Pack<float, kCount> values = load<kCount>(x + r * inner + k);
         MOLAE_UNROLL
-        for (int c = 0; c < kColumns; ++c) {
-          MOLAE_UNROLL
-          for (int i = 0; i < kCount; ++i) sums[c][r] += to_float(weights[c].items[i]) * values.items[i];
-        }
+        for (int i = 0; i < kCount; ++i) sums[c][r] += to_float(weights[c].items[i]) * values.items[i];
       }
     }
   }
