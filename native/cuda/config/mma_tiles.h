@@ -15,8 +15,9 @@ template <class In>
 using MediumTile = TensorCoreMath<In, 64, 128, 32, 3, 32, 64>;
 template <class In>
 using LargeTile = TensorCoreMath<In, 128, 128, 32, 3, 32, 64>;
+// Threads, not warps, share the work; stages by the shared memory that they take.
 template <class In>
-using SimtTile = SimtMath<In, 64, 64, 16, 2>;
+using SimtTile = SimtMath<In, 64, 64, 16, sizeof(In) == 8 ? 3 : 4>;
 
 static_assert(SmallTile<BF16>::kRows == tile_rows(GemmTile::Small));
 static_assert(MediumTile<BF16>::kRows == tile_rows(GemmTile::Medium));

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
 #include "cuda/logic/epilogue.h"
 #include "cuda/logic/hopper/weight_map.h"
@@ -105,7 +104,7 @@ struct TileSource {
 
   MOLAE_HD TileSource(const Factor<In>& f, const RowTile& t, int32_t first_col)
       : factor(f), weight(f.weights[t.problem]), tile(t), col(first_col) {
-    const bool whole = Math::kVectorLoads && weight.inner % kVector == 0;
+    const bool whole = weight.inner % kVector == 0;
     input_vectors = whole && factor.stride % kVector == 0 && aligned16(factor.input);
     weight_vectors = whole && weight.dtype == DTypeOf<In>::value && aligned16(weight.data);
   }
@@ -170,27 +169,13 @@ struct StageCopies {
   }
 };
 
-// For tiles that copy no vectors.
-template <class Math>
-struct ElementCopies {
-  MOLAE_HD void begin(int, const TileSource<Math>&) {}
-
-  template <class Block>
-  MOLAE_HD void load(const Block&, int thread, const TileSource<Math>& source, int32_t k0, typename Math::In* a,
-                     typename Math::In* b) const {
-    source.load_input(thread, k0, a);
-    source.load_weight(thread, k0, b);
-  }
-};
-
 // sums += the product of one factor's tile. While one stage is multiplied, the next ones are on their way.
 template <class Math, class Block>
 MOLAE_HD void accumulate_tile(const Block& block, const TileSource<Math>& source, GemmShared<Math>& shared,
                               typename Block::template Local<typename Math::Accumulator>& sums) {
-  using Copies = std::conditional_t<Math::kVectorLoads, StageCopies<Math>, ElementCopies<Math>>;
   constexpr int kStages = Math::kStages;
   const auto steps = static_cast<int32_t>(ceil_div(source.weight.inner, Math::kInner));
-  typename Block::template Local<Copies> copies(block);
+  typename Block::template Local<StageCopies<Math>> copies(block);
   const auto load = [&](int thread, int32_t step) {
     if (step < steps) {
       copies[thread].load(block, thread, source, step * Math::kInner, shared.a[step % kStages],

@@ -16,7 +16,6 @@ struct TensorCoreMath {
   static constexpr int kCols = kTileCols;
   static constexpr int kInner = kTileInner;
   static constexpr int kStages = kTileStages;
-  static constexpr bool kVectorLoads = true;
   // 16 bytes of padding: the eight rows of a matrix fall into different banks.
   static constexpr int kStride = kInner + 8;
   static constexpr int kRun = 8;

@@ -4,6 +4,7 @@
 #include <functional>
 #include <memory>
 #include <new>
+#include <stdexcept>
 #include <utility>
 #include <vector>
 
@@ -99,10 +100,11 @@ void gemm_on_host(cuda::GemmTile tile, const cuda::GroupedGemms<In>& args, const
       case GemmTile::Large:
         return gemm_on_host<LargeTile<In>>(args, after_previous);
       default:
-        break;
+        throw std::logic_error("A tile that halves have no kernel for");
     }
+  } else {
+    gemm_on_host<SimtTile<In>>(args, after_previous);
   }
-  return gemm_on_host<SimtTile<In>>(args, after_previous);
 }
 
 template <class Body>
