@@ -224,5 +224,6 @@ export function compare(dense: number, latent: number): Comparison {
 
 /** 1 − (1 − p)^T without cancellation: the probability that T tokens touch what one touches with probability p. */
 function touched(probability: number, tokens: number): number {
+  if (tokens === 1) return probability; // to the last digit
   return -Math.expm1(tokens * Math.log1p(-probability));
 }

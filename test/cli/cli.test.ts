@@ -369,6 +369,17 @@ describe('inspect', () => {
 });
 
 describe('plan', () => {
+  it('counts the eigenvectors of one basis less where gate and up share theirs, and whole weights for one token', async () => {
+    const args = ['plan', TINY, '--group-size', '4', '--latent-size', '64', '--json'];
+    const own = json(await cli.run(...args));
+    const shared = json(await cli.run(...args, '--shared-gate-up'));
+    const [n, r, layers, groups] = [256, 64, 4, 4];
+    const flops = ({ estimate }: typeof own) => (estimate as { flops: number }).flops;
+    expect(flops(own) - flops(shared)).toBeCloseTo(layers * groups * ((4 / 3) * n ** 3 + 4 * n * n * r), -1);
+    const planned = own as unknown as { weightBytesPerToken: { dense: number } };
+    expect(Number.isInteger(planned.weightBytesPerToken.dense)).toBe(true);
+  });
+
   it('calls one expert an expert', async () => {
     const { stdout } = await cli.run('plan', TINY, '--group-size', '1', '--latent-size', '64');
     expect(stdout).toContain('4 MoE layers, 16 groups of 1 expert, latent size 64\n');

@@ -350,18 +350,10 @@ class AttentionPass {
 
   MOLAE_HD void store() {
     block_.each_thread_unsynced([&](int thread) {
-      const Sums& sums = sums_[thread];
-      MOLAE_UNROLL
-      for (int i = 0; i < A::kThreadRows; ++i) {
-        const int row = y_of(thread) + i * A::kSideY;
-        if (row >= tile_.rows) continue;
-        float* to = args_.out + shared_.out_at[row];
-        MOLAE_UNROLL
-        for (int j = 0; j < A::kThreadValues; ++j) {
-          const int64_t column = value_begin_ + x_of(thread) + j * A::kSideX;
-          if (column < args_.spec.value_size) to[column] = sums.values[i][j] / sums.weights[i];
-        }
-      }
+      each_own_row(thread, tile_.rows, [&](int row, int i) {
+        const float weight = sums_[thread].weights[i];
+        store_values(thread, args_.out + shared_.out_at[row], i, [&](float sum) { return sum / weight; });
+      });
     });
   }
 
@@ -369,23 +361,35 @@ class AttentionPass {
     const int64_t size = part_size(args_.spec);
     float* part = args_.parts + (tile_.part * args_.spec.kv_heads + kv_head_) * A::kRows * size;
     block_.each_thread_unsynced([&](int thread) {
-      const Sums& sums = sums_[thread];
-      MOLAE_UNROLL
-      for (int i = 0; i < A::kThreadRows; ++i) {
-        const int row = y_of(thread) + i * A::kSideY;
-        if (row >= tile_.rows) continue;
+      each_own_row(thread, tile_.rows, [&](int row, int i) {
         float* to = part + row * size;
         if (value_begin_ == 0 && x_of(thread) == 0) {
           to[0] = shared_.largest[row];
-          to[1] = sums.weights[i];
+          to[1] = sums_[thread].weights[i];
         }
-        MOLAE_UNROLL
-        for (int j = 0; j < A::kThreadValues; ++j) {
-          const int64_t column = value_begin_ + x_of(thread) + j * A::kSideX;
-          if (column < args_.spec.value_size) to[2 + column] = sums.values[i][j];
-        }
-      }
+        store_values(thread, to + 2, i, [](float sum) { return sum; });
+      });
     });
+  }
+
+  // Calls visit(row, i) for the rows of the tile that the thread has; i is which of its own.
+  template <class Visit>
+  static MOLAE_HD void each_own_row(int thread, int64_t rows, Visit visit) {
+    MOLAE_UNROLL
+    for (int i = 0; i < A::kThreadRows; ++i) {
+      const int row = y_of(thread) + i * A::kSideY;
+      if (row < rows) visit(row, i);
+    }
+  }
+
+  // Stores what `of` makes of the thread's sums of values of its row i, to a row of all values.
+  template <class Of>
+  MOLAE_HD void store_values(int thread, float* to, int i, Of of) {
+    MOLAE_UNROLL
+    for (int j = 0; j < A::kThreadValues; ++j) {
+      const int64_t column = value_begin_ + x_of(thread) + j * A::kSideX;
+      if (column < args_.spec.value_size) to[column] = of(sums_[thread].values[i][j]);
+    }
   }
 
   const Block& block_;

@@ -56,8 +56,8 @@ struct GemmShared {
 
 MOLAE_HD bool aligned16(const void* pointer) { return (reinterpret_cast<uintptr_t>(pointer) & 15u) == 0; }
 
-// The 16-byte vectors of a stage that a thread copies: of rows that stay the same from stage to stage. What can be
-// known before the first stage is: the copies of a stage then are one instruction each, and a comparison.
+// The 16-byte vectors of a stage that a thread copies: of rows that stay the same from stage to stage, and are looked
+// up once, before the first.
 template <class Math, int kRows>
 class RowCopies {
   using In = typename Math::In;
@@ -140,15 +140,15 @@ struct TileSource {
   }
 };
 
-// What a thread copies of every stage, where it copies vectors.
+// What a thread copies of every stage: vectors, or elements where the matrix at hand has none.
 template <class Math>
 struct StageCopies {
   RowCopies<Math, Math::kRows> input;
   RowCopies<Math, Math::kCols> weight;
 
   MOLAE_HD void begin(int thread, const TileSource<Math>& source) {
-    input.begin(thread, [&](int row) { return source.input_row(row); });
-    weight.begin(thread, [&](int j) { return source.weight_row(j); });
+    if (source.input_vectors) input.begin(thread, [&](int row) { return source.input_row(row); });
+    if (source.weight_vectors) weight.begin(thread, [&](int j) { return source.weight_row(j); });
   }
 
   template <class Block>
