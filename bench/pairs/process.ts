@@ -7,6 +7,7 @@ import { checkLayer } from '../../lib/bench/reference.ts';
 import { statistics } from '../../lib/bench/timing.ts';
 import { openDevice } from '../../lib/device.ts';
 import type { DenseExperts, LatentExperts } from '../../lib/experts.ts';
+import type { Failed } from '../support/turn-process.ts';
 import type { Ask, Layers, Ready } from './build.ts';
 import type { Turn } from './turns.ts';
 
@@ -60,15 +61,24 @@ function timePasses(ring: LayerRing, kind: LayerKind, batches: readonly Batch[],
   return statistics(times).medianMs;
 }
 
-function answer(line: Ready | Turn): void {
+function answer(line: Ready | Turn | Failed): void {
   process.stdout.write(`${JSON.stringify(line)}\n`);
 }
 
-const layers = JSON.parse(process.argv[2] as string) as Layers;
-const { cell, dtype, threads } = layers;
-const device = await openDevice('cpu', { threads });
-const ring = await LayerRing.create(device, cell, dtype, layersForPasses(cell, dtype, COLD_BYTES));
-const turns = new Turns(layers, ring);
-answer({ device: device.info.name });
-for await (const line of createInterface({ input: process.stdin }))
-  answer(await turns.take(JSON.parse(line)));
+async function main(layers: Layers): Promise<void> {
+  const { cell, dtype, threads } = layers;
+  const device = await openDevice('cpu', { threads });
+  const ring = await LayerRing.create(device, cell, dtype, layersForPasses(cell, dtype, COLD_BYTES));
+  const turns = new Turns(layers, ring);
+  answer({ device: device.info.name });
+  for await (const line of createInterface({ input: process.stdin })) {
+    answer(await turns.take(JSON.parse(line) as Ask));
+  }
+}
+
+try {
+  await main(JSON.parse(process.argv[2] as string) as Layers);
+} catch (error) {
+  answer({ failed: (error as Error).message });
+  process.exitCode = 1;
+}

@@ -1,4 +1,4 @@
-import { type ChildProcessWithoutNullStreams, spawn } from 'node:child_process';
+import { type ChildProcess, type ChildProcessWithoutNullStreams, spawn } from 'node:child_process';
 import { createInterface } from 'node:readline';
 import { Took } from '../../lib/bench/timing.ts';
 import { Failure } from './failure.ts';
@@ -13,8 +13,8 @@ export interface Timed {
 
 /**
  * A process that takes turns with others: a peer, or another build of molae. When it is ready it prints a line of JSON; then
- * for every line that it reads it runs what that names, and prints how it went, a line of JSON again. Between its turns it
- * is stopped, as threads that spin while they wait would take processors from whoever is next.
+ * for every line that it reads it runs what that names, and prints how it went, a line of JSON again; or `{"failed": …}`, if
+ * it knows better than its last line on stderr what went wrong. Between its turns it is stopped, as threads that spin while they wait would take processors from whoever is next.
  */
 export class TurnProcess<Ready, Turn extends Timed = Timed> {
   /** What it said when it was ready. */
@@ -36,16 +36,13 @@ export class TurnProcess<Ready, Turn extends Timed = Timed> {
     env: NodeJS.ProcessEnv = {},
   ): Promise<TurnProcess<Ready, Turn>> {
     const child = spawn(command, [...args], { env: { ...process.env, ...env } });
-    // One that is stopped would not notice that we are gone.
-    const kill = () => child.kill('SIGKILL');
-    process.once('exit', kill);
-    child.once('close', () => process.off('exit', kill));
+    endWithUs(child);
     child.stdin.on('error', () => {}); // it ended: the next answer says so
     const answers = new Answers(child);
     try {
       return new TurnProcess<Ready, Turn>(child, answers, await answers.next<Ready>());
     } catch (error) {
-      kill();
+      child.kill('SIGKILL');
       throw error;
     }
   }
@@ -67,6 +64,34 @@ export class TurnProcess<Ready, Turn extends Timed = Timed> {
   [Symbol.dispose](): void {
     this.#child.kill('SIGKILL');
   }
+}
+
+const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
+const living = new Set<ChildProcess>();
+
+/** A child that is stopped would not notice that we are gone, whatever we die of. */
+function endWithUs(child: ChildProcess): void {
+  if (living.size === 0) listen('on');
+  living.add(child);
+  child.once('close', () => {
+    living.delete(child);
+    if (living.size === 0) listen('off');
+  });
+}
+
+function listen(how: 'on' | 'off'): void {
+  process[how]('exit', killLiving);
+  for (const signal of SIGNALS) process[how](signal, dieOf);
+}
+
+function killLiving(): void {
+  for (const child of living) child.kill('SIGKILL');
+}
+
+function dieOf(signal: NodeJS.Signals): void {
+  killLiving();
+  listen('off');
+  process.kill(process.pid, signal);
 }
 
 /** What a process prints, line by line. */
@@ -94,11 +119,22 @@ class Answers {
     try {
       const { value, done } = await this.#lines.next();
       if (done) throw new Failure(await this.#end);
-      return parse(value) as Answer;
+      const answer = parse(value) as Answer | Failed;
+      if (isFailed(answer)) throw new Failure(answer.failed);
+      return answer;
     } finally {
       clearTimeout(kill);
     }
   }
+}
+
+/** What a process may say in place of any answer. */
+export interface Failed {
+  readonly failed: string;
+}
+
+function isFailed(answer: unknown): answer is Failed {
+  return typeof answer === 'object' && answer !== null && 'failed' in answer;
 }
 
 function parse(line: string): unknown {

@@ -19,6 +19,7 @@ export class StopText {
 
   /** @throws MolaeError `INVALID_ARGUMENT` for an empty string: every text has it. */
   constructor(stops: readonly string[]) {
+    if (!Array.isArray(stops)) throw expected('an array of strings', 'stops', stops);
     for (const stop of stops) {
       if (typeof stop !== 'string' || stop === '') throw expected('a string that is not empty', 'stop', stop);
     }

@@ -1,8 +1,8 @@
-import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Template } from '@huggingface/jinja';
 import { Tokenizer as HuggingFaceTokenizer } from '@huggingface/tokenizers';
-import { isFile, readJsonObject } from '../checkpoint/files.ts';
+import { isFile, readJsonObject, readSmallFile } from '../checkpoint/files.ts';
+import { refuseLfsPointer } from '../checkpoint/git-lfs.ts';
 import { isJsonObject, type JsonObject } from '../checkpoint/json.ts';
 import { MolaeError } from '../errors.ts';
 
@@ -47,9 +47,7 @@ export class Tokenizer {
     const configPath = join(folder, 'tokenizer_config.json');
     const config = (await isFile(configPath)) ? await readJsonObject(configPath, MAX_BYTES) : {};
     const templatePath = join(folder, 'chat_template.jinja');
-    const template = (await isFile(templatePath))
-      ? await readFile(templatePath, 'utf8')
-      : config.chat_template;
+    const template = (await isFile(templatePath)) ? await readTemplate(templatePath) : config.chat_template;
     try {
       const tokenizer = new HuggingFaceTokenizer(definition, config);
       return new Tokenizer(tokenizer, config, chatTemplate(template));
@@ -113,6 +111,12 @@ export class Tokenizer {
       });
     }
   }
+}
+
+async function readTemplate(path: string): Promise<string> {
+  const bytes = await readSmallFile(path, MAX_BYTES);
+  refuseLfsPointer(bytes, path);
+  return new TextDecoder().decode(bytes);
 }
 
 /** A template as it is, or of several, each `{ name, template }`, the one called `default`. */

@@ -1,9 +1,16 @@
-import { readFileSync } from 'node:fs';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { setTimeout as wait } from 'node:timers/promises';
-import { expect, it } from 'vitest';
+import { pathToFileURL } from 'node:url';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { onlyWay, orAbsent, Peers } from '../../bench/support/peers.ts';
 import { TurnProcess } from '../../bench/support/turn-process.ts';
 import { statistics, Took, takeTurns } from '../../lib/bench/timing.ts';
+import { compile, ROOT } from '../cli/support.ts';
+import { deadline } from '../support/deadline.ts';
 
 /** A peer that says who it is and answers each line with what `took` makes of it. */
 function start(took: string): Promise<TurnProcess<{ readonly version: string; readonly pid: number }>> {
@@ -53,6 +60,40 @@ it('a peer that is disposed ends, though it was stopped', async () => {
   await becomes(alive, 'no');
 });
 
+describe.runIf(process.platform === 'linux')('a peer that is stopped ends with us', () => {
+  const folder = mkdtempSync(join(tmpdir(), 'molae-bench-'));
+  const compiled = join(folder, 'bench/support/turn-process.js');
+  beforeAll(
+    () =>
+      compile([
+        '-p',
+        join(ROOT, 'tsconfig.bench.json'),
+        '--outDir',
+        folder,
+        '--tsBuildInfoFile',
+        join(folder, 'info'),
+      ]),
+    deadline(60),
+  );
+  afterAll(() => rmSync(folder, { recursive: true, force: true }));
+
+  it.each(['SIGTERM', 'SIGINT', 'exit'] as const)('by %s', async (how) => {
+    const peer = 'console.log(JSON.stringify({ pid: process.pid })); setInterval(() => {}, 1000)';
+    const us = `
+      const { TurnProcess } = await import(${JSON.stringify(pathToFileURL(compiled).href)});
+      const peer = await TurnProcess.start(process.execPath, ['-e', ${JSON.stringify(peer)}]);
+      console.log(peer.ready.pid);
+      ${how === 'exit' ? 'process.exit();' : 'setInterval(() => {}, 1000);'}`;
+    const child = spawn(process.execPath, ['--input-type=module', '-e', us]);
+    const closed = once(child, 'close');
+    const [line] = await once(child.stdout, 'data');
+    const pid = Number(String(line));
+    if (how !== 'exit') child.kill(how);
+    expect((await closed)[1]).toBe(how === 'exit' ? null : how);
+    await becomes(() => (existsSync(`/proc/${pid}`) ? stateOf(pid) : 'gone'), 'gone');
+  });
+});
+
 it('takes turns with calls of this process, each by its own clock', async () => {
   using peer = await start('1000');
   const order: string[] = [];
@@ -72,6 +113,8 @@ it('a peer that ends, or does not say that it is ready, fails with what it said 
   await expect(TurnProcess.start('no-such-program', [])).rejects.toThrow('ENOENT');
   const chats = ['-e', 'console.log("hello"); setInterval(() => {}, 1000)'];
   await expect(TurnProcess.start(process.execPath, chats)).rejects.toThrow('it said hello');
+  const tells = ['-e', 'console.log(JSON.stringify({ failed: "one line\\nand another" }))'];
+  await expect(TurnProcess.start(process.execPath, tells)).rejects.toThrow('one line\nand another');
   using silent = await start('process.exit(3)');
   await expect(silent.turn()).rejects.toThrow('ended with 3');
 });

@@ -397,6 +397,14 @@ describe('text', () => {
     );
     const chat = (await Tokenizer.open(copy)).applyChatTemplate([{ role: 'user', content: 'hello' }]);
     expect(chat).toBe('<|endoftext|>hello<|endoftext|>');
+    await writeFile(
+      join(copy, 'chat_template.jinja'),
+      'version https://git-lfs.github.com/spec/v1\noid sha256:0\n',
+    );
+    await expect(Tokenizer.open(copy)).rejects.toMatchObject({
+      code: 'BAD_CHECKPOINT',
+      message: expect.stringContaining('chat_template.jinja: a Git LFS pointer'),
+    });
   });
 
   test('a checkpoint without a tokenizer or a chat template says so', async () => {

@@ -25,7 +25,10 @@ test('without strings a text comes as it is', () => {
   expect(read([], ['a', 'b'])).toEqual({ given: ['a', 'b', ''], found: undefined });
 });
 
-test('an empty string is refused', () => {
+test('an empty string is refused, and a string in place of an array', () => {
+  expect(() => new StopText('User:' as unknown as string[])).toThrow(
+    expect.objectContaining(molaeError('INVALID_ARGUMENT', 'an array of strings')),
+  );
   expect(() => new StopText(['x', ''])).toThrow(
     expect.objectContaining(molaeError('INVALID_ARGUMENT', 'not empty')),
   );

@@ -76,6 +76,10 @@ struct Product {
   }
 
   Values sums(const Values& inputs, const Values& weights) const {
+    const int64_t last = *std::max_element(index.begin(), index.end());
+    expect(static_cast<int64_t>(inputs.size()) >= (last + 1) * inner &&
+               static_cast<int64_t>(weights.size()) >= (col + cols) * inner,
+           "a reference of other sizes");
     Values out(rows * cols);
     for (int64_t i = 0; i < rows; ++i) {
       for (int64_t j = 0; j < cols; ++j) {

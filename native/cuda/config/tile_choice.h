@@ -7,9 +7,9 @@
 
 #include "core/tensor/dtype.h"
 
-// Which tile for which shape. The seam for tuned kernels: a new tile is a new name here and a new row in
-// kernels/grouped_gemm.cuh or, for Hopper, kernels/hopper/grouped_gemm.cuh. The streaming kernel is
-// kernels/streamed_gemm.cu.
+// Which tile for which shape. The seam for tuned kernels: a new tile is a new name here, its shape in
+// mma_tiles.h and its case in kernels/grouped_gemm.cuh or, for Hopper, kernels/hopper/grouped_gemm.cuh. The streaming
+// kernel is kernels/streamed_gemm.cu.
 namespace molae::cuda {
 
 // What a tile multiplies with.

@@ -26,14 +26,15 @@ struct AttentionTile {
   int64_t past;                    // keys before the one of its first query
   int64_t first, rows;             // rows of the sequence
   int64_t part_begin, part_end;    // keys of the sequence that it looks at, of those that its rows see
-  int64_t part;                    // where it leaves its sums; negative: they are complete, and go to the output
+  int64_t part;  // the first of its rows of parts; negative: its sums are complete, and are the output
 };
 
-// Rows whose keys were cut into parts, one after the other.
-struct AttentionParts {
-  int64_t query_begin;
-  int64_t first, rows;  // as of the tile
-  int64_t first_part, parts;
+// A row whose keys were cut into parts.
+struct JoinedRow {
+  int64_t token, head;  // the head of those that share keys and values
+  int64_t part;         // its first row of parts,
+  int64_t step;         // how many there are from one to the next,
+  int64_t parts;        // and how many of them are its own
 };
 
 // What a part leaves of a row: the largest score, the sum of exp(score - largest), the values weighted so.
@@ -69,7 +70,7 @@ struct Attention {
   const float* keys;
   const float* values;
   float* out;
-  float* parts;  // [part][kv_heads][kRows][part_size]
+  float* parts;  // [rows of parts][kv_heads][part_size]
   const AttentionTile* tiles;
   int64_t tile_count;
   AttentionSpec spec;
@@ -87,31 +88,26 @@ struct JoinAttention {
   using Shared = NoShared;
   const float* parts;
   float* out;
-  const AttentionParts* joined;
-  int64_t joined_count;
+  const JoinedRow* rows;
+  int64_t row_count;
   AttentionSpec spec;
 
-  int64_t blocks() const { return joined_count * spec.kv_heads * Attention::kRows; }
+  int64_t blocks() const { return row_count * spec.kv_heads; }
 
   template <class Block>
   MOLAE_HD void run(const Block& block, Shared&) const {
-    const int64_t row = block.index() % Attention::kRows;
-    const int64_t kv_head = block.index() / Attention::kRows % spec.kv_heads;
-    const AttentionParts rows = joined[block.index() / Attention::kRows / spec.kv_heads];
-    if (row >= rows.rows) return;
-    const int64_t size = part_size(spec);
-    const int64_t stride = spec.kv_heads * Attention::kRows * size;
-    const float* first = parts + rows.first_part * stride + (kv_head * Attention::kRows + row) * size;
-    const int64_t share = spec.heads / spec.kv_heads;
-    const int64_t token = rows.query_begin + (rows.first + row) / share;
-    const int64_t head = kv_head * share + (rows.first + row) % share;
-    float* to = out + (token * spec.heads + head) * spec.value_size;
+    const JoinedRow row = rows[block.index() / spec.kv_heads];
+    const int64_t kv_head = block.index() % spec.kv_heads;
+    const int64_t stride = row.step * spec.kv_heads * part_size(spec);
+    const float* first = parts + (row.part * spec.kv_heads + kv_head) * part_size(spec);
+    const int64_t head = kv_head * (spec.heads / spec.kv_heads) + row.head;
+    float* to = out + (row.token * spec.heads + head) * spec.value_size;
     block.each_thread_unsynced([&](int thread) {
       float largest = -INFINITY;
-      for (int64_t i = 0; i < rows.parts; ++i) largest = first[i * stride] > largest ? first[i * stride] : largest;
+      for (int64_t i = 0; i < row.parts; ++i) largest = first[i * stride] > largest ? first[i * stride] : largest;
       for (int64_t column = thread; column < spec.value_size; column += kThreads) {
         float weight = 0, sum = 0;
-        for (int64_t i = 0; i < rows.parts; ++i) {
+        for (int64_t i = 0; i < row.parts; ++i) {
           const float* part = first + i * stride;
           const float share_of_part = part[0] == -INFINITY ? 0.0f : ::expf(part[0] - largest);
           weight += share_of_part * part[1];
@@ -130,8 +126,8 @@ inline constexpr int64_t kMostRowsInParts = 128;
 
 struct AttentionPlan {
   std::vector<AttentionTile> tiles;
-  std::vector<AttentionParts> joined;
-  int64_t parts = 0;
+  std::vector<JoinedRow> joined;
+  int64_t part_rows = 0;
 };
 
 // The tiles of all sequences.
@@ -152,12 +148,16 @@ inline AttentionPlan plan_attention(const std::vector<Sequence>& sequences, cons
         plan.tiles.push_back(tile);
         continue;
       }
-      plan.joined.push_back({s.query_begin, first, rows, plan.parts, end - begin});
+      for (int64_t row = 0; row < rows; ++row) {
+        const int64_t token = s.query_begin + (first + row) / share;
+        plan.joined.push_back({token, (first + row) % share, plan.part_rows + row, rows, end - begin});
+      }
       for (int64_t i = begin; i < end; ++i) {
         tile.part_begin = i * kPartKeys;
         tile.part_end = (i + 1) * kPartKeys;
-        tile.part = plan.parts++;
+        tile.part = plan.part_rows;
         plan.tiles.push_back(tile);
+        plan.part_rows += rows;
       }
     }
   }
@@ -359,10 +359,9 @@ class AttentionPass {
 
   MOLAE_HD void store_part() {
     const int64_t size = part_size(args_.spec);
-    float* part = args_.parts + (tile_.part * args_.spec.kv_heads + kv_head_) * A::kRows * size;
     block_.each_thread_unsynced([&](int thread) {
       each_own_row(thread, tile_.rows, [&](int row, int i) {
-        float* to = part + row * size;
+        float* to = args_.parts + ((tile_.part + row) * args_.spec.kv_heads + kv_head_) * size;
         if (value_begin_ == 0 && x_of(thread) == 0) {
           to[0] = shared_.largest[row];
           to[1] = sums_[thread].weights[i];

@@ -88,15 +88,15 @@ class KernelDecoder final : public Decoder {
     const AttentionPlan plan = plan_attention(sequences, spec);
     if (plan.tiles.empty()) return;
     const auto tiles = runtime_.upload(plan.tiles.data(), plan.tiles.size() * sizeof(AttentionTile));
-    const auto joined = runtime_.upload(plan.joined.data(), plan.joined.size() * sizeof(AttentionParts));
-    const auto parts = runtime_.memory(plan.parts * spec.kv_heads * Attention::kRows * part_size(spec) * sizeof(float));
+    const auto joined = runtime_.upload(plan.joined.data(), plan.joined.size() * sizeof(JoinedRow));
+    const auto parts = runtime_.memory(plan.part_rows * spec.kv_heads * part_size(spec) * sizeof(float));
     runtime_.launch(Attention{q.as<const float>(), keys.as<const float>(), values.as<const float>(), out.as<float>(),
                               parts.template as<float>(), tiles.template as<const AttentionTile>(),
                               static_cast<int64_t>(plan.tiles.size()), spec},
                     "attention");
     if (plan.joined.empty()) return;
     runtime_.launch(
-        JoinAttention{parts.template as<const float>(), out.as<float>(), joined.template as<const AttentionParts>(),
+        JoinAttention{parts.template as<const float>(), out.as<float>(), joined.template as<const JoinedRow>(),
                       static_cast<int64_t>(plan.joined.size()), spec},
         "joining attention");
   }
