@@ -1,6 +1,7 @@
 import { type ChildProcess, type ChildProcessWithoutNullStreams, spawn } from 'node:child_process';
 import { createInterface } from 'node:readline';
 import { Took } from '../../lib/bench/timing.ts';
+import { SIGNALS } from '../../lib/cli/signals.ts';
 import { Failure } from './failure.ts';
 
 /** The longest that a process may take to get ready, or for a turn. */
@@ -14,7 +15,8 @@ export interface Timed {
 /**
  * A process that takes turns with others: a peer, or another build of molae. When it is ready it prints a line of JSON; then
  * for every line that it reads it runs what that names, and prints how it went, a line of JSON again; or `{"failed": …}`, if
- * it knows better than its last line on stderr what went wrong. Between its turns it is stopped, as threads that spin while they wait would take processors from whoever is next.
+ * it knows better than its last line on stderr what went wrong. Between its turns it is stopped, as threads that spin while
+ * they wait would take processors from whoever is next.
  */
 export class TurnProcess<Ready, Turn extends Timed = Timed> {
   /** What it said when it was ready. */
@@ -66,7 +68,6 @@ export class TurnProcess<Ready, Turn extends Timed = Timed> {
   }
 }
 
-const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
 const living = new Set<ChildProcess>();
 
 /** A child that is stopped would not notice that we are gone, whatever we die of. */

@@ -88,7 +88,7 @@ export const generate: CommandDefinition = {
       write(stop.add(stream.add(token)));
       return stop.found === undefined && !output.isClosed;
     };
-    const generate = async (signal: AbortSignal) => {
+    const openAndRun = async (signal: AbortSignal) => {
       await using model = await Model.open(args.positional(0), {
         device,
         stream: args.has('stream'),
@@ -109,7 +109,7 @@ export const generate: CommandDefinition = {
       if (!output.json) output.note(`${tokens} tokens, ${tokensPerSecond.toFixed(1)} per second: ${why}`);
     };
     try {
-      await interruptible(generate, () => {});
+      await interruptible(openAndRun, () => {});
     } finally {
       output.endLine();
     }

@@ -1,7 +1,7 @@
 import { MolaeError } from '../errors.ts';
 
 /** Ctrl-C; `kill` and a system that shuts down; a terminal that is closed. */
-const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
+export const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
 type Signal = (typeof SIGNALS)[number];
 
 /** The user, or the system, stopped the work. */

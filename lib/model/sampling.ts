@@ -63,18 +63,21 @@ export class Sampler {
 
   /** The weights of the tokens to sample from, largest first. */
   #mostLikely(weights: Float64Array): Float64Array {
-    if (this.#topK >= weights.length) return this.#nucleus(weights, sum(weights));
-    const largest = largestFirst(weights, kthLargest(weights, this.#topK)).subarray(0, this.#topK);
-    return this.#nucleus(largest, sum(largest));
-  }
-
-  /** The fewest weights, largest first, that reach the share `topP` of `total`, the sum of all; none too small for `minP`. */
-  #nucleus(weights: Float64Array, total: number): Float64Array {
+    if (this.#topK < weights.length) {
+      const largest = largestFirst(weights, kthLargest(weights, this.#topK)).subarray(0, this.#topK);
+      return this.#cut(largest, sum(largest));
+    }
+    const total = sum(weights);
     // What weighs less than this, be it all of them, sums to less than topP leaves out: it need not be sorted.
     const least = Math.max(this.#minP, ((1 - this.#topP) * total) / weights.length);
-    const likely = largestFirst(weights, least);
-    // All where rounding or minP keeps them from reaching it.
-    return this.#topP < 1 ? likely.subarray(0, howManyReach(likely, this.#topP * total)) : likely;
+    return this.#cut(largestFirst(weights, least), total);
+  }
+
+  /** The first that reach the share `topP` of `total`, all where rounding keeps them from it; none too small for `minP`. */
+  #cut(sorted: Float64Array, total: number): Float64Array {
+    const likely = this.#topP < 1 ? sorted.subarray(0, howManyReach(sorted, this.#topP * total)) : sorted;
+    const tooSmall = likely.findIndex((weight) => weight < this.#minP);
+    return tooSmall < 0 ? likely : likely.subarray(0, tooSmall);
   }
 }
 
