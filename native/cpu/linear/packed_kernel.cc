@@ -72,6 +72,24 @@ struct PackedF16C {
   }
 };
 
+// The same with the mask in memory: sixteen registers are taken, and where the mask had one, sums went through memory.
+template <int Lanes>
+struct PackedBF16Masked {
+  using Item = uint16_t;
+  template <int Of>
+  static MOLAE_INLINE void read(typename Vectors<Lanes>::Floats& to, const Item* steps, int col) {
+    if constexpr (Of == 0) {
+      BF16Weights<Lanes>::template read<0>(to, steps + 2 * col);
+    } else {
+      load(to, steps + 2 * col);
+      asm("vandps %1, %0, %0" : "+x"(to) : "m"(kUpperHalves));
+    }
+  }
+
+ private:
+  static constexpr typename Vectors<Lanes>::Words kUpperHalves = typename Vectors<Lanes>::Words{} + 0xffff0000u;
+};
+
 // By name, and in this order: where an input fits into an instruction compilers read it anew for every column, which is
 // more than the processor can load; they mix up rows, and run out of registers.
 template <int Lanes>
@@ -86,48 +104,68 @@ struct BroadcastInput {
 };
 #endif
 
-// Requests for what is read next, at an even rate: some bytes with every kSteps steps, of all blocks in turns. They go
-// to the second cache, as the first has the weights at hand.
+// What a line is asked for into.
+MOLAE_INLINE void request(const void* line, bool into_first) {
+  if (into_first) {
+    __builtin_prefetch(line, 0, 3);
+  } else {
+    __builtin_prefetch(line, 0, 2);
+  }
+}
+
+// Requests for what is read next, at an even rate: of all blocks in turns. They go to the second cache, as the first
+// has the weights at hand, some bytes with every kMostSteps steps. Or to the first, then a line of each block at a
+// time: there requests take places in which loads wait, too.
 template <int Blocks>
 class PieceAhead {
  public:
-  static constexpr int64_t kSteps = 16;
-
   // So many passes over the columns of the blocks.
   MOLAE_INLINE PieceAhead(const PackedProduct& p, int64_t passes)
       : at_(p.next),
         block_bytes_(p.next_block_bytes),
-        step_(p.next_bytes / std::max<int64_t>(1, (p.inner + kSteps - 1) / kSteps * passes)) {}
+        steps_(p.into_first ? steps_of_line(p, passes) : kMostSteps),
+        bytes_(p.next_bytes / std::max<int64_t>(1, (p.inner + steps_ - 1) / steps_ * passes)),
+        into_first_(p.into_first) {}
+
+  MOLAE_INLINE int64_t steps() const { return steps_; }
 
   MOLAE_INLINE void ask() {
-    due_ += step_;
-    for (; due_ >= kLineBytes; due_ -= kLineBytes, at_ += kLineBytes) {
+    for (due_ += bytes_; due_ >= kLineBytes; due_ -= kLineBytes, at_ += kLineBytes) {
 #pragma GCC unroll 3
-      for (int i = 0; i < Blocks; ++i) __builtin_prefetch(at_ + i * block_bytes_, 0, 2);
+      for (int i = 0; i < Blocks; ++i) request(at_ + i * block_bytes_, into_first_);
     }
   }
 
  private:
   static constexpr int64_t kLineBytes = 64;
+  static constexpr int64_t kMostSteps = 16;
+
+  static MOLAE_INLINE int64_t steps_of_line(const PackedProduct& p, int64_t passes) {
+    const int64_t steps = p.inner * passes * kLineBytes / std::max<int64_t>(1, p.next_bytes);
+    return std::clamp<int64_t>(steps / 2 * 2, 2, kMostSteps);
+  }
 
   const std::byte* at_;
   int64_t block_bytes_;
-  int64_t step_;  // of a block
+  int64_t steps_;  // from request to request
+  int64_t bytes_;  // of a block, with each
   int64_t due_ = 0;
+  bool into_first_;
 };
 
 // With few rows: what is read a little later, into the first cache; at the end of the piece the beginning of the next.
+// Where another pass reads the piece, too, the part of the next one that is to come in.
 template <int Blocks, class Item>
 class RunAhead {
  public:
-  static constexpr int64_t kSteps = 2;
-
   MOLAE_INLINE RunAhead(const PackedProduct& p, int64_t)
-      : at_(p.weights + std::min(kAhead, p.inner / 2 * kPair)),
-        end_(p.weights + p.inner / 2 * kPair),
-        block_bytes_(p.block_bytes),
+      : at_(p.alone ? p.weights + std::min(kAhead, p.inner / 2 * kPair) : p.next),
+        end_(p.alone ? p.weights + p.inner / 2 * kPair : p.next + p.next_bytes / kPair * kPair),
+        block_bytes_(p.alone ? p.block_bytes : p.next_block_bytes),
         next_(p.next ? p.next : p.weights),
         next_block_bytes_(p.next_block_bytes) {}
+
+  static constexpr int64_t steps() { return 2; }
 
   MOLAE_INLINE void ask() {
     if (at_ == end_) {
@@ -153,18 +191,16 @@ class RunAhead {
   int64_t next_block_bytes_;
 };
 
-// The same for the inputs of a pass, with every `Steps` steps: those that follow the piece, as most rows that need them
-// are not yet in the caches when the first columns of a tile come.
-template <int R, int Steps>
-MOLAE_INLINE void ask_for_inputs(const PackedProduct& p, int64_t k) {
-  constexpr int kLine = 16;  // floats
-  constexpr int kTurns = kLine / Steps;
-  constexpr int kRows = (R + kTurns - 1) / kTurns;
+// The same for the inputs of a pass, those that follow the piece, as most rows that need them are not yet in the caches
+// when the first columns of a tile come: the rows in turns, as evenly as every `steps` steps allow.
+template <int R>
+MOLAE_INLINE void ask_for_inputs(const PackedProduct& p, int64_t k, int64_t steps) {
+  constexpr int64_t kLine = 16;  // floats
   if (k >= p.next_inner) return;
-  const int first = static_cast<int>(k / Steps % kTurns) * kRows;
-  for (int i = first; i < std::min(first + kRows, R); ++i) {
-    __builtin_prefetch(p.x[i] + p.inner + k / kLine * kLine, 0, 2);
-  }
+  const int64_t line = k / kLine * kLine;
+  const int64_t first = R * (k - line) / kLine;
+  const int64_t last = R * std::min(kLine, k - line + steps) / kLine;
+  for (int64_t i = first; i < last; ++i) request(p.x[i] + p.inner + line, p.into_first);
 }
 
 // What becomes of weights once they are floats: nothing.
@@ -257,8 +293,8 @@ MOLAE_INLINE void multiply_columns(const PackedProduct& p, int col, Ahead& ahead
   const int64_t whole = p.inner / 2 * 2;
   while (k < whole) {
     ahead.ask();
-    if (col == 0) ask_for_inputs<R, Ahead::kSteps>(p, k);
-    const int64_t end = k + std::min(whole - k, Ahead::kSteps);
+    if (col == 0) ask_for_inputs<R>(p, k, ahead.steps());
+    const int64_t end = k + std::min(whole - k, ahead.steps());
     do {
 #pragma GCC unroll 16
       for (int i = 0; i < R; ++i) forget(x[i]);
@@ -284,7 +320,7 @@ MOLAE_INLINE void multiply_columns(const PackedProduct& p, int col, Ahead& ahead
 constexpr int vectors_of(int lanes, int rows, int vectors) {
   if (lanes == 16) return vectors;
   if (vectors < 6) return 2;
-  return rows <= 2 ? 6 : rows <= 4 ? 3 : 2;
+  return rows <= 2 ? 6 : rows <= 3 ? 3 : 2;
 }
 
 constexpr int most_rows(int lanes) { return lanes == 16 ? PackedKernel::kMostRows : 6; }
@@ -334,7 +370,7 @@ constexpr PackedKernel kPlain = {
     most_rows(8), few_rows(8), plain_f32, {plain_bf16, plain_bf16_keep}, {plain_f16, plain_f16_keep}};
 #if defined(__x86_64__)
 MOLAE_PACKED(avx2_f32, PackedF32, BroadcastInput, 8, MOLAE_AVX2)
-MOLAE_PACKED_HALVES(avx2_bf16, PackedBF16, BroadcastInput, 8, MOLAE_AVX2)
+MOLAE_PACKED_HALVES(avx2_bf16, PackedBF16Masked, BroadcastInput, 8, MOLAE_AVX2)
 MOLAE_PACKED_HALVES(avx2_f16, PackedF16C, BroadcastInput, 8, MOLAE_AVX2)
 MOLAE_PACKED(avx512_f32, PackedF32, BroadcastInput, 16, MOLAE_AVX512)
 MOLAE_PACKED_HALVES(avx512_bf16, PackedBF16, BroadcastInput, 16, MOLAE_AVX512)

@@ -26,6 +26,8 @@ struct PackedProduct {
   int64_t next_block_bytes;  // from block to block
   int64_t next_bytes;
   int64_t next_inner;  // and so many inputs of each row, after those of the piece
+  bool alone;          // no other pass over the weights brings in parts of it
+  bool into_first;     // it goes to the first cache, not to the second
 };
 
 // The kernels of one instruction set.

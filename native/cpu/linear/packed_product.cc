@@ -11,23 +11,26 @@ namespace {
 
 constexpr int64_t kLineBytes = 64;
 
-// Pieces of the inner size, of which the weights of a group take half of the first cache as floats.
-int64_t most_steps() {
+// With more rows a group's weights are computed with for longer than the next ones take to come.
+constexpr int64_t kPackedWaitRows = 12;
+
+// Pieces of the inner size, in steps. With few rows such that their inputs take half of the first cache; where memory
+// is waited for, such that the weights of a group do, as they are stored; else long ones, as a piece has the sums
+// loaded and stored, and what the first cache does not hold comes from the second in time.
+int64_t most_steps(int64_t rows, DType dtype) {
   constexpr int64_t kUnit = 32;
-  const int64_t steps = caches().first_bytes / 2 / static_cast<int64_t>(kGroupCols * sizeof(float));
+  const int64_t half = caches().first_bytes / 2;
+  if (rows <= packed_kernel().few_rows) return half / (rows * static_cast<int64_t>(sizeof(float))) / 2 * 2;
+  if (rows > kPackedWaitRows) return PackedKernel::kMostKept;
+  const int64_t steps = half / (kGroupCols * static_cast<int64_t>(item_size(dtype)));
   return std::clamp(steps / kUnit * kUnit, kUnit, PackedKernel::kMostKept);
 }
 
-// With few rows, pieces of which the inputs do.
-int64_t most_steps(int64_t rows) {
-  if (rows > packed_kernel().few_rows) return most_steps();
-  return caches().first_bytes / 2 / (rows * static_cast<int64_t>(sizeof(float))) / 2 * 2;
-}
-
 // Parts of the inner size of which the rows of a tile take half of the second cache.
-int64_t most_inner(int64_t rows) {
+int64_t most_inner(int64_t rows, DType dtype) {
+  const int64_t steps = most_steps(rows, dtype);
   const int64_t most = caches().second_bytes / 2 / (rows * static_cast<int64_t>(sizeof(float)));
-  return std::max(most_steps(), most / most_steps() * most_steps());
+  return std::max(steps, most / steps * steps);
 }
 
 // A piece of a group of blocks.
@@ -80,10 +83,11 @@ class Pieces {
   }
 
   void cut_target() {
-    const int64_t inner = targets_[target_].weight.cols();
-    const int64_t parts = ceil_divide(inner, most_inner(rows_));
+    const PackedWeight& weight = targets_[target_].weight;
+    const int64_t inner = weight.cols();
+    const int64_t parts = ceil_divide(inner, most_inner(rows_, weight.dtype()));
     part_ = round_up(ceil_divide(inner, parts), 2);
-    const int64_t pieces = ceil_divide(part_, most_steps(rows_));
+    const int64_t pieces = ceil_divide(part_, most_steps(rows_, weight.dtype()));
     steps_ = round_up(ceil_divide(part_, pieces), 2);
   }
 
@@ -131,6 +135,8 @@ void multiply_piece(const Piece& piece, int64_t rows, const Piece* next, float* 
   product.inner = piece.inner;
   product.first = piece.begin == 0;
   product.kept = widened;
+  product.alone = passes == 1;
+  product.into_first = !second_cache_takes_requests();
   product.next_inner = next && brings_in_inputs(piece, *next) ? next->inner : 0;
   for (int64_t pass = 0; pass < passes; ++pass) {
     const int64_t row = rows * pass / passes;

@@ -127,5 +127,17 @@ const Caches& caches() {
   return found;
 }
 
+bool second_cache_takes_requests() {
+#if defined(__x86_64__)
+  static const bool takes = [] {
+    __builtin_cpu_init();
+    return !__builtin_cpu_is("amd");
+  }();
+  return takes;
+#else
+  return true;
+#endif
+}
+
 }  // namespace cpu
 }  // namespace molae

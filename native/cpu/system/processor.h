@@ -40,4 +40,9 @@ struct Caches {
 };
 const Caches& caches();
 
+// Whether what is requested for the second cache gets there. Not with AMD's: Zen 4 drops some of these requests without
+// a word (arXiv 2411.02814, section on software prefetching; here kernels took up to twice the time), older ones take
+// them for the first cache.
+bool second_cache_takes_requests();
+
 }  // namespace molae::cpu
