@@ -114,23 +114,24 @@ MOLAE_INLINE void request(const void* line, bool into_first) {
 }
 
 // Requests for what is read next, at an even rate: of all blocks in turns. They go to the second cache, as the first
-// has the weights at hand, some bytes with every kMostSteps steps. Or to the first, then a line of each block at a
-// time: there requests take places in which loads wait, too.
+// has the weights at hand, some lines with every kMostSteps steps. Or to the first, then about a line of each block at
+// a time: there requests take places in which loads wait, too. Passes are short: so there is no division.
 template <int Blocks>
 class PieceAhead {
  public:
   // So many passes over the columns of the blocks.
   MOLAE_INLINE PieceAhead(const PackedProduct& p, int64_t passes)
-      : at_(p.next),
-        block_bytes_(p.next_block_bytes),
-        steps_(p.into_first ? steps_of_line(p, passes) : kMostSteps),
-        bytes_(p.next_bytes / std::max<int64_t>(1, (p.inner + steps_ - 1) / steps_ * passes)),
-        into_first_(p.into_first) {}
+      : at_(p.next), block_bytes_(p.next_block_bytes), bytes_(p.next_bytes), into_first_(p.into_first) {
+    if (into_first_) {
+      while (shift_ > 1 && bytes_ << shift_ > p.inner * passes * kLineBytes) --shift_;
+    }
+    per_line_ = ((p.inner + steps() - 1) >> shift_) * passes * kLineBytes;
+  }
 
-  MOLAE_INLINE int64_t steps() const { return steps_; }
+  MOLAE_INLINE int64_t steps() const { return int64_t{1} << shift_; }
 
   MOLAE_INLINE void ask() {
-    for (due_ += bytes_; due_ >= kLineBytes; due_ -= kLineBytes, at_ += kLineBytes) {
+    for (due_ += bytes_; due_ >= per_line_; due_ -= per_line_, at_ += kLineBytes) {
 #pragma GCC unroll 3
       for (int i = 0; i < Blocks; ++i) request(at_ + i * block_bytes_, into_first_);
     }
@@ -138,30 +139,25 @@ class PieceAhead {
 
  private:
   static constexpr int64_t kLineBytes = 64;
-  static constexpr int64_t kMostSteps = 16;
-
-  static MOLAE_INLINE int64_t steps_of_line(const PackedProduct& p, int64_t passes) {
-    const int64_t steps = p.inner * passes * kLineBytes / std::max<int64_t>(1, p.next_bytes);
-    return std::clamp<int64_t>(steps / 2 * 2, 2, kMostSteps);
-  }
 
   const std::byte* at_;
   int64_t block_bytes_;
-  int64_t steps_;  // from request to request
-  int64_t bytes_;  // of a block, with each
+  int64_t bytes_;  // of a block
+  int shift_ = 4;
+  // Every turn is owed a share of the bytes: a line where that many are due.
+  int64_t per_line_;
   int64_t due_ = 0;
   bool into_first_;
 };
 
 // With few rows: what is read a little later, into the first cache; at the end of the piece the beginning of the next.
-// Where another pass reads the piece, too, the part of the next one that is to come in.
 template <int Blocks, class Item>
 class RunAhead {
  public:
   MOLAE_INLINE RunAhead(const PackedProduct& p, int64_t)
-      : at_(p.alone ? p.weights + std::min(kAhead, p.inner / 2 * kPair) : p.next),
-        end_(p.alone ? p.weights + p.inner / 2 * kPair : p.next + p.next_bytes / kPair * kPair),
-        block_bytes_(p.alone ? p.block_bytes : p.next_block_bytes),
+      : at_(p.weights + std::min(kAhead, p.inner / 2 * kPair)),
+        end_(p.weights + p.inner / 2 * kPair),
+        block_bytes_(p.block_bytes),
         next_(p.next ? p.next : p.weights),
         next_block_bytes_(p.next_block_bytes) {}
 
@@ -326,18 +322,34 @@ constexpr int vectors_of(int lanes, int rows, int vectors) {
 constexpr int most_rows(int lanes) { return lanes == 16 ? PackedKernel::kMostRows : 6; }
 constexpr int few_rows(int lanes) { return lanes == 16 ? 4 : 2; }
 
-template <template <int> class Weights, template <int> class Input, class Widened, int Lanes, int R, int Blocks>
+// Passes have so many rows at least where there are several.
+constexpr int least_rows(int lanes) { return most_rows(lanes) / 2; }
+
+template <template <int> class Weights, template <int> class Input, class Widened, int Lanes, int R, int Blocks,
+          class Ahead>
 MOLAE_INLINE void multiply_blocks(const PackedProduct& p) {
   constexpr int kWidth = Blocks * kPackedCols;
   constexpr int kVectors = vectors_of(Lanes, R, kWidth / Lanes);
   constexpr int kCols = kVectors * Lanes;
-  using Item = typename Weights<Lanes>::Item;
-  constexpr bool kFew = R <= few_rows(Lanes) && std::is_same_v<Widened, Used>;
-  using Ahead = std::conditional_t<kFew, RunAhead<Blocks, Item>, PieceAhead<Blocks>>;
   Ahead ahead(p, kWidth / kCols);
 #pragma GCC unroll 3
   for (int col = 0; col < kWidth; col += kCols) {
     multiply_columns<Weights, Input, Widened, Lanes, Blocks, R, kVectors>(p, col, ahead);
+  }
+}
+
+// With the requests that suit the rows, which are those of all passes or of one of several.
+template <template <int> class Weights, template <int> class Input, class Widened, int Lanes, int R, int Blocks>
+MOLAE_INLINE void multiply_asking(const PackedProduct& p) {
+  using Run = RunAhead<Blocks, typename Weights<Lanes>::Item>;
+  constexpr bool kFew = R <= few_rows(Lanes) && std::is_same_v<Widened, Used>;
+  constexpr bool kMayShare = R >= least_rows(Lanes) && std::is_same_v<typename Weights<Lanes>::Item, float>;
+  if constexpr (kFew && !kMayShare) {
+    multiply_blocks<Weights, Input, Widened, Lanes, R, Blocks, Run>(p);
+  } else if (kFew && p.alone) {
+    multiply_blocks<Weights, Input, Widened, Lanes, R, Blocks, Run>(p);
+  } else {
+    multiply_blocks<Weights, Input, Widened, Lanes, R, Blocks, PieceAhead<Blocks>>(p);
   }
 }
 
@@ -346,9 +358,9 @@ MOLAE_INLINE void multiply_rows(const PackedProduct& p) {
   if constexpr (R > Least) {
     if (p.rows != R) return multiply_rows<Weights, Input, Widened, Lanes, R - 1, Least>(p);
   }
-  if (p.blocks == 3) return multiply_blocks<Weights, Input, Widened, Lanes, R, 3>(p);
-  if (p.blocks == 2) return multiply_blocks<Weights, Input, Widened, Lanes, R, 2>(p);
-  multiply_blocks<Weights, Input, Widened, Lanes, R, 1>(p);
+  if (p.blocks == 3) return multiply_asking<Weights, Input, Widened, Lanes, R, 3>(p);
+  if (p.blocks == 2) return multiply_asking<Weights, Input, Widened, Lanes, R, 2>(p);
+  multiply_asking<Weights, Input, Widened, Lanes, R, 1>(p);
 }
 
 #define MOLAE_PACKED(name, weights, input, lanes, attributes)                 \
@@ -357,10 +369,10 @@ MOLAE_INLINE void multiply_rows(const PackedProduct& p) {
   }
 
 // Where others follow, a pass has half of the most rows at least.
-#define MOLAE_PACKED_HALVES(name, weights, input, lanes, attributes)                             \
-  MOLAE_PACKED(name, weights, input, lanes, attributes)                                          \
-  attributes void name##_keep(const PackedProduct& product) {                                    \
-    multiply_rows<weights, input, Kept, lanes, most_rows(lanes), most_rows(lanes) / 2>(product); \
+#define MOLAE_PACKED_HALVES(name, weights, input, lanes, attributes)                          \
+  MOLAE_PACKED(name, weights, input, lanes, attributes)                                       \
+  attributes void name##_keep(const PackedProduct& product) {                                 \
+    multiply_rows<weights, input, Kept, lanes, most_rows(lanes), least_rows(lanes)>(product); \
   }
 
 MOLAE_PACKED(plain_f32, PackedF32, PlainInput, 8, MOLAE_PLAIN)

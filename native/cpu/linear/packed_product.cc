@@ -125,6 +125,8 @@ void multiply_piece(const Piece& piece, int64_t rows, const Piece* next, float* 
   const PackedKernel& kernel = packed_kernel();
   const DType dtype = piece.target->weight.dtype();
   const int64_t passes = ceil_divide(rows, kernel.most_rows);
+  const int64_t fewer = rows / passes;  // of the first passes; the others have one more
+  const int64_t first_larger = passes - rows % passes;
   const int64_t share = next ? round_up(ceil_divide(next->bytes, passes), kLineBytes) : 0;
   const float* inputs[PackedKernel::kMostRows];
   PackedProduct product{};
@@ -138,9 +140,8 @@ void multiply_piece(const Piece& piece, int64_t rows, const Piece* next, float* 
   product.alone = passes == 1;
   product.into_first = !second_cache_takes_requests();
   product.next_inner = next && brings_in_inputs(piece, *next) ? next->inner : 0;
-  for (int64_t pass = 0; pass < passes; ++pass) {
-    const int64_t row = rows * pass / passes;
-    product.rows = rows * (pass + 1) / passes - row;
+  for (int64_t pass = 0, row = 0; pass < passes; ++pass, row += product.rows) {
+    product.rows = fewer + (pass >= first_larger ? 1 : 0);
     for (int64_t i = 0; i < product.rows; ++i) inputs[i] = piece.target->x.row(row + i) + piece.begin;
     product.sums = piece.target->sums + piece.col * rows + row * piece.blocks * kPackedCols;
     if (next) {
