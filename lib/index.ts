@@ -26,6 +26,7 @@ export type { GroupUseReport } from './conversion/calibrated/group-use.ts';
 export type { CalibrationCoverage } from './conversion/calibrated/method.ts';
 export type { CalibratedConversionOptions } from './conversion/calibrated/options.ts';
 export { type ConvertOptions, convertCheckpoint } from './conversion/convert.ts';
+export type { SpaceShortage } from './conversion/free-space.ts';
 export type { ConvertProgress, OutputOptions } from './conversion/options.ts';
 export type { Change, ConversionReport, LayerReport } from './conversion/report.ts';
 export type { SizeOptions } from './conversion/stacked-svd.ts';

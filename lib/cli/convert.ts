@@ -20,7 +20,7 @@ import { CALIBRATE_TOKENS_OPTION, QUANTIZE_OPTION, WINDOW_OPTION } from './model
 import { DEVICE_OPTION } from './option.ts';
 import { withProgress } from './progress.ts';
 import { readSizes, SIZE_OPTIONS } from './sizes.ts';
-import { wrap } from './table.ts';
+import { bytes, wrap } from './table.ts';
 import { readText } from './text.ts';
 
 export const convert: CommandDefinition = {
@@ -132,6 +132,10 @@ export const convert: CommandDefinition = {
             progress.update(done, total, `layer ${layer} ${calibration ? '' : `${operator} `}group ${group}`),
           onSurvey: ({ done, total }) => progress.update(done, total, 'choosing latent sizes'),
           onCandidate: (form) => output.note(`Trying ${formInWords(form)}`),
+          onSpaceShortage: ({ neededBytes, freeBytes }) =>
+            output.note(
+              `${bytes(neededBytes)} of weights are to be written, and ${target} has room for ${bytes(freeBytes)}. Where it runs out, the same command goes on once there is more.`,
+            ),
         }).catch(async (error: unknown) => {
           throw await withWhatIsKept(error, target);
         }),

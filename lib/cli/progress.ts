@@ -40,7 +40,7 @@ export async function withProgress<Result>(
 }
 
 /** A bar where stderr is a terminal that can draw one, else now and then a plain line. */
-function openProgress(label: string, stream: NodeJS.WriteStream): Progress {
+export function openProgress(label: string, stream: NodeJS.WriteStream): Progress {
   return stream.isTTY && process.env.TERM !== 'dumb' ? new Bar(label, stream) : new Lines(label, stream);
 }
 

@@ -2,6 +2,7 @@ import type { Checkpoint } from '../checkpoint/checkpoint.ts';
 import { type BlockDType, checkBlockDType } from '../dtype.ts';
 import { checkCallback, checkObject, expected, MolaeError, throwIfAborted } from '../errors.ts';
 import type { Operator } from '../operators.ts';
+import type { SpaceShortage } from './free-space.ts';
 
 /** What every conversion can be told, whatever makes the factors. */
 export interface OutputOptions {
@@ -24,6 +25,11 @@ export interface OutputOptions {
   readonly force?: boolean | undefined;
   readonly signal?: AbortSignal | undefined;
   readonly onProgress?: ((progress: ConvertProgress) => void) | undefined;
+  /**
+   * Called before the first file is written where there seems to be less room than all of them need. The conversion goes on:
+   * a file system that compresses has more. One that runs out of room fails with `IO`, and goes on from there when it is run again.
+   */
+  readonly onSpaceShortage?: ((shortage: SpaceShortage) => void) | undefined;
 }
 
 /** How far a conversion is, and the matrix that it has just done. */
@@ -41,6 +47,7 @@ export function checkConversion(output: unknown, options: OutputOptions): void {
   if (typeof output !== 'string' || output === '') throw expected('the path of a folder', 'output', output);
   checkObject(options, 'options');
   checkCallback(options.onProgress, 'onProgress');
+  checkCallback(options.onSpaceShortage, 'onSpaceShortage');
   throwIfAborted(options.signal);
 }
 

@@ -8,6 +8,7 @@ import { countBytes } from '../checkpoint/tally.ts';
 import { MolaeError, throwIfAborted } from '../errors.ts';
 import type { Operator } from '../operators.ts';
 import { copyTensors } from './copy-tensors.ts';
+import { spaceShortage } from './free-space.ts';
 import type { GroupFactors, LayerMethod, LayerWriter } from './layer-method.ts';
 import { layOutShards, type OutputShard, shardFileName } from './layout.ts';
 import { checkedFormat, type OutputFormat, type OutputOptions } from './options.ts';
@@ -127,6 +128,10 @@ class Conversion {
         this.#done += this.#method.stepsPerLayer;
       }
     }
+    await this.#checkSpace(
+      folder,
+      open.map(({ shard }) => shard),
+    );
     for (const { shard, name } of open) {
       if (shard.kind !== 'copy') continue;
       throwIfAborted(this.#options.signal);
@@ -150,6 +155,16 @@ class Conversion {
     }
     const layers = this.#checkpoint.spec.layers.flatMap((layer) => reports.get(layer) ?? []);
     return { layers, resumedFiles: files.length - open.length };
+  }
+
+  async #checkSpace(folder: OutputFolder, shards: readonly OutputShard[]): Promise<void> {
+    const { onSpaceShortage } = this.#options;
+    if (!onSpaceShortage) return;
+    const shortage = await spaceShortage(
+      folder.partial,
+      countBytes(shards.flatMap(({ tensors }) => tensors)),
+    );
+    if (shortage) onSpaceShortage(shortage);
   }
 
   async #makeFile(

@@ -351,6 +351,7 @@ describe('bad input', () => {
     ['a signal that is none', { signal: 5 as never }, /an AbortSignal for signal/],
     ['a device by its name', { device: 'cpu' as never }, /a device of openDevice\(\) for device/],
     ['a callback that is none', { onProgress: 5 as never }, /a function for onProgress/],
+    ['another callback that is none', { onSpaceShortage: 5 as never }, /a function for onSpaceShortage/],
   ])('%s is refused before anything is written', async (_, options, message) => {
     const call = convert(options);
     await expect(call).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' });
