@@ -1,11 +1,14 @@
 import { UsageError } from './usage-error.ts';
 
+/** What was given for each option: switches are true, repeated options lists. */
+export type OptionValues = Map<string, string | true | readonly string[]>;
+
 /** The arguments of one call of a command; the getters check values and throw a UsageError that names the option. */
 export class Arguments {
   readonly positionals: readonly string[];
-  readonly #options: ReadonlyMap<string, string | true>;
+  readonly #options: Readonly<OptionValues>;
 
-  constructor(positionals: readonly string[], options: ReadonlyMap<string, string | true>) {
+  constructor(positionals: readonly string[], options: Readonly<OptionValues>) {
     this.positionals = positionals;
     this.#options = options;
   }
@@ -22,6 +25,13 @@ export class Arguments {
   string(name: string): string | undefined {
     const value = this.#options.get(name);
     return typeof value === 'string' ? value : undefined;
+  }
+
+  /** All that were given for a repeatable option. */
+  strings(name: string): readonly string[] {
+    const value = this.#options.get(name);
+    if (typeof value === 'string') return [value];
+    return Array.isArray(value) ? value : [];
   }
 
   positiveInteger(name: string): number | undefined {

@@ -31,7 +31,7 @@ export const generate: CommandDefinition = {
     { name: 'prompt', value: 'text', description: 'what to continue; - for standard input' },
     { name: 'chat', description: "wrap the prompt in the model's chat template" },
     { name: 'max-tokens', value: 'T', description: `stop after T tokens (${DEFAULT_MAX_TOKENS})` },
-    { name: 'stop', value: 'text', description: 'stop before this text' },
+    { name: 'stop', value: 'text', description: 'stop before this text; may be repeated', repeatable: true },
     {
       name: 'temperature',
       value: 't',
@@ -75,7 +75,7 @@ export const generate: CommandDefinition = {
     const [opening, stream] = args.has('chat')
       ? ['', new TextStream(tokenizer)]
       : [prompt, new TextStream(tokenizer, ids)];
-    const stop = new StopText(options.stop === undefined ? [] : [options.stop]);
+    const stop = new StopText(options.stop);
     let text = '';
     let tokens = 0;
     const write = (piece: string) => {
@@ -105,7 +105,10 @@ export const generate: CommandDefinition = {
       output.result({ text: text + rest, tokens, tokensPerSecond, finishReason, prompt }, () => [
         tokens === 0 ? opening : rest,
       ]);
-      const why = inWords(finishReason, options, model);
+      const why =
+        finishReason === 'stop'
+          ? `stopped before ${JSON.stringify(stop.found)}`
+          : inWords(finishReason, options, model);
       if (!output.json) output.note(`${tokens} tokens, ${tokensPerSecond.toFixed(1)} per second: ${why}`);
     };
     try {
@@ -134,10 +137,8 @@ async function run(
   return { finishReason, seconds: (performance.now() - started) / 1000 };
 }
 
-function inWords(reason: FinishReason | 'stop', { maxTokens }: GenerateOptions, { spec }: Model): string {
+function inWords(reason: FinishReason, { maxTokens }: GenerateOptions, { spec }: Model): string {
   switch (reason) {
-    case 'stop':
-      return 'stopped before the text of --stop';
     case 'endToken':
       return 'the model ended the text';
     case 'maxTokens':
@@ -155,6 +156,6 @@ function readOptions(args: Arguments) {
     topP: args.probability('top-p'),
     minP: args.number('min-p', 0, 1),
     seed: args.integer('seed'),
-    stop: args.string('stop'),
+    stop: args.strings('stop'),
   };
 }

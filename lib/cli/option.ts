@@ -4,6 +4,8 @@ export interface OptionDefinition {
   /** What stands for its value in the help; an option without one is a switch. */
   readonly value?: string;
   readonly description: string;
+  /** Each further one adds a value. */
+  readonly repeatable?: true;
 }
 
 export const JSON_OPTION: OptionDefinition = {

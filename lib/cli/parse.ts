@@ -1,5 +1,5 @@
 import { type CAC, cac } from 'cac';
-import { Arguments } from './arguments.ts';
+import { Arguments, type OptionValues } from './arguments.ts';
 import type { CommandDefinition } from './command.ts';
 import { camelCase, type OptionDefinition, optionsOf } from './option.ts';
 import { UsageError } from './usage-error.ts';
@@ -62,11 +62,12 @@ function beforeWords(tokens: readonly string[]): readonly string[] {
   return end === -1 ? tokens : tokens.slice(0, end);
 }
 
-function optionValues(cli: CAC, command: CommandDefinition): Map<string, string | true> {
-  const values = new Map<string, string | true>();
+function optionValues(cli: CAC, command: CommandDefinition): OptionValues {
+  const values: OptionValues = new Map();
   for (const { name } of optionsOf(command)) {
     const value: unknown = cli.options[camelCase(name)];
-    if (typeof value === 'string') values.set(name, transparent(value));
+    if (Array.isArray(value)) values.set(name, value.map(transparent));
+    else if (typeof value === 'string') values.set(name, transparent(value));
     else if (value === true) values.set(name, true);
   }
   return values;
@@ -136,7 +137,7 @@ function findCommand(name: string, commands: readonly CommandDefinition[]): Comm
   );
 }
 
-/** Every option is known, comes once, and has a value exactly where it takes one. */
+/** Every option is known, comes once or is repeatable, and has a value exactly where it takes one. */
 function checkOptionTokens(tokens: readonly string[], options: readonly OptionDefinition[]): void {
   const seen = new Set<string>();
   for (const [index, token] of tokens.entries()) {
@@ -152,7 +153,7 @@ function checkOptionTokens(tokens: readonly string[], options: readonly OptionDe
       );
       throw new UsageError(`unknown option ${typed}${near === undefined ? '' : `; did you mean --${near}?`}`);
     }
-    if (seen.has(option.name)) throw new UsageError(`--${option.name} is given twice`);
+    if (seen.has(option.name) && !option.repeatable) throw new UsageError(`--${option.name} is given twice`);
     seen.add(option.name);
     const attached = token.length > typed.length;
     if (option.value === undefined) {

@@ -180,8 +180,13 @@ describe('generate', () => {
     const before = text.slice(0, text.indexOf(stop));
     const people = await cli.run(...start, '--stop', stop);
     expect(people.stdout).toBe(`The sea${before}\n`);
-    expect(people.stderr).toContain('stopped before the text of --stop');
+    expect(people.stderr).toContain(`stopped before ${JSON.stringify(stop)}`);
     expect(JSON.parse((await cli.run(...start, '--stop', stop, '--json')).stdout)).toMatchObject({
+      text: before,
+      finishReason: 'stop',
+    });
+    const several = ['--stop', 'no such text', `--stop=${stop}`, '--stop', text.slice(23)];
+    expect(JSON.parse((await cli.run(...start, ...several, '--json')).stdout)).toMatchObject({
       text: before,
       finishReason: 'stop',
     });
