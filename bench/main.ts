@@ -15,6 +15,7 @@ import { question as factorize } from './factorize.bench.ts';
 import { question as gemm } from './gemm.bench.ts';
 import { question as layerDecode } from './layer-decode.bench.ts';
 import { question as layerPrefill } from './layer-prefill.bench.ts';
+import { question as layerRounded } from './layer-rounded.bench.ts';
 import { Context, type Question, type Row } from './support/context.ts';
 import { Failure } from './support/failure.ts';
 import { parseOptions, USAGE } from './support/options.ts';
@@ -39,6 +40,7 @@ const questions: readonly Question[] = [
   factorize,
   calibrated,
   layerPrefill,
+  layerRounded,
   layerDecode,
   callOverhead,
   evaluation,

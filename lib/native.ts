@@ -235,7 +235,7 @@ export interface NativeLayer {
     cancellation?: NativeCancellation,
   ): Promise<void>;
   forwardSync(x: NativeTensor, ids: NativeTensor, weights: NativeTensor, out: NativeTensor): void;
-  pack(cancellation?: NativeCancellation): Promise<void>;
+  pack(inputs: 'f32' | 'bf16', cancellation?: NativeCancellation): Promise<void>;
   dispose(): void;
 }
 

@@ -4,7 +4,7 @@ import { DenseExperts } from '../lib/experts.ts';
 import type { Routing } from '../lib/routing.ts';
 import type { Tensor } from '../lib/tensor.ts';
 import { openTestDevice } from './support/device.ts';
-import { Random, toTensor } from './support/random.ts';
+import { Random, roundTo, toTensor } from './support/random.ts';
 import { relativeError } from './support/reference.ts';
 
 const device = await openTestDevice();
@@ -129,9 +129,70 @@ describe('pack', () => {
     await expect(layer.pack()).rejects.toMatchObject({ code: 'DISPOSED' });
   });
 
-  test('options that are no object are refused', async () => {
+  test('options that are no object, and inputs of another dtype, are refused', async () => {
     const { layer } = randomLayer(6);
     using _ = layer;
     await expect(layer.pack(7 as never)).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' });
+    await expect(layer.pack({ inputs: 'f16' as never })).rejects.toThrow(
+      'Expected f32 or bf16 for inputs but received "f16"',
+    );
+  });
+});
+
+describe.runIf(packs)('pack with inputs rounded to bf16', () => {
+  test('results differ by that rounding, and not once inputs are f32 again', async () => {
+    const { layer, x, routing } = randomLayer(7);
+    using _ = layer;
+    await layer.pack();
+    const exact = await outputs(layer, x, routing);
+    await layer.pack({ inputs: 'bf16' });
+    const error = relativeError(await outputs(layer, x, routing), exact);
+    expect(error).toBeLessThan(1e-2);
+    expect(error).toBeGreaterThan(1e-4);
+    await layer.pack({ release: true });
+    expect(await outputs(layer, x, routing)).toEqual(exact);
+  });
+
+  test('of x counts what bf16 holds', async () => {
+    const { layer, x, routing } = randomLayer(8);
+    using _ = layer;
+    await layer.pack({ inputs: 'bf16' });
+    const y = await outputs(layer, x, routing);
+    const values = (await x.read()) as Float32Array;
+    const rounded = device.tensor(
+      'f32',
+      values.map((value) => roundTo('bf16', value)),
+      [TOKENS, N],
+    );
+    expect(await outputs(layer, rounded, routing)).toEqual(y);
+  });
+
+  test('a token has the same result alone and in a batch, with any number of threads', async () => {
+    const { layer, x, routing } = randomLayer(9);
+    using _ = layer;
+    await layer.pack({ inputs: 'bf16' });
+    const together = await outputs(layer, x, routing);
+    const [ids, weights] = [routing.ids.rows(5, 6), routing.weights.rows(5, 6)];
+    expect(await outputs(layer, x.rows(5, 6), { ids, weights })).toEqual(together.subarray(5 * N, 6 * N));
+    using one = await openDevice('cpu', { threads: 1 });
+    const other = randomLayer(9, one);
+    using _other = other.layer;
+    await other.layer.pack({ inputs: 'bf16' });
+    expect(await outputs(other.layer, other.x, other.routing)).toEqual(together);
+  });
+
+  test('a layer without bf16 weights says so, and stays as it was', async () => {
+    const random = new Random(10);
+    const weights = (rows: number, cols: number) => [
+      toTensor(device, 'f32', random.matrix(rows, cols, 0.1)),
+      toTensor(device, 'f32', random.matrix(rows, cols, 0.1)),
+    ];
+    using layer = new DenseExperts({ gate: weights(M, N), up: weights(M, N), down: weights(N, M) });
+    await expect(layer.pack({ inputs: 'bf16' })).rejects.toMatchObject({
+      code: 'DTYPE_MISMATCH',
+      message: 'Expected bf16 weights to multiply inputs rounded to bf16 with, but this layer has f32',
+    });
+    await layer.pack();
+    await expect(layer.pack({ inputs: 'bf16' })).rejects.toMatchObject({ code: 'DTYPE_MISMATCH' });
   });
 });

@@ -17,7 +17,7 @@ interface BenchOptions {
 }
 
 export const USAGE = `npm run bench [-- options]
-  --only a,b      these questions only (a prefix will do: "layer" is layer-prefill and layer-decode)
+  --only a,b      these questions only (a prefix will do: "layer" is all that begin with it)
   --quick         small layers and few samples: a few minutes
   --threads n     of the CPU device, of OpenBLAS and of the peers (default: all processors)
   --no-peers      leave out onnxruntime, llama.cpp, numpy and PyTorch

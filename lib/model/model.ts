@@ -5,6 +5,7 @@ import { loadTensor } from '../checkpoint/load-experts.ts';
 import { checkDevice, type Device, openDevice } from '../device.ts';
 import { type BlockDType, checkBlockDType } from '../dtype.ts';
 import { checkObject, checkWorkOptions, expected, MolaeError, throwIfAborted } from '../errors.ts';
+import type { PackOptions } from '../experts.ts';
 import type { MoeBlock } from '../moe-block.ts';
 import type { Tensor } from '../tensor.ts';
 import type { LayerContext } from './attention.ts';
@@ -27,7 +28,7 @@ export interface ModelOptions {
   /** Round the routed experts to blocks of 8 or 4 bits as they are loaded, and run them so. CPU only. */
   readonly quantize?: BlockDType | undefined;
   /** `Experts.pack` every layer as it is loaded: for models that answer many prompts. Not where layers stream. */
-  readonly pack?: boolean | undefined;
+  readonly pack?: boolean | Pick<PackOptions, 'inputs'> | undefined;
   readonly signal?: AbortSignal | undefined;
   /** Called as layers are loaded. */
   readonly onProgress?: ((progress: { readonly done: number; readonly total: number }) => void) | undefined;
@@ -114,7 +115,8 @@ export class Model {
         throwIfAborted(options.signal);
         const layer = own(await loadLayer(checkpoint, spec, index, { device, quantize }));
         layers.push(layer);
-        if (options.pack) await layer.experts.pack({ release: true, signal: options.signal });
+        if (options.pack)
+          await layer.experts.pack({ ...packing(options), release: true, signal: options.signal });
         options.onProgress?.({ done: index + 1, total: spec.numLayers });
       }
       return new Model({
@@ -329,6 +331,10 @@ export class Model {
 
 /** Tokens of a prompt that go through the model at a time. */
 const PREFILL_TOKENS = 512;
+
+function packing({ pack }: ModelOptions): Pick<PackOptions, 'inputs'> {
+  return typeof pack === 'object' ? pack : {};
+}
 
 function checkOptions(options: ModelOptions): void {
   checkObject(options, 'options');

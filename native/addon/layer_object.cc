@@ -122,9 +122,11 @@ void LayerObject::forward_sync(const Napi::CallbackInfo& info) {
 Napi::Value LayerObject::pack(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     const auto prepared = alive();
-    const auto cancellation = Args(info).cancellation(0);
-    const auto run = [prepared, cancellation] {
-      if (auto packed = prepared->forward->packed(*cancellation)) prepared->forward = std::move(packed);
+    const Args args(info);
+    const PackedInputs inputs = args.string(0, "inputs") == "bf16" ? PackedInputs::BF16 : PackedInputs::F32;
+    const auto cancellation = args.cancellation(1);
+    const auto run = [prepared, inputs, cancellation] {
+      if (auto packed = prepared->forward->packed(inputs, *cancellation)) prepared->forward = std::move(packed);
       return static_cast<int64_t>(prepared->forward->packed_bytes());
     };
     const auto self = std::make_shared<Napi::ObjectReference>(Napi::Persistent(info.This().As<Napi::Object>()));

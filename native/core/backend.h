@@ -46,6 +46,10 @@ struct Gemm {
 // shares its output (left singular) space.
 enum class SharedSide { Input, Output };
 
+// What products with packed bf16 weights multiply: inputs as they are, or rounded to bf16 first, whose products some
+// processors add up in pairs.
+enum class PackedInputs { F32, BF16 };
+
 // The forward pass of one layer, prepared for one backend (captured graphs, workspaces).
 class LayerForward {
  public:
@@ -53,8 +57,8 @@ class LayerForward {
   // y [T, n] = the experts applied to x [T, n]; both of one floating dtype.
   virtual void run(const Tensor& x, const Routing& routing, const Tensor& y, const Cancellation& cancel) = 0;
   // The same with its own copy of the weights, in the order in which the kernels read fastest; null where they read
-  // weights as they came, or are packed already.
-  virtual std::unique_ptr<LayerForward> packed(const Cancellation&) const { return nullptr; }
+  // weights as they came, or are packed already and multiply such inputs.
+  virtual std::unique_ptr<LayerForward> packed(PackedInputs, const Cancellation&) const { return nullptr; }
   // What such a copy takes; 0 where weights are read as they came.
   virtual size_t packed_bytes() const { return 0; }
 };

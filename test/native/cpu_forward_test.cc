@@ -41,7 +41,7 @@ MOLAE_TEST("cpu: repeated forwards of a layer allocate nothing", Logic) {
       }
       const auto forward = backend->prepare(random.layer);
       const Cancellation never;
-      const auto packed = forward->packed(never);
+      const auto packed = forward->packed(PackedInputs::F32, never);
       for (LayerForward* one : {forward.get(), packed.get()}) {
         if (!one) continue;
         const auto run_all = [&] {

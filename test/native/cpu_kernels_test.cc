@@ -9,6 +9,7 @@
 #include <numeric>
 #include <thread>
 
+#include "core/tensor/half.h"
 #include "cpu/cpu_backend.h"
 #include "cpu/layer/gating.h"
 #include "cpu/linear/linear_tile.h"
@@ -206,6 +207,22 @@ MOLAE_TEST("cpu kernels: sums do not depend on the columns beside them", Logic) 
   }
 }
 
+struct Packing {
+  DType dtype;
+  PackedInputs inputs;
+};
+
+constexpr Packing kPackings[] = {{DType::F32, PackedInputs::F32},
+                                 {DType::BF16, PackedInputs::F32},
+                                 {DType::F16, PackedInputs::F32},
+                                 {DType::BF16, PackedInputs::BF16}};
+
+// What a product multiplies.
+void round_inputs(Product& product, PackedInputs inputs) {
+  if (inputs == PackedInputs::F32 || product.weight.dtype() != DType::BF16) return;
+  for (float& value : product.x) value = bf16_to_f32(f32_to_bf16(value));
+}
+
 std::vector<float> packed_scratch_of() { return std::vector<float>(tile_scratch<float, PackedWeight>(0), kPoison); }
 
 // Every number of rows of one pass and of a few, and tiles of many; groups of one, two and three blocks, whole and not;
@@ -215,16 +232,17 @@ MOLAE_TEST("cpu kernels: packed weights, every number of rows", Logic) {
   Context cpu{*backend, context.random};
   std::vector<int64_t> counts = {64, 101, 256};
   for (int64_t rows = 1; rows <= 40; ++rows) counts.push_back(rows);
-  for (const DType dtype : {DType::F32, DType::BF16, DType::F16}) {
+  for (const auto& [dtype, inputs] : kPackings) {
     for (const int64_t rows : counts) {
       for (const auto& [inner, cols] : {std::pair{1, 9}, {31, 16}, {257, 40}, {512, 48}, {1031, 99}}) {
         Product product(cpu, rows, inner, cols, dtype);
         product.col = 0;
-        const PackedWeight packed(*backend, 2, product.weight);
+        const PackedWeight packed(*backend, 2, product.weight, inputs);
         std::vector<float> scratch = packed_scratch_of();
         const Values actual = result_of(rows, cols, [&](float* out, int64_t stride) {
           linear_tile<float>(product.input(), rows, packed, 0, cols, out, stride, scratch.data());
         });
+        round_inputs(product, inputs);
         expect_sums(actual, product);
       }
     }
@@ -235,11 +253,11 @@ MOLAE_TEST("cpu kernels: sums with packed weights do not depend on the columns b
   const auto backend = make_cpu_backend(1);
   Context cpu{*backend, context.random};
   constexpr int64_t kCols = 121;
-  for (const DType dtype : {DType::F32, DType::BF16, DType::F16}) {
+  for (const auto& [dtype, inputs] : kPackings) {
     for (const int64_t rows : {int64_t{1}, int64_t{5}, int64_t{13}, cpu.integer(1, 100)}) {
       Product product(cpu, rows, cpu.integer(1, 1500), kCols, dtype);
       product.col = 0;
-      const PackedWeight packed(*backend, 1, product.weight);
+      const PackedWeight packed(*backend, 1, product.weight, inputs);
       std::vector<float> scratch = packed_scratch_of();
       const auto in_tiles = [&](int64_t width) {
         return result_of(rows, kCols, [&](float* out, int64_t stride) {
@@ -310,13 +328,14 @@ MOLAE_TEST("cpu kernels: gated tiles, of the same and of other rows", Logic) {
 MOLAE_TEST("cpu kernels: gated tiles of packed weights", Logic) {
   const auto backend = make_cpu_backend(1);
   Context cpu{*backend, context.random};
-  const DType dtypes[] = {DType::F32, DType::BF16, DType::F16};
   for (const auto& [rows, inner, cols] : tile_sizes(cpu)) {
     const auto activation = static_cast<Activation>(cpu.integer(0, 3));
-    Product gate(cpu, rows, inner, cols, dtypes[cpu.integer(0, 2)]);
-    Product up(cpu, rows, cpu.integer(1, 600), cols, dtypes[cpu.integer(0, 2)]);
+    const Packing one = kPackings[cpu.integer(0, 3)], other = kPackings[cpu.integer(0, 3)];
+    Product gate(cpu, rows, inner, cols, one.dtype);
+    Product up(cpu, rows, cpu.integer(1, 600), cols, other.dtype);
     gate.col = up.col = 0;
-    const PackedWeight packed_gate(*backend, 1, gate.weight), packed_up(*backend, 1, up.weight);
+    const PackedWeight packed_gate(*backend, 1, gate.weight, one.inputs);
+    const PackedWeight packed_up(*backend, 1, up.weight, other.inputs);
     std::vector<float> scratch = packed_scratch_of();
     const int64_t first_cols = std::min(cols, cpu.integer(0, 3) * kPackedCols);
     const Values actual = result_of(rows, cols, [&](float* out, int64_t stride) {
@@ -325,6 +344,8 @@ MOLAE_TEST("cpu kernels: gated tiles of packed weights", Logic) {
                                         count, {out, stride}, scratch.data());
       }
     });
+    round_inputs(gate, one.inputs);
+    round_inputs(up, other.inputs);
     expect_gated(actual, gate, up, activation);
   }
 }

@@ -147,12 +147,12 @@ void check_forward_of(Context& context, const LayerOptions& options, const Rando
   const Values scale = forward_scale(random, x, routing);
   const auto forward = context.backend.prepare(random.layer);
   expect_close(output_of(context, *forward, input, given), wanted, scale, layer_tolerance(options, x_dtype), "y");
-  const auto packed = forward->packed(Cancellation());
+  const auto packed = forward->packed(PackedInputs::F32, Cancellation());
   expect_equal(packed != nullptr, is_packed(context, options), "whether weights were packed");
   if (!packed) return;
   expect_close(output_of(context, *packed, input, given), wanted, scale, layer_tolerance(options, x_dtype),
                "y with packed weights");
-  expect(packed->packed(Cancellation()) == nullptr, "packed weights were packed again");
+  expect(packed->packed(PackedInputs::F32, Cancellation()) == nullptr, "packed weights were packed again");
 }
 
 MOLAE_TEST("experts: forward of random layers", Device) {

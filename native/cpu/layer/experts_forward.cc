@@ -406,9 +406,19 @@ class CpuLayerForward : public LayerForward {
 // A copy of the weights of its own.
 class PackedForward final : public CpuLayerForward<float, PackedWeight> {
  public:
-  using CpuLayerForward::CpuLayerForward;
+  PackedForward(Context context, LayerWeights<PackedWeight> layer, PackedInputs inputs)
+      : CpuLayerForward(context, std::move(layer)), inputs_(inputs) {}
+
+  std::unique_ptr<LayerForward> packed(PackedInputs inputs, const Cancellation&) const override {
+    if (inputs == inputs_) return nullptr;
+    check_inputs(layer(), inputs);
+    return std::make_unique<PackedForward>(context(), with_inputs(layer(), inputs), inputs);
+  }
 
   size_t packed_bytes() const override { return cpu::packed_bytes(layer()); }
+
+ private:
+  PackedInputs inputs_;
 };
 
 // Weights as they came.
@@ -418,10 +428,11 @@ class UnpackedForward final : public CpuLayerForward<Real, Tensor> {
   UnpackedForward(Backend& backend, Context context, const ExpertLayer& layer)
       : CpuLayerForward<Real, Tensor>(context, weights_of(layer)), backend_(backend) {}
 
-  std::unique_ptr<LayerForward> packed(const Cancellation& cancel) const override {
+  std::unique_ptr<LayerForward> packed(PackedInputs inputs, const Cancellation& cancel) const override {
+    check_inputs(this->layer(), inputs);
     if (!can_pack(this->layer())) return nullptr;
-    auto weights = pack(backend_, this->context().threads, this->layer(), cancel);
-    return std::make_unique<PackedForward>(this->context(), std::move(weights));
+    auto weights = pack(backend_, this->context().threads, this->layer(), inputs, cancel);
+    return std::make_unique<PackedForward>(this->context(), std::move(weights), inputs);
   }
 
  private:

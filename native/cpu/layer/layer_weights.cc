@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "core/error.h"
+
 namespace molae::cpu {
 namespace {
 
@@ -46,11 +48,11 @@ bool can_pack(const LayerWeights<Tensor>& layer) {
   return all;
 }
 
-LayerWeights<PackedWeight> pack(Backend& backend, int threads, const LayerWeights<Tensor>& layer,
+LayerWeights<PackedWeight> pack(Backend& backend, int threads, const LayerWeights<Tensor>& layer, PackedInputs inputs,
                                 const Cancellation& cancel) {
   const auto pack_one = [&](const Tensor& weight) {
     cancel.check();
-    return PackedWeight(backend, threads, weight);
+    return PackedWeight(backend, threads, weight, inputs);
   };
   const auto pack_all = [&](const std::vector<Tensor>& weights) {
     std::vector<PackedWeight> packed;
@@ -76,6 +78,34 @@ LayerWeights<PackedWeight> pack(Backend& backend, int threads, const LayerWeight
   packed.up.shared = layer.shares_basis ? packed.gate.shared : pack_all(layer.up.shared);
   if (layer.shared_expert) packed.shared_expert = pack_shared(*layer.shared_expert);
   return packed;
+}
+
+template <class Weight>
+void check_inputs(const LayerWeights<Weight>& layer, PackedInputs inputs) {
+  if (inputs != PackedInputs::BF16) return;
+  bool any = false;
+  for_weights(layer, [&](const Weight& weight) { any = any || weight.dtype() == DType::BF16; });
+  if (any) return;
+  fail(ErrorCode::DTypeMismatch, "Expected bf16 weights to multiply inputs rounded to bf16 with, but this layer has ",
+       dtype_name(layer.gate.per_expert[0].dtype()));
+}
+
+template void check_inputs(const LayerWeights<Tensor>&, PackedInputs);
+template void check_inputs(const LayerWeights<PackedWeight>&, PackedInputs);
+
+LayerWeights<PackedWeight> with_inputs(LayerWeights<PackedWeight> layer, PackedInputs inputs) {
+  const auto take = [&](PackedWeight& weight) { weight = weight.with_inputs(inputs); };
+  for (OperatorWeights<PackedWeight>* op : {&layer.gate, &layer.up, &layer.down}) {
+    std::for_each(op->per_expert.begin(), op->per_expert.end(), take);
+    std::for_each(op->shared.begin(), op->shared.end(), take);
+  }
+  if (layer.shared_expert) {
+    for (PackedWeight* weight : {&layer.shared_expert->gate, &layer.shared_expert->up, &layer.shared_expert->down}) {
+      take(*weight);
+    }
+    if (layer.shared_expert->gate_logit) take(*layer.shared_expert->gate_logit);
+  }
+  return layer;
 }
 
 size_t packed_bytes(const LayerWeights<PackedWeight>& layer) {

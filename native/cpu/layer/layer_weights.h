@@ -44,8 +44,13 @@ LayerWeights<Tensor> weights_of(const ExpertLayer& layer);
 
 // Not where any are f64 or in blocks.
 bool can_pack(const LayerWeights<Tensor>& layer);
-LayerWeights<PackedWeight> pack(Backend& backend, int threads, const LayerWeights<Tensor>& layer,
+LayerWeights<PackedWeight> pack(Backend& backend, int threads, const LayerWeights<Tensor>& layer, PackedInputs inputs,
                                 const Cancellation& cancel);
+// Throws DTypeMismatch where no weight is bf16, and inputs are to be rounded to it.
+template <class Weight>
+void check_inputs(const LayerWeights<Weight>& layer, PackedInputs inputs);
+// The same memory.
+LayerWeights<PackedWeight> with_inputs(LayerWeights<PackedWeight> layer, PackedInputs inputs);
 size_t packed_bytes(const LayerWeights<PackedWeight>& layer);
 
 }  // namespace molae::cpu

@@ -14,7 +14,7 @@ struct PackedProduct {
   const std::byte* weights;  // of the first block, from the first step of the piece on
   int64_t block_bytes;       // from block to block
   int64_t blocks;            // 3 at most
-  const float* const* x;     // where the piece begins, row by row
+  const float* const* x;     // where the piece begins, row by row; or pairs of bf16, where kernels take them
   int64_t rows;
   int64_t inner;  // odd only where the weight's ends
   float* sums;    // [rows][blocks * kPackedCols]
@@ -53,5 +53,9 @@ struct PackedKernel {
 
 // The best for this processor.
 const PackedKernel& packed_kernel();
+
+// Of bf16 weights and pairs of bf16 inputs, as many rows as kernels with AVX-512 take: two steps an instruction, where
+// the processor has one that is as fast as a multiply-add; else null.
+PackedKernel::Multiply pair_kernel();
 
 }  // namespace molae::cpu

@@ -3,13 +3,20 @@
 #include <algorithm>
 
 #include "core/checked.h"
+#include "core/tensor/half.h"
 #include "cpu/linear/packed_kernel.h"
+#include "cpu/linear/panel_product.h"
+#include "cpu/simd/convert.h"
+#include "cpu/simd/multiversion.h"
 #include "cpu/system/processor.h"
 
 namespace molae::cpu {
 namespace {
 
 constexpr int64_t kLineBytes = 64;
+
+// Floats of widened weights.
+constexpr int64_t kKept = PackedKernel::kKeptStride * kGroupCols / kPackedCols;
 
 // With more rows a group's weights are computed with for longer than the next ones take to come.
 constexpr int64_t kPackedWaitRows = 12;
@@ -33,6 +40,10 @@ int64_t most_inner(int64_t rows, DType dtype) {
   return std::max(steps, most / steps * steps);
 }
 
+MOLAE_MULTIVERSION void round_to_bf16(const float* from, float* to, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) to[i] = bf16_to_f32(f32_to_bf16(from[i]));
+}
+
 // A piece of a group of blocks.
 struct Piece {
   const PackedTarget* target;
@@ -40,6 +51,7 @@ struct Piece {
   int64_t block_bytes, blocks;
   int64_t col;           // the group's first, from the first column of the product
   int64_t begin, inner;  // steps
+  int64_t part_begin;    // of the part of the inner size that it belongs to
   int64_t bytes;         // of each block
 };
 
@@ -66,6 +78,7 @@ class Pieces {
              group_,
              begin_,
              inner,
+             part_begin_,
              inner * step_bytes};
     first_ = false;
     begin_ += inner;
@@ -113,6 +126,44 @@ class Pieces {
   int64_t begin_ = 0;
 };
 
+// The inputs of a part of the inner size, rounded to bf16: in pairs where a kernel takes them, else as floats again.
+// They are rounded with the first group of columns that they are multiplied with, and read by all.
+class RoundedInputs {
+ public:
+  explicit RoundedInputs(float* room) : room_(room) {}
+
+  static int64_t room(int64_t rows, int64_t steps) { return rows * packed_stride(steps); }
+
+  void round(const Piece& piece, int64_t rows) {
+    if (piece.col == 0 && piece.begin == piece.part_begin) {
+      stride_ = packed_stride(std::min(piece.target->weight.cols() - piece.begin, most_inner(rows, DType::BF16)));
+    }
+    if (piece.col != 0) return;
+    for (int64_t i = 0; i < rows; ++i) {
+      const float* from = piece.target->x.row(i) + piece.begin;
+      if (!in_pairs_) {
+        round_to_bf16(from, to(piece, i), piece.inner);
+        continue;
+      }
+      auto* pairs = reinterpret_cast<uint16_t*>(to(piece, i));
+      convert_elements(DType::F32, from, DType::BF16, pairs, piece.inner);
+      if (piece.inner % 2 != 0) pairs[piece.inner] = 0;
+    }
+  }
+
+  const float* row(const Piece& piece, int64_t row) const { return to(piece, row); }
+
+ private:
+  float* to(const Piece& piece, int64_t row) const {
+    const int64_t begin = piece.begin - piece.part_begin;
+    return room_ + row * stride_ + (in_pairs_ ? begin / 2 : begin);
+  }
+
+  const bool in_pairs_ = pair_kernel() != nullptr;
+  float* room_;
+  int64_t stride_ = 0;
+};
+
 // The first group of a part of the inner size finds most of its inputs in memory or in a cache that threads share.
 bool brings_in_inputs(const Piece& piece, const Piece& next) {
   return piece.col == 0 && next.target == piece.target && next.begin == piece.begin + piece.inner;
@@ -121,7 +172,7 @@ bool brings_in_inputs(const Piece& piece, const Piece& next) {
 // All rows against a piece, in passes of about the same number. Each brings in its share of what is read next: so
 // memory is asked for at an even rate, which is what lets reading and computing overlap. The first of several passes
 // leaves halves in `widened` as floats.
-void multiply_piece(const Piece& piece, int64_t rows, const Piece* next, float* widened) {
+void multiply_piece(const Piece& piece, int64_t rows, const Piece* next, const RoundedInputs& rounded, float* widened) {
   const PackedKernel& kernel = packed_kernel();
   const DType dtype = piece.target->weight.dtype();
   const int64_t passes = ceil_divide(rows, kernel.most_rows);
@@ -139,10 +190,13 @@ void multiply_piece(const Piece& piece, int64_t rows, const Piece* next, float* 
   product.kept = widened;
   product.alone = passes == 1;
   product.into_first = !second_cache_takes_requests();
-  product.next_inner = next && brings_in_inputs(piece, *next) ? next->inner : 0;
+  const bool rounds = piece.target->weight.rounds_inputs();
+  product.next_inner = next && !rounds && brings_in_inputs(piece, *next) ? next->inner : 0;
   for (int64_t pass = 0, row = 0; pass < passes; ++pass, row += product.rows) {
     product.rows = fewer + (pass >= first_larger ? 1 : 0);
-    for (int64_t i = 0; i < product.rows; ++i) inputs[i] = piece.target->x.row(row + i) + piece.begin;
+    for (int64_t i = 0; i < product.rows; ++i) {
+      inputs[i] = rounds ? rounded.row(piece, row + i) : piece.target->x.row(row + i) + piece.begin;
+    }
     product.sums = piece.target->sums + piece.col * rows + row * piece.blocks * kPackedCols;
     if (next) {
       const int64_t asked = std::min(next->bytes, pass * share);
@@ -152,6 +206,10 @@ void multiply_piece(const Piece& piece, int64_t rows, const Piece* next, float* 
     }
     if (!is_half(dtype)) {
       kernel.f32(product);
+      continue;
+    }
+    if (rounds && pair_kernel()) {
+      pair_kernel()(product);
       continue;
     }
     const PackedKernel::Halves& halves = dtype == DType::BF16 ? kernel.bf16 : kernel.f16;
@@ -169,14 +227,25 @@ void multiply_piece(const Piece& piece, int64_t rows, const Piece* next, float* 
 
 }  // namespace
 
-int64_t packed_scratch() { return PackedKernel::kKeptStride * kGroupCols / kPackedCols; }
+int64_t packed_scratch() {
+  static const int64_t kElements = [] {
+    int64_t room = 0;
+    for (int64_t rows = 1; rows <= kPanelRows; ++rows) {
+      room = std::max(room, RoundedInputs::room(rows, most_inner(rows, DType::BF16)));
+    }
+    return kKept + room;
+  }();
+  return kElements;
+}
 
 void multiply_packed(std::span<const PackedTarget> targets, int64_t rows, int64_t col, int64_t cols, float* scratch) {
   Pieces pieces(targets, rows, col, cols);
+  RoundedInputs rounded(scratch + kKept);
   Piece piece, next;
   for (bool more = pieces.next(piece); more; piece = next) {
     more = pieces.next(next);
-    multiply_piece(piece, rows, more ? &next : nullptr, scratch);
+    if (piece.target->weight.rounds_inputs()) rounded.round(piece, rows);
+    multiply_piece(piece, rows, more ? &next : nullptr, rounded, scratch);
   }
 }
 

@@ -18,7 +18,7 @@ constexpr int64_t packed_stride(int64_t size) { return round_up(size, 32) + 16; 
 // Columns with those that a block fills up.
 constexpr int64_t packed_cols(int64_t cols) { return round_up(cols, kPackedCols); }
 
-// Scratch elements of one call.
+// Scratch elements of one call: weights widened for several passes, and the inputs of a part where they are rounded.
 int64_t packed_scratch();
 
 // One of several products of as many rows and columns.

@@ -44,8 +44,8 @@ const Item* items(const std::byte* data) {
 
 bool PackedWeight::supports(DType dtype) { return dtype == DType::F32 || is_half(dtype); }
 
-PackedWeight::PackedWeight(Backend& backend, int threads, const Tensor& weight)
-    : dtype_(weight.dtype()), rows_(weight.rows()), inner_(weight.cols()) {
+PackedWeight::PackedWeight(Backend& backend, int threads, const Tensor& weight, PackedInputs inputs)
+    : dtype_(weight.dtype()), rows_(weight.rows()), inner_(weight.cols()), inputs_(inputs) {
   const int64_t blocks = ceil_divide(rows_, kPackedCols);
   buffer_ = backend.allocate(blocks * block_bytes());
   ComputePool::instance().parallel_for(threads, blocks, [&](int64_t index, int) {
@@ -61,6 +61,12 @@ PackedWeight::PackedWeight(Backend& backend, int threads, const Tensor& weight)
       pack_block(items<float>(from), inner_, cols, reinterpret_cast<float*>(to));
     }
   });
+}
+
+PackedWeight PackedWeight::with_inputs(PackedInputs inputs) const {
+  PackedWeight same = *this;
+  same.inputs_ = inputs;
+  return same;
 }
 
 const std::byte* PackedWeight::block(int64_t col, int64_t begin) const {

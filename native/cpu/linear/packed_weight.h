@@ -25,8 +25,12 @@ class PackedWeight {
 
   PackedWeight() = default;
   // A copy, in memory of the backend.
-  PackedWeight(Backend& backend, int threads, const Tensor& weight);
+  PackedWeight(Backend& backend, int threads, const Tensor& weight, PackedInputs inputs = PackedInputs::F32);
+  // The same memory.
+  PackedWeight with_inputs(PackedInputs inputs) const;
 
+  // Whether products round their inputs to bf16 first: with weights of bf16 only.
+  bool rounds_inputs() const { return inputs_ == PackedInputs::BF16 && dtype_ == DType::BF16; }
   DType dtype() const { return dtype_; }
   int64_t rows() const { return rows_; }
   int64_t cols() const { return inner_; }
@@ -42,6 +46,7 @@ class PackedWeight {
   DType dtype_ = DType::F32;
   int64_t rows_ = 0;
   int64_t inner_ = 0;
+  PackedInputs inputs_ = PackedInputs::F32;
 };
 
 }  // namespace molae::cpu

@@ -127,16 +127,36 @@ const Caches& caches() {
   return found;
 }
 
-bool second_cache_takes_requests() {
+namespace {
+
+bool is_amd() {
 #if defined(__x86_64__)
-  static const bool takes = [] {
-    __builtin_cpu_init();
-    return !__builtin_cpu_is("amd");
-  }();
-  return takes;
+  __builtin_cpu_init();
+  return __builtin_cpu_is("amd");
 #else
-  return true;
+  return false;
 #endif
+}
+
+bool has_bf16_pairs() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
+}  // namespace
+
+bool second_cache_takes_requests() {
+  static const bool takes = !is_amd();
+  return takes;
+}
+
+bool multiplies_pairs_fast() {
+  static const bool fast = instructions() == Instructions::Avx512 && has_bf16_pairs() && is_amd();
+  return fast;
 }
 
 }  // namespace cpu

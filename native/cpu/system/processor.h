@@ -45,4 +45,8 @@ const Caches& caches();
 // them for the first cache.
 bool second_cache_takes_requests();
 
+// Whether AVX512-BF16, of two products a lane, is worth its rounding: on AMD's Zen 4 it has the rate of multiply-adds,
+// on a Xeon of Intel's fifth generation a quarter of it. Not where MOLAE_INSTRUCTIONS leaves out AVX-512.
+bool multiplies_pairs_fast();
+
 }  // namespace molae::cpu
