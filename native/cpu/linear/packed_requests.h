@@ -19,7 +19,7 @@ MOLAE_INLINE void forget(Value& value) {
   asm volatile("" : "+r"(value));
 }
 
-// What a line is asked for into.
+// Asks for a line.
 MOLAE_INLINE void request(const void* line, bool into_first) {
   if (into_first) {
     __builtin_prefetch(line, 0, 3);
@@ -29,7 +29,7 @@ MOLAE_INLINE void request(const void* line, bool into_first) {
 }
 
 // Requests for what is read next, at an even rate: of all blocks in turns. They go to the second cache, as the first
-// has the weights at hand, some lines with every kMostSteps steps. Or to the first, then about a line of each block at
+// has the weights at hand, some lines with every sixteen steps. Or to the first, then about a line of each block at
 // a time: there requests take places in which loads wait, too. Passes are short: so there is no division.
 template <int Blocks>
 class PieceAhead {
