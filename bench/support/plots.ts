@@ -159,7 +159,7 @@ function errorOverGroupSize(rows: readonly Row[]): Chart | undefined {
 }
 
 function gains(rows: readonly Row[]): Chart | undefined {
-  const latent = rows.filter((row) => row.data.kind === 'latent');
+  const latent = rows.filter(({ data }) => data.kind === 'latent' && data.predictedGain !== undefined);
   if (latent.length === 0) return undefined;
   const predicted = latent.map((row) => value(row, 'predictedGain'));
   const measured = latent.map((row) => value(row, 'gain'));
