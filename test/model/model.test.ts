@@ -119,6 +119,15 @@ describe('a packed model', () => {
     );
   });
 
+  test.runIf(device.kind === 'cpu')('rounds inputs where it is told to', async () => {
+    await using packed = await Model.open(source, { device, pack: { inputs: 'bf16' } });
+    using logits = await packed.forward(ids.slice(0, 50));
+    using wanted = await model.forward(ids.slice(0, 50));
+    const error = relativeError(await logits.read(), await wanted.read());
+    expect(error).toBeGreaterThan(1e-4);
+    expect(error).toBeLessThan(2e-2);
+  });
+
   test('is refused where layers stream', async () => {
     await expect(Model.open(source, { device, pack: true, stream: true })).rejects.toMatchObject({
       code: 'INVALID_ARGUMENT',
