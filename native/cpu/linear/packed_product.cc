@@ -191,6 +191,7 @@ void multiply_piece(const Piece& piece, int64_t rows, const Piece* next, const R
   product.alone = passes == 1;
   product.into_first = !second_cache_takes_requests();
   const bool rounds = piece.target->weight.rounds_inputs();
+  const PackedKernel::Multiply multiply_pairs = rounds ? pair_kernel() : nullptr;
   product.next_inner = next && !rounds && brings_in_inputs(piece, *next) ? next->inner : 0;
   for (int64_t pass = 0, row = 0; pass < passes; ++pass, row += product.rows) {
     product.rows = fewer + (pass >= first_larger ? 1 : 0);
@@ -208,8 +209,8 @@ void multiply_piece(const Piece& piece, int64_t rows, const Piece* next, const R
       kernel.f32(product);
       continue;
     }
-    if (rounds && pair_kernel()) {
-      pair_kernel()(product);
+    if (multiply_pairs) {
+      multiply_pairs(product);
       continue;
     }
     const PackedKernel::Halves& halves = dtype == DType::BF16 ? kernel.bf16 : kernel.f16;

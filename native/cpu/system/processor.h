@@ -41,8 +41,8 @@ struct Caches {
 const Caches& caches();
 
 // Whether what is requested for the second cache gets there. Not with AMD's: Zen 4 drops some of these requests without
-// a word (arXiv 2411.02814, section on software prefetching; here kernels took up to twice the time), older ones take
-// them for the first cache.
+// a word (arXiv 2411.02814, section on software prefetching; here kernels had as little as 55% of their rate), older
+// ones take them for the first cache.
 bool second_cache_takes_requests();
 
 // Whether AVX512-BF16, of two products a lane, is worth its rounding: on AMD's Zen 4 it has the rate of multiply-adds,
