@@ -51,7 +51,7 @@ export interface PackOptions {
   /**
    * What bf16 weights are multiplied with. `f32` (the default): all inputs as they are. `bf16`: what goes into each product (x, z, the
    * hidden values, d) is rounded to bf16 first, as in PyTorch; sums stay f32. Where the processor adds up pairs of such products as fast as it
-   * multiplies f32 (AVX512-BF16 of AMD's, measured on Zen 4), batches of 512 tokens and more then take about two thirds of the time;
+   * multiplies f32 (AVX512-BF16 of AMD's, measured on Zen 4), batches of 512 tokens and more then take about three fifths of the time;
    * elsewhere the results are about the same, but no faster.
    */
   readonly inputs?: 'f32' | 'bf16' | undefined;
