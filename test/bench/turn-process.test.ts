@@ -1,6 +1,6 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as wait } from 'node:timers/promises';
@@ -22,8 +22,15 @@ function start(took: string): Promise<TurnProcess<{ readonly version: string; re
   return TurnProcess.start(process.execPath, ['-e', script]);
 }
 
-/** T: stopped. */
-const stateOf = (pid: number) => /\) (\w) /.exec(readFileSync(`/proc/${pid}/stat`, 'utf8'))?.[1];
+/** T: stopped. A process may end between any two looks at it, even while its file is read (ESRCH). */
+function stateOf(pid: number): string | undefined {
+  try {
+    return /\) (\w) /.exec(readFileSync(`/proc/${pid}/stat`, 'utf8'))?.[1];
+  } catch (error) {
+    if (['ENOENT', 'ESRCH'].includes((error as NodeJS.ErrnoException).code ?? '')) return 'gone';
+    throw error;
+  }
+}
 
 async function becomes(state: () => string | undefined, wanted: string): Promise<void> {
   for (let tries = 0; tries < 500 && state() !== wanted; tries++) await wait(10);
@@ -90,7 +97,7 @@ describe.runIf(process.platform === 'linux')('a peer that is stopped ends with u
     const pid = Number(String(line));
     if (how !== 'exit') child.kill(how);
     expect((await closed)[1]).toBe(how === 'exit' ? null : how);
-    await becomes(() => (existsSync(`/proc/${pid}`) ? stateOf(pid) : 'gone'), 'gone');
+    await becomes(() => stateOf(pid), 'gone');
   });
 });
 
