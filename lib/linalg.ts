@@ -1,6 +1,6 @@
 import { type DType, isBlockDType } from './dtype.ts';
 import { checkObject, expected, MolaeError, shapeText } from './errors.ts';
-import { awaitNative, type NativeGemm } from './native.ts';
+import { awaitNative, type NativeGemm, type NativeTensor } from './native.ts';
 import { checkTensor, type ResultTensor, type Tensor, withResults } from './tensor.ts';
 
 /** Of one call. */
@@ -31,7 +31,7 @@ export async function gemm<D extends DType, Out extends Tensor | undefined = und
   const given = checkedOptions(options);
   return withResults(a.device, async (make) => {
     const out = given.out ?? make(a.dtype, [opRows(a, given.transposeA), opCols(b, given.transposeB)]);
-    await awaitNative(() => a.device.native.gemm([problem(a, b, out, given)]));
+    await awaitNative(() => a.device.native.gemm(...problem(a, b, out, given)));
     return out as ResultTensor<D, Out>;
   });
 }
@@ -47,37 +47,11 @@ export async function batchedGemm<D extends DType, Out extends Tensor | undefine
   const given = checkedOptions(options);
   const batch = a.shape[0] as number;
   if (batch > MOST_PRODUCTS) throw expected(`at most ${MOST_PRODUCTS} slices`, 'a', batch);
-  if (b.shape[0] !== batch) {
-    throw new MolaeError(
-      'SHAPE_MISMATCH',
-      `Batches differ: a ${shapeText(a.shape)}, b ${shapeText(b.shape)}`,
-    );
-  }
   const m = a.shape[given.transposeA ? 2 : 1] as number;
   const n = b.shape[given.transposeB ? 1 : 2] as number;
   return withResults(a.device, async (make) => {
     const out = given.out ?? make(a.dtype, [batch, m, n]);
-    checkRank(out, 3, 'out');
-    if (out.shape[0] !== batch) {
-      throw new MolaeError(
-        'SHAPE_MISMATCH',
-        `Expected shape [${batch}, ${m}, ${n}] for out but received ${shapeText(out.shape)}`,
-      );
-    }
-    const slices: Tensor[] = [];
-    const slice = (tensor: Tensor, i: number) => {
-      const view = tensor.slice(i);
-      slices.push(view);
-      return view;
-    };
-    try {
-      const problems = Array.from({ length: batch }, (_, i) =>
-        problem(slice(a, i), slice(b, i), slice(out, i), given),
-      );
-      await awaitNative(() => a.device.native.gemm(problems));
-    } finally {
-      for (const view of slices) view.dispose();
-    }
+    await awaitNative(() => a.device.native.batchedGemm(...problem(a, b, out, given)));
     return out as ResultTensor<D, Out>;
   });
 }
@@ -115,9 +89,13 @@ export async function groupedGemm<const Problems extends readonly GroupedGemmPro
       ({ a, b, transposeA, transposeB, out }) =>
         out ?? make(a.dtype, [opRows(a, transposeA), opCols(b, transposeB)]),
     );
-    await awaitNative(() =>
-      device.native.gemm(given.map((item, i) => problem(item.a, item.b, outs[i] as Tensor, item))),
-    );
+    const tensors: NativeTensor[] = [];
+    const settings = new Float64Array(4 * given.length);
+    for (const [i, { a, b, transposeA, transposeB, alpha, beta }] of given.entries()) {
+      tensors.push(a.native, b.native, (outs[i] as Tensor).native);
+      settings.set([+transposeA, +transposeB, alpha, beta], 4 * i);
+    }
+    await awaitNative(() => device.native.groupedGemm(tensors, settings));
     return outs as GroupedGemmResults<Problems>;
   });
 }

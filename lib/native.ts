@@ -168,7 +168,14 @@ export interface NativeDevice {
   fromData(dtype: string, shape: readonly number[], data: NodeJS.TypedArray): NativeTensor;
   copy(from: NativeTensor, to: NativeTensor): Promise<void>;
   transpose(from: NativeTensor, to: NativeTensor): Promise<void>;
-  gemm(problems: readonly NativeGemm[]): Promise<void>;
+  gemm(...problem: NativeGemm): Promise<void>;
+  /** Of stacks. */
+  batchedGemm(...problem: NativeGemm): Promise<void>;
+  /**
+   * Flat, as an object for each of thousands of products takes longer to read than a small product to compute: a, b and
+   * out of each, and its transposeA, transposeB, alpha and beta.
+   */
+  groupedGemm(tensors: readonly NativeTensor[], settings: Float64Array): Promise<void>;
   svd(a: NativeTensor, u: NativeTensor, s: NativeTensor, vt: NativeTensor): Promise<void>;
   eigh(a: NativeTensor, values: NativeTensor, vectors: NativeTensor): Promise<void>;
   route(

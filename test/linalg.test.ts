@@ -116,6 +116,51 @@ describe('batched and grouped gemm', () => {
     );
   });
 
+  test('each product of a stack and of a group is added to what was there, each of a group by its own factors', async () => {
+    const sizes = { m: 5, n: 6, k: 7, dtype: 'f64', ta: false, tb: true } as const;
+    const factors = [
+      { alpha: 1, beta: 0 },
+      { alpha: 0.5, beta: -2 },
+      { alpha: -3, beta: 1 },
+    ];
+    const random = new Random(8);
+    const parts = factors.map(() => ({ ...operands(random, sizes), c: random.matrix(5, 6, 1, 'f64') }));
+    const stacked = (pick: (part: (typeof parts)[number]) => Matrix, rows: number, cols: number) =>
+      toTensor(
+        device,
+        'f64',
+        matrix(
+          3 * rows,
+          cols,
+          parts.flatMap((part) => [...pick(part).data]),
+        ),
+      ).reshape([3, rows, cols]);
+    const a = stacked((part) => part.a, 5, 7);
+    const b = stacked((part) => part.b, 6, 7);
+    const sums = (of: (i: number) => { alpha: number; beta: number }) =>
+      parts.flatMap(({ product, c }, i) =>
+        Array.from(product.data, (v, at) => of(i).alpha * v + of(i).beta * (c.data[at] as number)),
+      );
+
+    const stack = stacked((part) => part.c, 5, 6);
+    await batchedGemm(a, b, { transposeB: true, alpha: 0.25, beta: 3, out: stack });
+    const same = sums(() => ({ alpha: 0.25, beta: 3 }));
+    expect(relativeError(await valuesOf(stack), same)).toBeLessThan(bounds.f64);
+
+    const group = stacked((part) => part.c, 5, 6);
+    await groupedGemm(
+      factors.map((of, i) => ({
+        a: a.slice(i),
+        b: b.slice(i),
+        out: group.slice(i),
+        transposeB: true,
+        ...of,
+      })),
+    );
+    const own = sums((i) => factors[i] as (typeof factors)[number]);
+    expect(relativeError(await valuesOf(group), own)).toBeLessThan(bounds.f64);
+  });
+
   test('groupedGemm takes problems of any shapes and dtypes at once', async () => {
     await fc.assert(
       fc.asyncProperty(fc.array(gemmCase, { maxLength: 9 }), async (cases) => {
@@ -368,7 +413,41 @@ describe('bad input', () => {
       'batches that differ',
       () => batchedGemm(device.empty('f32', [2, 2, 2]), device.empty('f32', [3, 2, 2])),
       'SHAPE_MISMATCH',
-      /Batches differ/,
+      /Batches differ: a \[2, 2, 2\], b \[3, 2, 2\]/,
+    ],
+    [
+      'a stack of results that is too small',
+      () =>
+        batchedGemm(device.empty('f32', [2, 2, 2]), device.empty('f32', [2, 2, 2]), {
+          out: device.empty('f32', [1, 2, 2]),
+        }),
+      'SHAPE_MISMATCH',
+      /shape \[2, any, any\] for out but received \[1, 2, 2\]/,
+    ],
+    [
+      'slices that do not fit each other',
+      () => batchedGemm(device.empty('f32', [2, 2, 3]), device.empty('f32', [2, 2, 3])),
+      'SHAPE_MISMATCH',
+      /Inner sizes differ: a \[2, 3\], b \[2, 3\]/,
+    ],
+    [
+      'stacks that share memory with their results',
+      () => {
+        const x = device.empty('f32', [2, 2, 2]);
+        return batchedGemm(x, device.empty('f32', [2, 2, 2]), { out: x });
+      },
+      'INVALID_ARGUMENT',
+      /shares memory/,
+    ],
+    [
+      'a product of a group, by its index',
+      () =>
+        groupedGemm([
+          { a: a(), b: a(), transposeB: true },
+          { a: a(), b: a() },
+        ]),
+      'SHAPE_MISMATCH',
+      /^problems\[1\]: Inner sizes differ/,
     ],
   ])('%s', async (_, call, code, message) => {
     await expect(call()).rejects.toMatchObject({ code, message: expect.stringMatching(message) });

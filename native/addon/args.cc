@@ -163,6 +163,15 @@ Napi::Array Args::array(size_t index, const char* name) const {
   return at(index).As<Napi::Array>();
 }
 
+std::vector<double> Args::doubles(size_t index, const char* name) const {
+  const Napi::Value value = at(index);
+  if (!value.IsTypedArray() || value.As<Napi::TypedArray>().TypedArrayType() != napi_float64_array) {
+    unexpected("a Float64Array", name, value);
+  }
+  const auto array = value.As<Napi::Float64Array>();
+  return {array.Data(), array.Data() + array.ElementLength()};
+}
+
 Fields Args::fields(size_t index, const char* name) const {
   if (!at(index).IsObject()) unexpected("an object", name, at(index));
   return Fields(at(index).As<Napi::Object>());

@@ -55,6 +55,7 @@ class Args {
   std::string string(size_t index, const char* name) const;
   Shape shape(size_t index, const char* name) const;
   Napi::Array array(size_t index, const char* name) const;
+  std::vector<double> doubles(size_t index, const char* name) const;  // of a Float64Array
   Fields fields(size_t index, const char* name) const;
   std::shared_ptr<Cancellation> cancellation(size_t index) const;  // a new one where the argument is absent
 

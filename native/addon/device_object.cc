@@ -14,6 +14,7 @@
 #include "addon/tensor_object.h"
 #include "addon/type_tags.h"
 #include "core/checks.h"
+#include "core/error.h"
 
 namespace molae::addon {
 namespace {
@@ -32,19 +33,44 @@ Napi::Value to_js(Napi::Env env, const DeviceInfo& info) {
   return object;
 }
 
-Gemm to_gemm(Napi::Value value, const Backend* owner) {
-  if (!value.IsArray()) unexpected("[a, b, out, transposeA, transposeB, alpha, beta]", "problem", value);
-  const auto fields = value.As<Napi::Array>();
-  Gemm problem;
-  problem.a = to_tensor(fields.Get(0u), "a");
-  problem.b = to_tensor(fields.Get(1u), "b");
-  problem.c = to_tensor(fields.Get(2u), "out");
-  problem.transpose_a = Napi::Value(fields.Get(3u)).ToBoolean();
-  problem.transpose_b = Napi::Value(fields.Get(4u)).ToBoolean();
-  problem.alpha = Napi::Value(fields.Get(5u)).ToNumber();
-  problem.beta = Napi::Value(fields.Get(6u)).ToNumber();
-  check_gemm(problem, owner);
-  return problem;
+// (a, b, out, transposeA, transposeB, alpha, beta)
+Gemm to_gemm(const Napi::CallbackInfo& info) {
+  const Args args(info);
+  return {args.tensor(0, "a"), args.tensor(1, "b"),     args.tensor(2, "out"), info[3].ToBoolean(),
+          info[4].ToBoolean(), args.number(5, "alpha"), args.number(6, "beta")};
+}
+
+// The product of each slice of three stacks.
+std::vector<Gemm> slices_of(const Gemm& stack) {
+  std::vector<Gemm> problems;
+  problems.reserve(static_cast<size_t>(stack.c.dim(0)));
+  for (int64_t i = 0; i < stack.c.dim(0); ++i) {
+    problems.push_back({stack.a.slice(i), stack.b.slice(i), stack.c.slice(i), stack.transpose_a, stack.transpose_b,
+                        stack.alpha, stack.beta});
+  }
+  return problems;
+}
+
+// a, b and out of each product, and as numbers its transposeA, transposeB, alpha and beta.
+std::vector<Gemm> to_gemms(const Napi::Array& tensors, const std::vector<double>& settings, const Backend* owner) {
+  const size_t count = settings.size() / 4;
+  std::vector<Gemm> problems;
+  problems.reserve(count);
+  for (size_t i = 0; i < count; ++i) {
+    const Napi::HandleScope scope(tensors.Env());
+    const auto operand = [&, item = static_cast<uint32_t>(3 * i)](uint32_t offset, const char* name) {
+      return to_tensor(tensors.Get(item + offset), name);
+    };
+    const double* setting = settings.data() + 4 * i;
+    problems.push_back({operand(0, "a"), operand(1, "b"), operand(2, "out"), setting[0] != 0, setting[1] != 0,
+                        setting[2], setting[3]});
+    try {
+      check_gemm(problems.back(), owner);
+    } catch (const Error& error) {
+      fail(error.code(), "problems[", i, "]: ", error.what());
+    }
+  }
+  return problems;
 }
 
 RouterSpec to_router_spec(const Fields& fields) {
@@ -79,6 +105,8 @@ Napi::Function DeviceObject::define(Napi::Env env) {
                       InstanceMethod<&DeviceObject::copy>("copy"),
                       InstanceMethod<&DeviceObject::transpose>("transpose"),
                       InstanceMethod<&DeviceObject::gemm>("gemm"),
+                      InstanceMethod<&DeviceObject::batched_gemm>("batchedGemm"),
+                      InstanceMethod<&DeviceObject::grouped_gemm>("groupedGemm"),
                       InstanceMethod<&DeviceObject::svd>("svd"),
                       InstanceMethod<&DeviceObject::eigh>("eigh"),
                       InstanceMethod<&DeviceObject::route>("route"),
@@ -190,13 +218,32 @@ Napi::Value DeviceObject::transpose(const Napi::CallbackInfo& info) {
 
 Napi::Value DeviceObject::gemm(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
-    Device& device = alive();
-    const Napi::Array list = Args(info).array(0, "problems");
-    std::vector<Gemm> problems;
-    for (uint32_t i = 0; i < list.Length(); ++i) problems.push_back(to_gemm(list.Get(i), &device.backend()));
-    const auto run = [&device, problems = std::move(problems)] { device.backend().gemm(problems); };
-    return Module::of(info.Env()).submit(info.Env(), device, run);
+    const Gemm problem = to_gemm(info);
+    check_gemm(problem, &alive().backend());
+    return submit_products(info.Env(), {problem});
   });
+}
+
+Napi::Value DeviceObject::batched_gemm(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    const Gemm stack = to_gemm(info);
+    check_batched_gemm(stack, &alive().backend());
+    return submit_products(info.Env(), slices_of(stack));
+  });
+}
+
+Napi::Value DeviceObject::grouped_gemm(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    const Args args(info);
+    return submit_products(info.Env(),
+                           to_gemms(args.array(0, "tensors"), args.doubles(1, "settings"), &alive().backend()));
+  });
+}
+
+Napi::Value DeviceObject::submit_products(Napi::Env env, std::vector<Gemm> problems) {
+  Device& device = alive();
+  return Module::of(env).submit(env, device,
+                                [&device, problems = std::move(problems)] { device.backend().gemm(problems); });
 }
 
 Napi::Value DeviceObject::svd(const Napi::CallbackInfo& info) {

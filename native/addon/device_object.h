@@ -1,5 +1,7 @@
 #pragma once
 
+#include <vector>
+
 #include "addon/node_api.h"
 #include "core/device/device.h"
 
@@ -26,10 +28,15 @@ class DeviceObject final : public Napi::ObjectWrap<DeviceObject> {
   Napi::Value from_data(const Napi::CallbackInfo& info);  // (dtype, shape, typed array) -> Tensor
   Napi::Value copy(const Napi::CallbackInfo& info);       // (from, to) -> Promise
   Napi::Value transpose(const Napi::CallbackInfo& info);  // (from, to) -> Promise
-  Napi::Value gemm(const Napi::CallbackInfo& info);   // ([a, b, c, transposeA, transposeB, alpha, beta][]) -> Promise
-  Napi::Value svd(const Napi::CallbackInfo& info);    // (a, u, s, vt) -> Promise
-  Napi::Value eigh(const Napi::CallbackInfo& info);   // (a, values, vectors) -> Promise; destroys a
-  Napi::Value route(const Napi::CallbackInfo& info);  // (logits, spec, ids, weights)
+  // (a, b, out, transposeA, transposeB, alpha, beta) -> Promise
+  Napi::Value gemm(const Napi::CallbackInfo& info);
+  Napi::Value batched_gemm(const Napi::CallbackInfo& info);
+  // (tensors, settings) -> Promise
+  Napi::Value grouped_gemm(const Napi::CallbackInfo& info);
+  Napi::Value submit_products(Napi::Env env, std::vector<Gemm> problems);
+  Napi::Value svd(const Napi::CallbackInfo& info);               // (a, u, s, vt) -> Promise
+  Napi::Value eigh(const Napi::CallbackInfo& info);              // (a, values, vectors) -> Promise; destroys a
+  Napi::Value route(const Napi::CallbackInfo& info);             // (logits, spec, ids, weights)
   Napi::Value timestamp(const Napi::CallbackInfo& info);         // () -> Promise<milliseconds>
   Napi::Value synchronize(const Napi::CallbackInfo& info);       // () -> Promise
   Napi::Value prepare_layer(const Napi::CallbackInfo& info);     // (description) -> Layer

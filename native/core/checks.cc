@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <utility>
 
 #include "core/error.h"
 #include "core/expect.h"
@@ -81,6 +82,23 @@ void check_gemm(const Gemm& problem, const Backend* owner) {
   if (problem.c.buffer() == problem.a.buffer() || problem.c.buffer() == problem.b.buffer()) {
     fail(ErrorCode::InvalidArgument, "out shares memory with an operand");
   }
+}
+
+void check_batched_gemm(const Gemm& stack, const Backend* owner) {
+  for (const auto& [tensor, name] : {std::pair(&stack.a, "a"), {&stack.b, "b"}, {&stack.c, "out"}}) {
+    expect_owner(*tensor, name, owner);
+    expect_shape(*tensor, name, {kAny, kAny, kAny});
+  }
+  const int64_t batch = stack.a.dim(0);
+  if (stack.b.dim(0) != batch) {
+    fail(ErrorCode::ShapeMismatch, "Batches differ: a ", shape_name(stack.a.shape()), ", b ",
+         shape_name(stack.b.shape()));
+  }
+  expect_shape(stack.c, "out", {batch, kAny, kAny});
+  if (batch == 0) return;
+  check_gemm({stack.a.slice(0), stack.b.slice(0), stack.c.slice(0), stack.transpose_a, stack.transpose_b, stack.alpha,
+              stack.beta},
+             owner);
 }
 
 void check_svd(const Tensor& a, const Tensor& u, const Tensor& s, const Tensor& vt, const Backend* owner) {

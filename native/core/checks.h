@@ -9,6 +9,8 @@ namespace molae {
 void check_copy(const Tensor& from, const Tensor& to, const Backend* owner);
 void check_transpose(const Tensor& from, const Tensor& to, const Backend* owner);
 void check_gemm(const Gemm& problem, const Backend* owner);
+// Three stacks of as many matrices: of slices that differ in their data only, the first is looked at.
+void check_batched_gemm(const Gemm& stack, const Backend* owner);
 void check_svd(const Tensor& a, const Tensor& u, const Tensor& s, const Tensor& vt, const Backend* owner);
 void check_eigh(const Tensor& a, const Tensor& values, const Tensor& vectors, const Backend* owner);
 void check_route(const Tensor& logits, const RouterSpec& spec, const Routing& routing, const Backend* owner);
