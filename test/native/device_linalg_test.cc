@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "core/error.h"
@@ -99,6 +100,19 @@ MOLAE_TEST("linalg: many products in one call", Device) {
     }
   }
   context.backend.gemm({});
+}
+
+MOLAE_TEST("linalg: products of halves, of which not all are widened at a time", Device) {
+  for (const DType dtype : {DType::BF16, DType::F16}) {
+    std::vector<ProductCase> cases;
+    std::vector<Gemm> problems;
+    for (const auto& [m, n, k] : {std::array{1500, 2, 1500}, {1300, 3, 1300}, {3, 2, 5}, {2300, 2, 2000}}) {
+      cases.push_back(product_case(context, dtype, random_result(context, dtype), m, n, k));
+      problems.push_back(cases.back().problem);
+    }
+    context.backend.gemm(problems);
+    for (const ProductCase& product : cases) expect_product(context, product);
+  }
 }
 
 MOLAE_TEST("linalg: products of views that are not aligned", Device) {

@@ -1,4 +1,7 @@
 #include <algorithm>
+#include <cstddef>
+#include <span>
+#include <utility>
 #include <vector>
 
 #include "cpu/linalg/blas.h"
@@ -117,22 +120,99 @@ void run(Context context, const std::vector<LinearProduct>& products) {
   });
 }
 
-// Halves are widened to f32 operand by operand, weights of linear products as they are read: products and sums are f32,
-// and C is rounded once.
-void run_widened(Context context, const Gemm& g) {
-  float* a = context.workspace.get<float>(kOperandA, g.a.elements());
-  const bool wide_result = g.c.dtype() == DType::F32;
-  float* c = wide_result ? g.c.as<float>() : context.workspace.get<float>(kResult, g.c.elements());
-  widen_elements(g.a.dtype(), g.a.data(), a, g.a.elements());
-  if (is_linear(g)) {
-    run(context, {LinearProduct{a, g.b, c, g.a.rows()}});
-  } else {
-    float* b = context.workspace.get<float>(kOperandB, g.b.elements());
-    widen_elements(g.b.dtype(), g.b.data(), b, g.b.elements());
-    if (!wide_result && g.beta != 0) widen_elements(g.c.dtype(), g.c.data(), c, g.c.elements());
-    run<float>(context.threads, {product_of<float>(g, a, b, c)});
+// Elements that become those of another dtype.
+struct Conversion {
+  DType from_dtype;
+  const void* from;
+  DType to_dtype;
+  void* to;
+  int64_t count;
+};
+
+void run(int threads, const std::vector<Conversion>& conversions) {
+  constexpr int64_t kPiece = 1 << 15;  // elements that one thread converts sooner than it has woken another
+  struct Piece {
+    const Conversion* conversion;
+    int64_t begin;
+  };
+  std::vector<Piece> pieces;
+  int64_t total = 0;
+  for (const Conversion& c : conversions) {
+    for (int64_t begin = 0; begin < c.count; begin += kPiece) pieces.push_back({&c, begin});
+    total += c.count;
   }
-  if (!wide_result) convert_elements(DType::F32, c, g.c.dtype(), g.c.data(), g.c.elements());
+  ComputePool::instance().parallel_for(
+      total > kPiece ? threads : 1, static_cast<int64_t>(pieces.size()), [&](int64_t i, int) {
+        const auto& [c, begin] = pieces[i];
+        convert_elements(c->from_dtype, static_cast<const std::byte*>(c->from) + begin * item_size(c->from_dtype),
+                         c->to_dtype, static_cast<std::byte*>(c->to) + begin * item_size(c->to_dtype),
+                         std::min(kPiece, c->count - begin));
+      });
+}
+
+// Products of halves: operands are widened to f32, weights of linear products only as they are read. Products and sums
+// are f32, and C is rounded once.
+class HalfProducts {
+ public:
+  // Floats that one product takes.
+  static int64_t floats(const Gemm& g) {
+    return g.a.elements() + (is_linear(g) ? 0 : g.b.elements()) + (is_half(g.c.dtype()) ? g.c.elements() : 0);
+  }
+
+  // Of as many floats as all products take.
+  HalfProducts(Context context, float* room) : context_(context), room_(room) {}
+
+  void add(const Gemm& g) {
+    const float* a = widened(g.a);
+    const bool narrow = is_half(g.c.dtype());
+    float* c = narrow ? take(g.c) : g.c.as<float>();
+    if (narrow) rounded_.push_back({DType::F32, c, g.c.dtype(), g.c.data(), static_cast<int64_t>(g.c.elements())});
+    if (is_linear(g)) {
+      linear_.push_back({a, g.b, c, g.a.rows()});
+      return;
+    }
+    if (narrow && g.beta != 0) widen(g.c, c);
+    singles_.push_back(product_of<float>(g, a, widened(g.b), c));
+  }
+
+  void compute() const {
+    run(context_.threads, widened_);
+    run(context_, linear_);
+    run(context_.threads, singles_);
+    run(context_.threads, rounded_);
+  }
+
+ private:
+  float* take(const Tensor& tensor) { return std::exchange(room_, room_ + tensor.elements()); }
+  void widen(const Tensor& from, float* to) {
+    widened_.push_back({from.dtype(), from.data(), DType::F32, to, static_cast<int64_t>(from.elements())});
+  }
+  const float* widened(const Tensor& tensor) {
+    float* to = take(tensor);
+    widen(tensor, to);
+    return to;
+  }
+
+  Context context_;
+  float* room_;
+  std::vector<Conversion> widened_, rounded_;
+  std::vector<LinearProduct> linear_;
+  std::vector<Product<float>> singles_;
+};
+
+// As many at a time as take little room, or one.
+void run(Context context, std::span<const Gemm* const> halves) {
+  constexpr int64_t kMostFloats = 1 << 22;
+  for (size_t begin = 0; begin < halves.size();) {
+    size_t end = begin;
+    int64_t floats = 0;
+    do {
+      floats += HalfProducts::floats(*halves[end++]);
+    } while (end < halves.size() && floats + HalfProducts::floats(*halves[end]) <= kMostFloats);
+    HalfProducts products(context, context.workspace.get<float>(kOperandA, floats));
+    for (; begin < end; ++begin) products.add(*halves[begin]);
+    products.compute();
+  }
 }
 
 }  // namespace
@@ -141,6 +221,7 @@ void gemm(Context context, std::span<const Gemm> problems) {
   std::vector<LinearProduct> linear;
   std::vector<Product<float>> singles;
   std::vector<Product<double>> doubles;
+  std::vector<const Gemm*> halves;
   for (const Gemm& g : problems) {
     if (g.a.dtype() == DType::F32 && is_linear(g)) {
       linear.push_back({g.a.as<const float>(), g.b, g.c.as<float>(), g.a.rows()});
@@ -149,12 +230,13 @@ void gemm(Context context, std::span<const Gemm> problems) {
     } else if (g.a.dtype() == DType::F64) {
       doubles.push_back(product_of(g, g.a.as<const double>(), g.b.as<const double>(), g.c.as<double>()));
     } else {
-      run_widened(context, g);
+      halves.push_back(&g);
     }
   }
   run(context, linear);
   run(context.threads, singles);
   run(context.threads, doubles);
+  run(context, halves);
 }
 
 }  // namespace molae::cpu
