@@ -239,7 +239,7 @@ MOLAE_TEST("cpu kernels: packed weights, every number of rows", Logic) {
         product.col = 0;
         const PackedWeight packed(*backend, 2, product.weight, inputs);
         std::vector<float> scratch = packed_scratch_of();
-        const Values actual = result_of(rows, cols, [&](float* out, int64_t stride) {
+        const Values actual = result_of(rows, cols, [&, rows = rows, cols = cols](float* out, int64_t stride) {
           linear_tile<float>(product.input(), rows, packed, 0, cols, out, stride, scratch.data());
         });
         round_inputs(product, inputs);
@@ -318,7 +318,7 @@ MOLAE_TEST("cpu kernels: gated tiles, of the same and of other rows", Logic) {
                         col, count, hidden, scratch.data());
     }
     const Tensor identity = identity_matrix(cpu, cols);
-    const Values actual = result_of(rows, cols, [&](float* out, int64_t stride) {
+    const Values actual = result_of(rows, cols, [&, rows = rows, cols = cols](float* out, int64_t stride) {
       linear_tile<float>(hidden, rows, identity, 0, cols, out, stride, scratch.data());
     });
     expect_gated(actual, gate_at_0, up, activation);
@@ -338,7 +338,7 @@ MOLAE_TEST("cpu kernels: gated tiles of packed weights", Logic) {
     const PackedWeight packed_up(*backend, 1, up.weight, other.inputs);
     std::vector<float> scratch = packed_scratch_of();
     const int64_t first_cols = std::min(cols, cpu.integer(0, 3) * kPackedCols);
-    const Values actual = result_of(rows, cols, [&](float* out, int64_t stride) {
+    const Values actual = result_of(rows, cols, [&, rows = rows, cols = cols](float* out, int64_t stride) {
       for (const auto& [col, count] : {std::pair(int64_t{0}, first_cols), std::pair(first_cols, cols - first_cols)}) {
         gated_tile<float, PackedWeight>({gate.input(), packed_gate}, {up.input(), packed_up}, activation, rows, col,
                                         count, {out, stride}, scratch.data());

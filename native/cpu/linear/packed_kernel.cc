@@ -36,9 +36,8 @@ struct PackedF16 {
   using Item = uint16_t;
   template <int Of>
   static MOLAE_INLINE void read(typename Vectors<Lanes>::Floats& to, const Item* steps, int col) {
-    typename Vectors<Lanes>::Halves halves;
-    load(halves, steps + Of * kPackedCols + col);
-    F16Weights<Lanes>::widen(to, __builtin_convertvector(halves, typename Vectors<Lanes>::Words));
+    const auto* halves = reinterpret_cast<const typename Vectors<Lanes>::Halves*>(steps + Of * kPackedCols + col);
+    F16Weights<Lanes>::widen(to, __builtin_convertvector(*halves, typename Vectors<Lanes>::Words));
   }
 };
 
@@ -55,7 +54,7 @@ struct PlainInput {
   }
 };
 
-#if defined(__x86_64__)
+#if defined(MOLAE_NAMES_INSTRUCTIONS)
 template <int Lanes>
 struct PackedF16C {
   using Item = uint16_t;
@@ -83,7 +82,7 @@ struct PackedBF16Masked {
   static constexpr typename Vectors<Lanes>::Words kUpperHalves = typename Vectors<Lanes>::Words{} + 0xffff0000u;
 };
 
-// By name, and in this order: where an input fits into an instruction compilers read it anew for every column, which is
+// In this order: where an input fits into an instruction compilers read it anew for every column, which is
 // more than the processor can load; they mix up rows, and run out of registers.
 template <int Lanes>
 struct BroadcastInput {
@@ -95,6 +94,13 @@ struct BroadcastInput {
     sum = value;
   }
 };
+#else
+template <int Lanes>
+using PackedF16C = PackedF16<Lanes>;
+template <int Lanes>
+using PackedBF16Masked = PackedBF16<Lanes>;
+template <int Lanes>
+using BroadcastInput = PlainInput<Lanes>;
 #endif
 
 // What becomes of weights once they are floats: nothing.

@@ -7,7 +7,7 @@
 
 namespace molae::cpu {
 
-#if defined(__x86_64__)
+#if defined(MOLAE_NAMES_INSTRUCTIONS)
 namespace {
 
 constexpr int kLanes16 = 16;

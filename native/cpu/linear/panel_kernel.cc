@@ -8,8 +8,6 @@
 namespace molae::cpu {
 namespace {
 
-// Steps between two requests for what comes next, each for a cache line of every row.
-constexpr int64_t kSteps = 16;
 constexpr int64_t kLineBytes = 64;
 
 // Cols columns of a panel of V vectors of rows: all sums stay in registers, an input is loaded once for all columns

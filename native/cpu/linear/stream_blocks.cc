@@ -70,7 +70,7 @@ struct PlainScale {
   }
 };
 
-#if defined(__x86_64__)
+#if defined(MOLAE_NAMES_INSTRUCTIONS)
 struct F16CScale {
   static MOLAE_INLINE void read(Floats8& to, const uint16_t* half) {
     Halves8 halves;
@@ -78,6 +78,8 @@ struct F16CScale {
     asm("vcvtph2ps %1, %0" : "=x"(to) : "x"(halves));
   }
 };
+#else
+using F16CScale = PlainScale;
 #endif
 
 // The inputs of one row, block by block as the vectors of weights have them, and what kOffset adds to a lane's sum.

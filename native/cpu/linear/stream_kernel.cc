@@ -175,8 +175,8 @@ MOLAE_INLINE void arrange(const Rows<float>& x, int64_t rows, int64_t begin, int
 
 // GCC reads an input anew for every column, where it fits into an instruction: more than the processor can load.
 template <class Floats>
-MOLAE_INLINE void keep_in_register(Floats& vector) {
-#if defined(__x86_64__)
+MOLAE_INLINE void keep_in_register([[maybe_unused]] Floats& vector) {
+#if defined(MOLAE_NAMES_INSTRUCTIONS)
   if constexpr (sizeof vector == 64) asm("" : "+v"(vector));
 #endif
 }

@@ -59,8 +59,8 @@ struct F16Weights {
   static float one(uint16_t w) { return f16_to_f32(w); }
 };
 
-#if defined(__x86_64__)
-// The instruction for it, by name: always_inline functions can't ask for an instruction set that their callers lack.
+#if defined(MOLAE_NAMES_INSTRUCTIONS)
+// By the instruction for it.
 template <int Lanes>
 struct F16CWeights {
   using Item = uint16_t;
@@ -73,6 +73,9 @@ struct F16CWeights {
   }
   static float one(uint16_t w) { return f16_to_f32(w); }
 };
+#else
+template <int Lanes>
+using F16CWeights = F16Weights<Lanes>;
 #endif
 
 }  // namespace molae::cpu

@@ -14,6 +14,7 @@
 #include "core/tensor/blocks.h"
 #include "core/tensor/half.h"
 #include "cpu/simd/multiversion.h"
+#include "cpu/system/processor.h"
 
 namespace molae {
 namespace {
@@ -64,10 +65,7 @@ __attribute__((target("avx,f16c"))) void f16_to_f32_f16c(const uint16_t* from, f
 }
 
 void f16_to_f32(const uint16_t* from, float* to, size_t count) {
-  static const bool found = [] {
-    __builtin_cpu_init();
-    return __builtin_cpu_supports("avx") && __builtin_cpu_supports("f16c");
-  }();
+  static const bool found = cpu::instructions() >= cpu::Instructions::Avx2;
   (found ? f16_to_f32_f16c : f16_to_f32_plain)(from, to, count);
 }
 #else

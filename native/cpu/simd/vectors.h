@@ -7,6 +7,12 @@ namespace molae::cpu {
 
 #define MOLAE_INLINE __attribute__((always_inline)) inline
 
+// Instructions by name, in assembly: always_inline functions cannot ask for an instruction set that their callers lack.
+// Clang looks at them before they are inlined, and refuses them: with it kernels say what they want without names.
+#if defined(__x86_64__) && !defined(__clang__)
+#define MOLAE_NAMES_INSTRUCTIONS
+#endif
+
 template <int Lanes>
 struct Vectors {
   typedef float Floats __attribute__((vector_size(Lanes * 4)));
