@@ -36,8 +36,15 @@ Napi::Value to_js(Napi::Env env, const DeviceInfo& info) {
 // (a, b, out, transposeA, transposeB, alpha, beta)
 Gemm to_gemm(const Napi::CallbackInfo& info) {
   const Args args(info);
-  return {args.tensor(0, "a"), args.tensor(1, "b"),     args.tensor(2, "out"), info[3].ToBoolean(),
-          info[4].ToBoolean(), args.number(5, "alpha"), args.number(6, "beta")};
+  Gemm problem;
+  problem.a = args.tensor(0, "a");
+  problem.b = args.tensor(1, "b");
+  problem.c = args.tensor(2, "out");
+  problem.transpose_a = info[3].ToBoolean();
+  problem.transpose_b = info[4].ToBoolean();
+  problem.alpha = args.number(5, "alpha");
+  problem.beta = args.number(6, "beta");
+  return problem;
 }
 
 // The product of each slice of three stacks.
@@ -62,10 +69,16 @@ std::vector<Gemm> to_gemms(const Napi::Array& tensors, const std::vector<double>
       return to_tensor(tensors.Get(item + offset), name);
     };
     const double* setting = settings.data() + 4 * i;
-    problems.push_back({operand(0, "a"), operand(1, "b"), operand(2, "out"), setting[0] != 0, setting[1] != 0,
-                        setting[2], setting[3]});
+    Gemm& problem = problems.emplace_back();
+    problem.a = operand(0, "a");
+    problem.b = operand(1, "b");
+    problem.c = operand(2, "out");
+    problem.transpose_a = setting[0] != 0;
+    problem.transpose_b = setting[1] != 0;
+    problem.alpha = setting[2];
+    problem.beta = setting[3];
     try {
-      check_gemm(problems.back(), owner);
+      check_gemm(problem, owner);
     } catch (const Error& error) {
       fail(error.code(), "problems[", i, "]: ", error.what());
     }
