@@ -34,7 +34,7 @@ const built = run('cmake', [
   String(availableParallelism()),
 ]);
 if (built !== 0)
-  fail('The build failed: the compiler says above why. molae needs C++20: GCC 10, Clang 13 or newer.');
+  fail('The build failed: the compiler says above why. molae needs C++20: GCC 11, Clang 14 or newer.');
 collect();
 
 function checkTools() {
