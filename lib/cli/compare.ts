@@ -24,7 +24,7 @@ import { DEVICE_OPTION } from './option.ts';
 import type { Output } from './output.ts';
 import { withProgress } from './progress.ts';
 import { type Alignment, table, wrap } from './table.ts';
-import { openTokenizer, readText } from './text.ts';
+import { openTokenizer, readTokens } from './text.ts';
 
 /** Of the text, where none is given to evaluate on. */
 const CALIBRATION_SHARE = 0.8;
@@ -148,12 +148,9 @@ async function readTexts(args: Arguments, checkpoint: string): Promise<Texts> {
     throw args.usage('--eval-text is the same file as --text: methods must not look at what judges them');
   }
   const tokenizer = await openTokenizer(checkpoint);
-  const ids = Array.from(tokenizer.encode(await readText(file)));
+  const ids = await readTokens(file, tokenizer);
   if (other !== undefined) {
-    return {
-      calibration: ids,
-      evaluation: Array.from(tokenizer.encode(await readText(other))),
-    };
+    return { calibration: ids, evaluation: await readTokens(other, tokenizer) };
   }
   const end = Math.floor(CALIBRATION_SHARE * ids.length);
   return { calibration: ids.slice(0, end), evaluation: ids.slice(end) };

@@ -21,7 +21,7 @@ import { DEVICE_OPTION } from './option.ts';
 import { withProgress } from './progress.ts';
 import { readSizes, SIZE_OPTIONS } from './sizes.ts';
 import { bytes, wrap } from './table.ts';
-import { readText } from './text.ts';
+import { readTokens } from './text.ts';
 
 export const convert: CommandDefinition = {
   name: 'convert',
@@ -214,11 +214,10 @@ async function readSource(args: Arguments, path: string, text: string | undefine
 
 async function readCalibration(args: Arguments, file: string, checkpoint: Checkpoint): Promise<number[]> {
   const decoder = checkpoint.decoder();
-  const text = await readText(file);
   const tokenizer = await Tokenizer.open(checkpoint.path);
   const tokens = args.positiveInteger('calibrate-tokens') ?? calibrationTokens(checkpoint.spec);
   const window = args.positiveInteger('window') ?? defaultWindow({ spec: decoder });
-  return sampleWindows(tokenizer.encode(text), tokens, window);
+  return sampleWindows(await readTokens(file, tokenizer), tokens, window);
 }
 
 function readOptions(args: Arguments) {

@@ -6,7 +6,7 @@ import { Model } from '../model/model.ts';
 import { groupProbabilities } from '../model/routing-statistics.ts';
 import type { ConversionPlan } from '../plan/plan-conversion.ts';
 import { withProgress } from './progress.ts';
-import { openTokenizer, readText } from './text.ts';
+import { openTokenizer, readTokens } from './text.ts';
 
 /** How the routers of a model really use the groups of a plan. */
 export interface MeasuredRouting {
@@ -24,7 +24,7 @@ export async function measureRouting(
   deviceName: string,
 ): Promise<MeasuredRouting> {
   const tokenizer = await openTokenizer(checkpoint);
-  const ids = tokenizer.encode(await readText(textFile));
+  const ids = await readTokens(textFile, tokenizer);
   if (ids.length < 2) throw expectedCount('at least two tokens', '--text', `${ids.length} tokens`);
   using device = await openDevice(deviceName);
   return await withProgress('measuring', async (signal, progress) => {

@@ -1,16 +1,12 @@
-import { type FileHandle, open, readFile } from 'node:fs/promises';
+import { type FileHandle, open } from 'node:fs/promises';
 import { text as readAll } from 'node:stream/consumers';
 import { ModelConfig } from '../checkpoint/config.ts';
 import { attempt, ioError } from '../files.ts';
 import { Tokenizer } from '../model/tokenizer.ts';
+import { count } from './table.ts';
 
 /** What names standard input in place of a file. */
 const STDIN = '-';
-
-/** A text file in UTF-8; `-` is standard input. Throws `IO`. */
-export async function readText(path: string): Promise<string> {
-  return decode(path, await attempt('read', path, () => readFile(fileOf(path))));
-}
 
 /** Standard input where that is what a value asks for, else the value itself. Throws `IO`. */
 export function textOrStdin(value: string): Promise<string> {
@@ -20,8 +16,8 @@ export function textOrStdin(value: string): Promise<string> {
 }
 
 /**
- * The first `most` token ids of a text file, all where there are fewer. As much of it is read as they need, and more than
- * that: how the end of a part is cut into tokens depends on what follows.
+ * The first `most` token ids of a text file in UTF-8, all where there are fewer; `-` is standard input. As much of it is
+ * read as they need, and more than that: how the end of a part is cut into tokens depends on what follows. Throws `IO`.
  */
 export async function readTokens(
   path: string,
@@ -34,12 +30,12 @@ export async function readTokens(
     // A pipe has no size, and is read once.
     if (!stats.isFile()) {
       const all = await attempt('read', path, () => file.readFile());
-      return tokenizer.encode(decode(path, all)).slice(0, most);
+      return encode(path, decode(path, all), tokenizer).slice(0, most);
     }
     const size = stats.size;
     for (let bytes = most * BYTES_PER_TOKEN; ; bytes *= 2) {
       const part = await attempt('read', path, () => readStart(file, Math.min(bytes, size)));
-      const ids = tokenizer.encode(decode(path, part, bytes < size));
+      const ids = encode(path, decode(path, part, bytes < size), tokenizer);
       if (bytes >= size || ids.length >= most + TOKENS_OF_MARGIN) return ids.slice(0, most);
     }
   } finally {
@@ -50,6 +46,16 @@ export async function readTokens(
 /** Of most texts; of others more is read. */
 const BYTES_PER_TOKEN = 16;
 const TOKENS_OF_MARGIN = 256;
+
+/** Characters that take so long that people wonder. */
+const LONG_TEXT = 4e6;
+
+function encode(path: string, text: string, tokenizer: Tokenizer): number[] {
+  if (text.length >= LONG_TEXT) {
+    process.stderr.write(`cutting ${count(text.length)} characters of ${path} into tokens\n`);
+  }
+  return tokenizer.encode(text);
+}
 
 async function readStart(file: FileHandle, bytes: number): Promise<Uint8Array> {
   const start = Buffer.allocUnsafe(bytes);

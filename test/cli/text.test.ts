@@ -32,6 +32,20 @@ it('a text of which some tokens are asked for is not cut into all of them', asyn
   expect(read).toBeLessThan(text.length);
 });
 
+it.each([
+  ['says so where that takes seconds', 4e6, 1],
+  ['is silent where it does not', 4e6 - 1, 0],
+])('cutting a text into tokens %s', async (_, length, lines) => {
+  const path = join(folder, `text-of-${length}.txt`);
+  await writeFile(path, 'x'.repeat(length));
+  const stderr = vi.spyOn(process.stderr, 'write').mockReturnValue(true);
+  await readTokens(path, { encode: () => [1, 2, 3] } as unknown as Tokenizer);
+  const said = stderr.mock.calls.map(([line]) => line);
+  stderr.mockRestore();
+  expect(said).toHaveLength(lines);
+  if (lines > 0) expect(said[0]).toBe(`cutting 4.0 M characters of ${path} into tokens\n`);
+});
+
 it.each([0, 1, 2, 3])(
   'a part that ends within a character, %i bytes after its first, is read all the same',
   async (before) => {

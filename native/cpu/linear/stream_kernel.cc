@@ -1,30 +1,18 @@
 #include "cpu/linear/stream_kernel.h"
 
 #include <algorithm>
-#include <cstring>
-#include <type_traits>
 #include <utility>
 
 #include "core/error.h"
 #include "cpu/linear/stream_blocks.h"
+#include "cpu/linear/stream_inputs.h"
+#include "cpu/linear/stream_sums.h"
 #include "cpu/linear/stream_weights.h"
 #include "cpu/simd/vectors.h"
 #include "cpu/system/instruction_sets.h"
 
 namespace molae::cpu {
 namespace {
-
-// Rows that one pass over weights multiplies at most.
-constexpr int kMostRows = 13;
-
-// With so many columns: as many as have their running sums in registers, beside a weight of each column and an input.
-constexpr int rows_of_pass(int cols, int lanes) {
-  const int registers = lanes == 16 ? 32 : 16;
-  return std::clamp((registers - 1 - cols) / cols, 1, kMostRows);
-}
-
-// Columns whose sums are finished together: a multiple of what any pass takes.
-constexpr int64_t kGroup = 24;
 
 // The product of a call. The inner size is cut into pieces of which the inputs of all rows stay in the first cache
 // while a group of columns passes. They are read again for every few columns: whole rows of them would come from the
@@ -41,31 +29,6 @@ struct StreamProduct {
   bool first;     // what is in out is overwritten, not added to
   float* inputs;  // x as passes read it
 };
-
-// How the inner size is cut. The rest is less than a pair of vectors.
-struct Pieces {
-  int64_t whole;   // without the rest
-  int64_t length;  // but for the last
-};
-
-// The running sums of the columns of a group, row by row, in the order in which columns are multiplied. With the first
-// piece they begin at 0.
-template <class Floats>
-struct Sums {
-  Floats* data;
-  bool begun;
-
-  Sums from(int64_t row, int64_t place) const { return {data + row * kGroup + place, begun}; }
-};
-
-// C columns of a group are multiplied together, and lie apart: `apart` runs of neighbours, of which each pass takes the
-// next. So memory sees C long streams. Columns side by side share pages where rows are shorter, and a processor seems
-// to look ahead along one stream in a page: on a Xeon, rows of 1408 bytes took a sixth more time side by side. What is
-// left of a group is multiplied one by one.
-template <int C>
-MOLAE_INLINE int64_t place_of(int64_t col, int64_t apart) {
-  return col < apart * C ? col % apart * C + col / apart : col;
-}
 
 // A piece of columns of weights that are multiplied together, and how far after it the piece lies that is read next.
 template <class Item>
@@ -110,99 +73,12 @@ MOLAE_INLINE void prefetch_pair(const Item* pair) {
   }
 }
 
-// Rows are multiplied in passes of about the same number; the last has the most.
-struct Pass {
-  int64_t row, rows;
-};
-
-// One where registers allow it, as weights then go through the caches once: on a Xeon that took 6 to 24% less time for
-// 9 to 13 rows. But with AVX2 two of four rows and three columns are faster than one of eight rows and one column.
-MOLAE_INLINE int64_t passes_of(int64_t rows, int lanes) {
-  if (rows > kMostRows || (lanes == 8 && (rows == 7 || rows == 8))) {
-    const int most = rows_of_pass(3, lanes);
-    return (rows + most - 1) / most;
-  }
-  return 1;
-}
-
-MOLAE_INLINE Pass pass_at(int64_t index, int64_t passes, int64_t rows) {
-  const int64_t row = rows * index / passes;
-  return {row, rows * (index + 1) / passes - row};
-}
-
-// Two vectors of a row, the even elements before the odd ones.
-template <int Lanes>
-MOLAE_INLINE void split(const float* from, float* to) {
-#if defined(__clang__)
-  for (int lane = 0; lane < Lanes; ++lane) {
-    to[lane] = from[2 * lane];
-    to[Lanes + lane] = from[2 * lane + 1];
-  }
-#else  // which would not vectorize that
-  using Floats = typename Vectors<Lanes>::Floats;
-  using Masks = typename Vectors<Lanes>::Masks;
-  Masks even;
-  for (int lane = 0; lane < Lanes; ++lane) even[lane] = 2 * lane;
-  Floats first, second;
-  load(first, from);
-  load(second, from + Lanes);
-  store(to, __builtin_shuffle(first, second, even));
-  store(to + Lanes, __builtin_shuffle(first, second, even + 1));
-#endif
-}
-
-// A piece of the inputs of all rows, pass by pass, pair of vectors by pair, row by row: a pass reads it from beginning
-// to end, and rows a power of two apart do not meet in the sets of the first cache.
-template <int Lanes, bool Split>
-MOLAE_INLINE void arrange(const Rows<float>& x, int64_t rows, int64_t begin, int64_t piece, float* to) {
-  constexpr int kPair = 2 * Lanes;
-  const int64_t passes = passes_of(rows, Lanes);
-  for (int64_t index = 0; index < passes; ++index) {
-    const Pass pass = pass_at(index, passes, rows);
-    for (int64_t i = 0; i < pass.rows; ++i) {
-      const float* from = x.row(pass.row + i) + begin;
-      float* pair = to + pass.row * piece + i * kPair;
-      for (int64_t k = 0; k < piece; k += kPair, pair += pass.rows * kPair) {
-        if constexpr (Split) {
-          split<Lanes>(from + k, pair);
-        } else {
-          std::memcpy(pair, from + k, kPair * sizeof(float));
-        }
-      }
-    }
-  }
-}
-
 // GCC reads an input anew for every column, where it fits into an instruction: more than the processor can load.
 template <class Floats>
 MOLAE_INLINE void keep_in_register([[maybe_unused]] Floats& vector) {
 #if defined(MOLAE_NAMES_INSTRUCTIONS)
   if constexpr (sizeof vector == 64) asm("" : "+v"(vector));
 #endif
-}
-
-template <int R, int C, class Floats>
-MOLAE_INLINE void begin(Floats (&sums)[R][C], const Sums<Floats>& all) {
-#pragma GCC unroll 16
-  for (int i = 0; i < R; ++i) {
-#pragma GCC unroll 16
-    for (int j = 0; j < C; ++j) sums[i][j] = Floats{};
-  }
-  if (!all.begun) return;
-#pragma GCC unroll 16
-  for (int i = 0; i < R; ++i) {
-#pragma GCC unroll 16
-    for (int j = 0; j < C; ++j) sums[i][j] = all.data[i * kGroup + j];
-  }
-}
-
-template <int R, int C, class Floats>
-MOLAE_INLINE void keep(const Floats (&sums)[R][C], const Sums<Floats>& all) {
-#pragma GCC unroll 16
-  for (int i = 0; i < R; ++i) {
-#pragma GCC unroll 16
-    for (int j = 0; j < C; ++j) all.data[i * kGroup + j] = sums[i][j];
-  }
 }
 
 // all_sums[j] += x . w[j] for one row. Columns take turns, so that both vectors of a pair come from one load and
@@ -300,80 +176,12 @@ MOLAE_INLINE void stream_columns(const float* x, int64_t rows, int64_t piece, Co
   }
 }
 
-// The sums of the lanes of eight vectors: two become one, which has the sums of pairs of lanes of both, and so on.
-MOLAE_INLINE void sum_lanes(const Vectors<8>::Floats* from, Floats8& to) {
-  Floats8 pairs[4], quads[2];
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    const Floats8 &a = from[2 * i], &b = from[2 * i + 1];
-    pairs[i] = MOLAE_SHUFFLE8(a, b, 0, 8, 1, 9, 4, 12, 5, 13) + MOLAE_SHUFFLE8(a, b, 2, 10, 3, 11, 6, 14, 7, 15);
-  }
-#pragma GCC unroll 2
-  for (int i = 0; i < 2; ++i) {
-    const Floats8 &a = pairs[2 * i], &b = pairs[2 * i + 1];
-    quads[i] = MOLAE_SHUFFLE8(a, b, 0, 1, 8, 9, 4, 5, 12, 13) + MOLAE_SHUFFLE8(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
-  }
-  to = MOLAE_SHUFFLE8(quads[0], quads[1], 0, 1, 2, 3, 8, 9, 10, 11) +
-       MOLAE_SHUFFLE8(quads[0], quads[1], 4, 5, 6, 7, 12, 13, 14, 15);
-}
-
-MOLAE_INLINE void sum_lanes(const Vectors<16>::Floats* from, Floats8& to) {
-  Floats8 v[8];
-#pragma GCC unroll 8
-  for (int j = 0; j < 8; ++j) {
-    Floats8 halves[2];
-    __builtin_memcpy(halves, from + j, sizeof halves);
-    v[j] = halves[0] + halves[1];
-  }
-  sum_lanes(v, to);
-}
-
 // What the vectors left of the inner size.
 template <template <int> class Weights, class Item>
 MOLAE_INLINE void add_rest(const float* x, const Item* w, int64_t rest, int64_t stride, int64_t cols, float* out) {
   for (int64_t j = 0; j < cols; ++j) {
     for (int64_t k = 0; k < rest; ++k) out[j] += Weights<8>::one(w[j * stride + k]) * x[k];
   }
-}
-
-// The sums of a row's columns, at most a group of them. `Apart` is a number that the compiler knows, or not.
-template <int Lanes, int C, class Apart>
-MOLAE_INLINE void finish_row(const typename Vectors<Lanes>::Floats* sums, int64_t cols, Apart apart, bool first,
-                             float* out) {
-  for (int64_t j = 0; j < cols; j += 8) {
-    const int64_t count = std::min<int64_t>(8, cols - j);
-    typename Vectors<Lanes>::Floats of_columns[8];
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) of_columns[i] = sums[place_of<C>(std::min<int64_t>(j + i, cols - 1), apart)];
-    Floats8 finished;
-    sum_lanes(of_columns, finished);
-    if (!first) {
-      Floats8 before{};
-      std::memcpy(&before, out + j, count * sizeof(float));
-      finished += before;
-    }
-    std::memcpy(out + j, &finished, count * sizeof(float));
-  }
-}
-
-template <int Lanes, int C>
-MOLAE_INLINE void finish(const typename Vectors<Lanes>::Floats* sums, int64_t cols, bool first, float* out) {
-  if (cols == kGroup) {
-    finish_row<Lanes, C>(sums, kGroup, std::integral_constant<int64_t, kGroup / C>{}, first, out);
-  } else {
-    finish_row<Lanes, C>(sums, cols, cols / C, first, out);
-  }
-}
-
-// Pieces of which the inputs of all rows stay in the first cache, beside weights and sums.
-template <int Lanes>
-MOLAE_INLINE Pieces cut_inner(int64_t rows, int64_t inner) {
-  constexpr int64_t kUnit = 64;  // whole pairs of vectors, and lines
-  const int64_t most = caches().first_bytes / 16 * 13 / static_cast<int64_t>(sizeof(float));
-  const int64_t whole = inner / (2 * Lanes) * (2 * Lanes);
-  const int64_t pieces = std::max<int64_t>(1, (rows * whole + most - 1) / most);
-  const int64_t length = ((whole + pieces - 1) / pieces + kUnit - 1) / kUnit * kUnit;
-  return {whole, std::max(kUnit, length)};
 }
 
 // A piece of columns [col, col + cols), at most a group. `next` is the piece that is read after it.
@@ -397,7 +205,7 @@ MOLAE_INLINE void stream_piece(const StreamProduct<Item>& p, const float* x, int
 // Columns [col, col + cols), at most a group.
 template <template <int> class Weights, int Lanes, int C, class Item>
 MOLAE_INLINE void stream_group(const StreamProduct<Item>& p, const Pieces& pieces, int64_t col, int64_t cols) {
-  typename Vectors<Lanes>::Floats sums[kStreamRows * kGroup];
+  typename Vectors<Lanes>::Floats sums[kStreamRows * kSumCols];
   const Item* weights = p.weights + col * p.stride;
   const Item* after = col + cols < p.cols ? weights + cols * p.stride : weights;
   int64_t begin = 0;
@@ -411,15 +219,15 @@ MOLAE_INLINE void stream_group(const StreamProduct<Item>& p, const Pieces& piece
   const int64_t rest = p.inner - pieces.whole;
   for (int64_t i = 0; i < p.rows; ++i) {
     float* out = p.out + i * p.out_stride + col;
-    finish<Lanes, C>(sums + i * kGroup, cols, p.first, out);
+    finish<Lanes, C>(sums + i * kSumCols, cols, p.first, out);
     if (rest > 0) add_rest<Weights>(p.x.row(i) + pieces.whole, weights + pieces.whole, rest, p.stride, cols, out);
   }
 }
 
 template <template <int> class Weights, int Lanes, int C, class Item>
 MOLAE_INLINE void stream_groups(const StreamProduct<Item>& p, const Pieces& pieces) {
-  for (int64_t col = 0; col < p.cols; col += kGroup) {
-    stream_group<Weights, Lanes, C>(p, pieces, col, std::min(kGroup, p.cols - col));
+  for (int64_t col = 0; col < p.cols; col += kSumCols) {
+    stream_group<Weights, Lanes, C>(p, pieces, col, std::min(kSumCols, p.cols - col));
   }
 }
 
@@ -502,7 +310,7 @@ const StreamKernel& stream_kernel() { return MOLAE_BEST_OF(kPlain, kAvx2, kAvx51
 
 }  // namespace
 
-int64_t most_streamed_rows() { return instructions() == Instructions::Avx512 ? kStreamRows : kMostRows; }
+int64_t most_streamed_rows() { return instructions() == Instructions::Avx512 ? kStreamRows : kMostPassRows; }
 
 void stream_rows(const Rows<float>& x, int64_t rows, const Tensor& weight, int64_t col, int64_t cols, float* out,
                  int64_t out_stride, float* scratch) {
