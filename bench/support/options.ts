@@ -21,7 +21,8 @@ export const USAGE = `npm run bench [-- options]
   --quick         small layers and few samples: a few minutes
   --threads n     of the CPU device, of OpenBLAS and of the peers (default: all processors)
   --no-peers      leave out onnxruntime, llama.cpp, numpy and PyTorch
-  --check         compare with the stored results of this machine: exit code 1 where a ratio fell by more than 15%
+  --check         compare with the stored results of this machine: exit code 1 where a ratio fell by more than 15%,
+                  and again when measured once more
   --out folder    where results go (default: bench/results; with --quick, build/bench/results)
 
 As if the processor had AVX2 only, with results of their own:

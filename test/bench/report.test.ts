@@ -51,13 +51,23 @@ describe('results against stored ones', () => {
   const stored = makeResults('0', info, false, [ceilings], [row('a', 0.9, 2), row('b', null, 1.5)]);
 
   it('name each ratio that fell by more than 15%', () => {
+    const question = 'layer-prefill';
     expect(compareResults(stored, [row('a', 0.7, 1.6), row('b', null, 1.5)])).toEqual({
       compared: 3,
       fallen: [
-        'a a shape T=512 f32: of ceiling fell from 0.900 to 0.700',
-        'a a shape T=512 f32: against onnxruntime fell from 2.000 to 1.600',
+        { question, text: 'a a shape T=512 f32: of ceiling fell from 0.900 to 0.700' },
+        { question, text: 'a a shape T=512 f32: against onnxruntime fell from 2.000 to 1.600' },
       ],
     });
+  });
+
+  it('take the best of what was measured twice', () => {
+    const twice = [row('a', 0.7, 1.5), row('b', null, 1.5), row('a', 0.89, 1.6)];
+    const { compared, fallen } = compareResults(stored, twice);
+    expect(compared).toBe(3);
+    expect(fallen.map(({ text }) => text)).toEqual([
+      'a a shape T=512 f32: against onnxruntime fell from 2.000 to 1.600',
+    ]);
   });
 
   it('let 14% pass', () => {
