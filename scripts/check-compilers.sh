@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Whether the oldest compilers that docs/install.md names compile what holds all kernels of the CPU. Without optimization, as this is about what
-# they accept: attributes, instructions in assembly, C++20.
+# Whether the oldest compilers that docs/install.md names compile what holds all kernels of the CPU. Without
+# optimization, as this is about what they accept: attributes, instructions in assembly, C++20.
 # Usage: scripts/check-compilers.sh [compiler...], g++-11 and clang++-14 by default. Leaves the build in build/compilers.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -130,7 +130,7 @@ struct Conversion {
 };
 
 void run(int threads, const std::vector<Conversion>& conversions) {
-  constexpr int64_t kPiece = 1 << 15;  // elements that one thread converts sooner than it has woken another
+  constexpr int64_t kPiece = 1 << 15;  // elements; for no more than these nobody is woken
   struct Piece {
     const Conversion* conversion;
     int64_t begin;
