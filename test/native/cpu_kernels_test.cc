@@ -223,10 +223,19 @@ void round_inputs(Product& product, PackedInputs inputs) {
   for (float& value : product.x) value = bf16_to_f32(f32_to_bf16(value));
 }
 
+// Tiles of packed weights end with a group of columns, or with the weight: all of its rows count.
+Product packed_product(Context& cpu, int64_t rows, int64_t inner, int64_t cols, DType dtype) {
+  Product product(cpu, rows, inner, cols, dtype);
+  product.col = 0;
+  product.weight_values.resize(cols * inner);
+  product.weight = make_tensor(cpu, dtype, {cols, inner}, product.weight_values);
+  return product;
+}
+
 std::vector<float> packed_scratch_of() { return std::vector<float>(tile_scratch<float, PackedWeight>(0), kPoison); }
 
-// Every number of rows of one pass and of a few, and tiles of many; groups of one, two and three blocks, whole and not;
-// one piece of the inner size and several, with an odd step.
+// Every number of rows of one pass and of a few, and tiles of many; last groups of one, two and three blocks, whole and
+// not; one piece of the inner size and several, with an odd step.
 MOLAE_TEST("cpu kernels: packed weights, every number of rows", Logic) {
   const auto backend = make_cpu_backend(2);
   Context cpu{*backend, context.random};
@@ -234,9 +243,8 @@ MOLAE_TEST("cpu kernels: packed weights, every number of rows", Logic) {
   for (int64_t rows = 1; rows <= 40; ++rows) counts.push_back(rows);
   for (const auto& [dtype, inputs] : kPackings) {
     for (const int64_t rows : counts) {
-      for (const auto& [inner, cols] : {std::pair{1, 9}, {31, 16}, {257, 40}, {512, 48}, {1031, 99}}) {
-        Product product(cpu, rows, inner, cols, dtype);
-        product.col = 0;
+      for (const auto& [inner, cols] : {std::pair{1, 9}, {31, 16}, {257, 40}, {512, 48}, {1031, 99}, {36, 130}}) {
+        Product product = packed_product(cpu, rows, inner, cols, dtype);
         const PackedWeight packed(*backend, 2, product.weight, inputs);
         std::vector<float> scratch = packed_scratch_of();
         const Values actual = result_of(rows, cols, [&, rows = rows, cols = cols](float* out, int64_t stride) {
@@ -252,11 +260,10 @@ MOLAE_TEST("cpu kernels: packed weights, every number of rows", Logic) {
 MOLAE_TEST("cpu kernels: sums with packed weights do not depend on the columns beside them", Logic) {
   const auto backend = make_cpu_backend(1);
   Context cpu{*backend, context.random};
-  constexpr int64_t kCols = 121;
+  constexpr int64_t kCols = 169;
   for (const auto& [dtype, inputs] : kPackings) {
     for (const int64_t rows : {int64_t{1}, int64_t{5}, int64_t{13}, cpu.integer(1, 100)}) {
-      Product product(cpu, rows, cpu.integer(1, 1500), kCols, dtype);
-      product.col = 0;
+      Product product = packed_product(cpu, rows, cpu.integer(1, 1500), kCols, dtype);
       const PackedWeight packed(*backend, 1, product.weight, inputs);
       std::vector<float> scratch = packed_scratch_of();
       const auto in_tiles = [&](int64_t width) {
@@ -268,7 +275,8 @@ MOLAE_TEST("cpu kernels: sums with packed weights do not depend on the columns b
         });
       };
       const Values whole = in_tiles(kCols);
-      for (const int64_t width : {16, 48, 64}) expect(in_tiles(width) == whole, rows, " rows in tiles of ", width);
+      for (const int64_t width : {kGroupCols, 3 * kGroupCols})
+        expect(in_tiles(width) == whole, rows, " rows in tiles of ", width);
     }
   }
 }
@@ -331,13 +339,12 @@ MOLAE_TEST("cpu kernels: gated tiles of packed weights", Logic) {
   for (const auto& [rows, inner, cols] : tile_sizes(cpu)) {
     const auto activation = static_cast<Activation>(cpu.integer(0, 3));
     const Packing one = kPackings[cpu.integer(0, 3)], other = kPackings[cpu.integer(0, 3)];
-    Product gate(cpu, rows, inner, cols, one.dtype);
-    Product up(cpu, rows, cpu.integer(1, 600), cols, other.dtype);
-    gate.col = up.col = 0;
+    Product gate = packed_product(cpu, rows, inner, cols, one.dtype);
+    Product up = packed_product(cpu, rows, cpu.integer(1, 600), cols, other.dtype);
     const PackedWeight packed_gate(*backend, 1, gate.weight, one.inputs);
     const PackedWeight packed_up(*backend, 1, up.weight, other.inputs);
     std::vector<float> scratch = packed_scratch_of();
-    const int64_t first_cols = std::min(cols, cpu.integer(0, 3) * kPackedCols);
+    const int64_t first_cols = std::min(cols, cpu.integer(0, 3) * kGroupCols);
     const Values actual = result_of(rows, cols, [&, rows = rows, cols = cols](float* out, int64_t stride) {
       for (const auto& [col, count] : {std::pair(int64_t{0}, first_cols), std::pair(first_cols, cols - first_cols)}) {
         gated_tile<float, PackedWeight>({gate.input(), packed_gate}, {up.input(), packed_up}, activation, rows, col,

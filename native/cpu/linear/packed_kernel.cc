@@ -12,20 +12,21 @@
 namespace molae::cpu {
 namespace {
 
-// How packed weights become floats: a vector of columns from `col` on, of the first or the second of two steps.
+// How packed weights become floats: a vector of columns from `col` on, of the first or the second of two steps of a
+// group that is so many columns wide.
 template <int Lanes>
 struct PackedF32 {
   using Item = float;
-  template <int Of>
+  template <int Of, int Width>
   static MOLAE_INLINE void read(typename Vectors<Lanes>::Floats& to, const Item* steps, int col) {
-    load(to, steps + Of * kPackedCols + col);
+    load(to, steps + Of * Width + col);
   }
 };
 
 template <int Lanes>
 struct PackedBF16 {
   using Item = uint16_t;
-  template <int Of>
+  template <int Of, int Width>
   static MOLAE_INLINE void read(typename Vectors<Lanes>::Floats& to, const Item* steps, int col) {
     BF16Weights<Lanes>::template read<Of>(to, steps + 2 * col);
   }
@@ -34,9 +35,9 @@ struct PackedBF16 {
 template <int Lanes>
 struct PackedF16 {
   using Item = uint16_t;
-  template <int Of>
+  template <int Of, int Width>
   static MOLAE_INLINE void read(typename Vectors<Lanes>::Floats& to, const Item* steps, int col) {
-    const auto* halves = reinterpret_cast<const typename Vectors<Lanes>::Halves*>(steps + Of * kPackedCols + col);
+    const auto* halves = reinterpret_cast<const typename Vectors<Lanes>::Halves*>(steps + Of * Width + col);
     F16Weights<Lanes>::widen(to, __builtin_convertvector(*halves, typename Vectors<Lanes>::Words));
   }
 };
@@ -58,9 +59,9 @@ struct PlainInput {
 template <int Lanes>
 struct PackedF16C {
   using Item = uint16_t;
-  template <int Of>
+  template <int Of, int Width>
   static MOLAE_INLINE void read(typename Vectors<Lanes>::Floats& to, const Item* steps, int col) {
-    F16CWeights<Lanes>::template read<0>(to, steps + Of * kPackedCols + col);
+    F16CWeights<Lanes>::template read<0>(to, steps + Of * Width + col);
   }
 };
 
@@ -68,7 +69,7 @@ struct PackedF16C {
 template <int Lanes>
 struct PackedBF16Masked {
   using Item = uint16_t;
-  template <int Of>
+  template <int Of, int Width>
   static MOLAE_INLINE void read(typename Vectors<Lanes>::Floats& to, const Item* steps, int col) {
     if constexpr (Of == 0) {
       BF16Weights<Lanes>::template read<0>(to, steps + 2 * col);
@@ -108,7 +109,7 @@ struct Used {
   MOLAE_INLINE explicit Used(const PackedProduct&) {}
   template <class Floats>
   MOLAE_INLINE void keep(int, const Floats&) {}
-  MOLAE_INLINE void step() {}
+  MOLAE_INLINE void step(int) {}
 };
 
 // Or they are stored for the passes that follow, in place of widening them anew. With AVX-512 such a pass of four rows
@@ -118,10 +119,10 @@ class Kept {
   MOLAE_INLINE explicit Kept(const PackedProduct& p) : to_(p.kept) {}
 
   template <class Floats>
-  MOLAE_INLINE void keep(int place, const Floats& weights) {
-    store(to_ + place / kPackedCols * PackedKernel::kKeptStride + place % kPackedCols, weights);
+  MOLAE_INLINE void keep(int col, const Floats& weights) {
+    store(to_ + col, weights);
   }
-  MOLAE_INLINE void step() { to_ += kPackedCols; }
+  MOLAE_INLINE void step(int width) { to_ += width; }
 
  private:
   float* to_;
@@ -153,14 +154,12 @@ MOLAE_INLINE void multiply_columns(const PackedProduct& p, int col, Ahead& ahead
 #pragma GCC unroll 16
   for (int i = 0; i < R; ++i) x[i] = p.x[i];
   const auto* steps = reinterpret_cast<const typename W::Item*>(p.weights);
-  int64_t stride = p.block_bytes / static_cast<int64_t>(sizeof *steps);
   Widened widened(p);
   int64_t k = 0;
   const auto add = [&]<int Of>(std::integral_constant<int, Of>) __attribute__((always_inline)) {
     const auto read = [&](Floats & weights, int v) __attribute__((always_inline)) {
-      const int place = col + v * Lanes;
-      W::template read<Of>(weights, steps + place / kPackedCols * stride, place % kPackedCols);
-      widened.keep(place, weights);
+      W::template read<Of, kWidth>(weights, steps, col + v * Lanes);
+      widened.keep(col + v * Lanes, weights);
     };
     if constexpr (R < V) {  // fewer inputs than weights of a step: those wait in registers
       Floats inputs[R];
@@ -185,7 +184,7 @@ MOLAE_INLINE void multiply_columns(const PackedProduct& p, int col, Ahead& ahead
         for (int v = 0; v < V; ++v) Input<Lanes>::multiply_add(sums[i][v], weights[v], input);
       }
     }
-    widened.step();
+    widened.step(kWidth);
   };
   constexpr std::integral_constant<int, 0> kFirst{};
   constexpr std::integral_constant<int, 1> kSecond{};
@@ -199,11 +198,10 @@ MOLAE_INLINE void multiply_columns(const PackedProduct& p, int col, Ahead& ahead
 #pragma GCC unroll 16
       for (int i = 0; i < R; ++i) forget(x[i]);
       forget(steps);
-      forget(stride);
       forget(k);
       add(kFirst);
       add(kSecond);
-      steps += 2 * kPackedCols;
+      steps += 2 * kWidth;
       k += 2;
     } while (k != end);
   }
@@ -253,7 +251,7 @@ MOLAE_INLINE void multiply_asking(const PackedProduct& p) {
   } else if (kFew && p.alone) {
     multiply_blocks<Weights, Input, Widened, Lanes, R, Blocks, Run>(p);
   } else {
-    multiply_blocks<Weights, Input, Widened, Lanes, R, Blocks, PieceAhead<Blocks>>(p);
+    multiply_blocks<Weights, Input, Widened, Lanes, R, Blocks, PieceAhead>(p);
   }
 }
 

@@ -11,33 +11,28 @@ namespace molae::cpu {
 // Some rows against some blocks of a packed weight, for a piece of the inner size:
 //   sums[i][j] (+)= sum over k of x[i][k] * weights[k][j]
 struct PackedProduct {
-  const std::byte* weights;  // of the first block, from the first step of the piece on
-  int64_t block_bytes;       // from block to block
-  int64_t blocks;            // 3 at most
+  const std::byte* weights;  // of a group, from the first step of the piece on
+  int64_t blocks;            // of the group
   const float* const* x;     // where the piece begins, row by row; or pairs of bf16, where kernels take them
   int64_t rows;
   int64_t inner;  // odd only where the weight's ends
   float* sums;    // [rows][blocks * kPackedCols]
   bool first;     // sums are overwritten, not added to
-  float* kept;    // where kernels that keep them store the weights as floats: blocks of [inner][kPackedCols]
-  // What to bring into the caches meanwhile, at an even rate: so many bytes of each of as many blocks. With few rows it
-  // is what lies some way ahead, in this piece and then in the next.
+  float* kept;    // where kernels that keep them store the weights as floats: [inner][blocks * kPackedCols]
+  // What to bring into the caches meanwhile, at an even rate. With few rows it is what lies some way ahead, in this
+  // piece and then in the next.
   const std::byte* next;
-  int64_t next_block_bytes;  // from block to block
   int64_t next_bytes;
   int64_t next_inner;  // and so many inputs of each row, after those of the piece
   bool alone;          // no other pass over the weights brings in parts of it
-  bool into_first;     // it goes to the first cache, not to the second
+  bool reads_ahead;    // the processor does: few rows need not ask for what comes next
 };
 
 // The kernels of one instruction set.
 struct PackedKernel {
   static constexpr int64_t kMostRows = 8;  // of any instruction set
 
-  // Steps of a product whose weights are kept, and the floats from block to block of them: a constant, as loops have no
-  // register to spare for it; not a power of two, as blocks would meet in the sets of the first cache.
-  static constexpr int64_t kMostKept = 128;
-  static constexpr int64_t kKeptStride = (kMostKept + 1) * kPackedCols;
+  static constexpr int64_t kMostKept = 128;  // steps of a product whose weights are kept
 
   using Multiply = void (*)(const PackedProduct&);
 

@@ -46,7 +46,6 @@ MOLAE_INLINE void multiply_blocks(const PackedProduct& p) {
 #pragma GCC unroll 8
   for (int i = 0; i < R; ++i) x[i] = reinterpret_cast<const uint32_t*>(p.x[i]);
   const auto* weights = reinterpret_cast<const uint32_t*>(p.weights);
-  int64_t stride = p.block_bytes / static_cast<int64_t>(sizeof *weights);
   Ahead ahead(p, 1);
   const int64_t pairs = (p.inner + 1) / 2;
   for (int64_t k = 0; k < pairs;) {
@@ -56,11 +55,10 @@ MOLAE_INLINE void multiply_blocks(const PackedProduct& p) {
 #pragma GCC unroll 8
       for (int i = 0; i < R; ++i) forget(x[i]);
       forget(weights);
-      forget(stride);
       forget(k);
       Floats16 columns[Blocks];
 #pragma GCC unroll 3
-      for (int v = 0; v < Blocks; ++v) load(columns[v], weights + v * stride);
+      for (int v = 0; v < Blocks; ++v) load(columns[v], weights + v * kLanes16);
 #pragma GCC unroll 8
       for (int i = 0; i < R; ++i) {
         Floats16 input;
@@ -68,7 +66,7 @@ MOLAE_INLINE void multiply_blocks(const PackedProduct& p) {
 #pragma GCC unroll 3
         for (int v = 0; v < Blocks; ++v) multiply_add_pairs(sums[i][v], columns[v], input);
       }
-      weights += kPackedCols;
+      weights += kWidth;
     } while (++k != end);
   }
 #pragma GCC unroll 8
@@ -84,7 +82,7 @@ MOLAE_INLINE void multiply_asking(const PackedProduct& p) {
     if (p.alone) return multiply_blocks<R, Blocks, RunAhead<Blocks, uint16_t>>(p);
   }
   // Passes of several have half of the most rows at least.
-  if constexpr (R >= kMostRows / 2) multiply_blocks<R, Blocks, PieceAhead<Blocks>>(p);
+  if constexpr (R >= kMostRows / 2) multiply_blocks<R, Blocks, PieceAhead>(p);
 }
 
 template <int R>

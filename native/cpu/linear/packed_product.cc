@@ -16,7 +16,7 @@ namespace {
 constexpr int64_t kLineBytes = 64;
 
 // Floats of widened weights.
-constexpr int64_t kKept = PackedKernel::kKeptStride * kGroupCols / kPackedCols;
+constexpr int64_t kKept = PackedKernel::kMostKept * kGroupCols;
 
 // With more rows a group's weights are computed with for longer than the next ones take to come.
 constexpr int64_t kPackedWaitRows = 12;
@@ -50,15 +50,15 @@ MOLAE_MULTIVERSION void round_to_bf16(const float* from, float* to, int64_t coun
   for (int64_t i = 0; i < count; ++i) to[i] = bf16_to_f32(f32_to_bf16(from[i]));
 }
 
-// A piece of a group of blocks.
+// A piece of a group of columns.
 struct Piece {
   const PackedTarget* target;
   const std::byte* weights;
-  int64_t block_bytes, blocks;
+  int64_t width;         // columns, in whole blocks
   int64_t col;           // the group's first, from the first column of the product
   int64_t begin, inner;  // steps
   int64_t part_begin;    // of the part of the inner size that it belongs to
-  int64_t bytes;         // of each block
+  int64_t bytes;
 };
 
 // The pieces of products in the order of the work: target after target, in each part after part of the inner size, in
@@ -76,16 +76,15 @@ class Pieces {
     const PackedWeight& weight = targets_[target_].weight;
     const int64_t end = std::min(weight.cols(), part_begin_ + part_);
     const int64_t inner = std::min(wanted_steps(), end - begin_);
-    const int64_t step_bytes = kPackedCols * static_cast<int64_t>(item_size(weight.dtype()));
+    const int64_t width = weight.group_cols(col_ + group_);
     piece = {&targets_[target_],
-             weight.block(col_ + group_, begin_),
-             weight.block_bytes(),
-             packed_cols(std::min(kGroupCols, cols_ - group_)) / kPackedCols,
+             weight.group(col_ + group_, begin_),
+             width,
              group_,
              begin_,
              inner,
              part_begin_,
-             inner * step_bytes};
+             inner * width * static_cast<int64_t>(item_size(weight.dtype()))};
     first_ = false;
     begin_ += inner;
     if (begin_ == end) end_group(end);
@@ -193,14 +192,13 @@ void multiply_piece(const Piece& piece, int64_t rows, const Piece* next, const R
   const float* inputs[PackedKernel::kMostRows];
   PackedProduct product{};
   product.weights = piece.weights;
-  product.block_bytes = piece.block_bytes;
-  product.blocks = piece.blocks;
+  product.blocks = piece.width / kPackedCols;
   product.x = inputs;
   product.inner = piece.inner;
   product.first = piece.begin == 0;
   product.kept = widened;
   product.alone = passes == 1;
-  product.into_first = !second_cache_takes_requests();
+  product.reads_ahead = reads_ahead();
   const bool rounds = piece.target->weight.rounds_inputs();
   const PackedKernel::Multiply multiply_pairs = rounds ? pair_kernel() : nullptr;
   product.next_inner = next && !rounds && brings_in_inputs(piece, *next) ? next->inner : 0;
@@ -209,11 +207,10 @@ void multiply_piece(const Piece& piece, int64_t rows, const Piece* next, const R
     for (int64_t i = 0; i < product.rows; ++i) {
       inputs[i] = rounds ? rounded.row(piece, row + i) : piece.target->x.row(row + i) + piece.begin;
     }
-    product.sums = piece.target->sums + piece.col * rows + row * piece.blocks * kPackedCols;
+    product.sums = piece.target->sums + piece.col * rows + row * piece.width;
     if (next) {
       const int64_t asked = std::min(next->bytes, pass * share);
       product.next = next->weights + asked;
-      product.next_block_bytes = next->block_bytes;
       product.next_bytes = std::min(share, next->bytes - asked);
     }
     if (!is_half(dtype)) {
@@ -230,7 +227,6 @@ void multiply_piece(const Piece& piece, int64_t rows, const Piece* next, const R
     } else if (pass == 0) {
       halves.keep(product);
       product.weights = reinterpret_cast<const std::byte*>(widened);
-      product.block_bytes = PackedKernel::kKeptStride * static_cast<int64_t>(sizeof(float));
     } else {
       kernel.f32(product);
     }

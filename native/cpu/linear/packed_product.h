@@ -15,9 +15,6 @@ namespace molae::cpu {
 // Rows as far apart as an odd number of cache lines.
 constexpr int64_t packed_stride(int64_t size) { return round_up(size, 32) + 16; }
 
-// Columns with those that a block fills up.
-constexpr int64_t packed_cols(int64_t cols) { return round_up(cols, kPackedCols); }
-
 // Scratch elements of one call: weights widened for several passes, and the inputs of a part where they are rounded.
 int64_t packed_scratch();
 
@@ -31,12 +28,9 @@ struct PackedTarget {
 // Up to so many rows, reading weights takes as long as computing or longer.
 constexpr int64_t kPackedStreamRows = 24;
 
-// Columns that kernels compute together.
-constexpr int64_t kGroupCols = 3 * kPackedCols;
-
 // Each sum is taken step after step, whatever is computed beside it: it does not depend on the other rows and columns.
 // The sums of a target are x.row(i) . weight[col + j], i < rows, j < cols: group after group of columns, of each
-// [rows][its columns], as the kernels have them. `col` begins a block.
+// [rows][its columns], as the kernels have them. `col` begins a group, and the last column ends one, or the weight.
 void multiply_packed(std::span<const PackedTarget> targets, int64_t rows, int64_t col, int64_t cols, float* scratch);
 
 // Calls body(sums, first column, columns) for the sums of each group of a row.

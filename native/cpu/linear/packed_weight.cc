@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "core/checked.h"
 #include "cpu/system/compute_pool.h"
 
 namespace molae::cpu {
@@ -12,13 +11,14 @@ int64_t steps_of(int64_t inner) { return (inner + 1) / 2 * 2; }
 
 // to[k][col] = from[col][k], some steps at a time: those of a cache line of every column.
 template <class Item>
-void pack_block(const Item* from, int64_t inner, int64_t cols, Item* to) {
+void pack_group(const Item* from, int64_t inner, int64_t cols, Item* to) {
   constexpr int64_t kSteps = 64 / sizeof(Item);
-  std::fill(to, to + steps_of(inner) * kPackedCols, Item{});
+  const int64_t width = packed_cols(cols);
+  if (cols < width || inner % 2 != 0) std::fill(to, to + steps_of(inner) * width, Item{});
   for (int64_t begin = 0; begin < inner; begin += kSteps) {
     const int64_t end = std::min(inner, begin + kSteps);
     for (int64_t col = 0; col < cols; ++col) {
-      for (int64_t k = begin; k < end; ++k) to[k * kPackedCols + col] = from[col * inner + k];
+      for (int64_t k = begin; k < end; ++k) to[k * width + col] = from[col * inner + k];
     }
   }
 }
@@ -26,11 +26,12 @@ void pack_block(const Item* from, int64_t inner, int64_t cols, Item* to) {
 // Two neighbours of a row stay together.
 void pack_pairs(const uint16_t* from, int64_t inner, int64_t cols, uint16_t* to) {
   constexpr int64_t kSteps = 32;
-  std::fill(to, to + steps_of(inner) * kPackedCols, uint16_t{0});
+  const int64_t width = packed_cols(cols);
+  if (cols < width || inner % 2 != 0) std::fill(to, to + steps_of(inner) * width, uint16_t{0});
   for (int64_t begin = 0; begin < inner; begin += kSteps) {
     const int64_t end = std::min(inner, begin + kSteps);
     for (int64_t col = 0; col < cols; ++col) {
-      for (int64_t k = begin; k < end; ++k) to[(k / 2 * kPackedCols + col) * 2 + k % 2] = from[col * inner + k];
+      for (int64_t k = begin; k < end; ++k) to[(k / 2 * width + col) * 2 + k % 2] = from[col * inner + k];
     }
   }
 }
@@ -46,19 +47,18 @@ bool PackedWeight::supports(DType dtype) { return dtype == DType::F32 || is_half
 
 PackedWeight::PackedWeight(Backend& backend, int threads, const Tensor& weight, PackedInputs inputs)
     : dtype_(weight.dtype()), rows_(weight.rows()), inner_(weight.cols()), inputs_(inputs) {
-  const int64_t blocks = ceil_divide(rows_, kPackedCols);
-  buffer_ = backend.allocate(blocks * block_bytes());
-  ComputePool::instance().parallel_for(threads, blocks, [&](int64_t index, int) {
-    const int64_t col = index * kPackedCols;
-    const int64_t cols = std::min(kPackedCols, rows_ - col);
+  buffer_ = backend.allocate(packed_cols(rows_) * steps_of(inner_) * static_cast<int64_t>(item_size(dtype_)));
+  ComputePool::instance().parallel_for(threads, ceil_divide(rows_, kGroupCols), [&](int64_t index, int) {
+    const int64_t col = index * kGroupCols;
+    const int64_t cols = std::min(kGroupCols, rows_ - col);
     const std::byte* from = weight.as<const std::byte>() + col * row_bytes(dtype_, inner_);
-    std::byte* to = static_cast<std::byte*>(buffer_->data()) + index * block_bytes();
+    std::byte* to = static_cast<std::byte*>(buffer_->data()) + (group(col, 0) - group(0, 0));
     if (dtype_ == DType::BF16) {
       pack_pairs(items<uint16_t>(from), inner_, cols, reinterpret_cast<uint16_t*>(to));
     } else if (dtype_ == DType::F16) {
-      pack_block(items<uint16_t>(from), inner_, cols, reinterpret_cast<uint16_t*>(to));
+      pack_group(items<uint16_t>(from), inner_, cols, reinterpret_cast<uint16_t*>(to));
     } else {
-      pack_block(items<float>(from), inner_, cols, reinterpret_cast<float*>(to));
+      pack_group(items<float>(from), inner_, cols, reinterpret_cast<float*>(to));
     }
   });
 }
@@ -69,13 +69,9 @@ PackedWeight PackedWeight::with_inputs(PackedInputs inputs) const {
   return same;
 }
 
-const std::byte* PackedWeight::block(int64_t col, int64_t begin) const {
-  const auto step_bytes = kPackedCols * static_cast<int64_t>(item_size(dtype_));
-  return static_cast<const std::byte*>(buffer_->data()) + col / kPackedCols * block_bytes() + begin * step_bytes;
-}
-
-int64_t PackedWeight::block_bytes() const {
-  return steps_of(inner_) * kPackedCols * static_cast<int64_t>(item_size(dtype_));
+const std::byte* PackedWeight::group(int64_t col, int64_t begin) const {
+  const int64_t items = col * steps_of(inner_) + begin * group_cols(col);
+  return static_cast<const std::byte*>(buffer_->data()) + items * static_cast<int64_t>(item_size(dtype_));
 }
 
 }  // namespace molae::cpu

@@ -160,9 +160,9 @@ bool has_bf16_pairs() {
 
 }  // namespace
 
-bool second_cache_takes_requests() {
-  static const bool takes = !is_amd();
-  return takes;
+bool reads_ahead() {
+  static const bool reads = is_amd();
+  return reads;
 }
 
 bool multiplies_pairs_fast() {
