@@ -8,10 +8,10 @@
 
 namespace molae::cpu {
 
-// Some rows against some blocks of a packed weight, for a piece of the inner size:
+// Some rows against a group of columns of a packed weight, for a piece of the inner size:
 //   sums[i][j] (+)= sum over k of x[i][k] * weights[k][j]
 struct PackedProduct {
-  const std::byte* weights;  // of a group, from the first step of the piece on
+  const std::byte* weights;  // from the first step of the piece on
   int64_t blocks;            // of the group
   const float* const* x;     // where the piece begins, row by row; or pairs of bf16, where kernels take them
   int64_t rows;

@@ -20,8 +20,8 @@ MOLAE_INLINE void forget(Value& value) {
 }
 
 // Requests for what is read next, at an even rate, a few lines at a time. They go to the second cache, as the first has
-// the weights at hand, and its requests take places in which loads wait, too. Passes are short: so there is no
-// division.
+// the weights at hand, and its requests take places in which loads wait, too: on a Zen 4 kernels of 9 to 16 rows of f32
+// are 9 to 17% slower with those. Passes are short: so there is no division.
 class PieceAhead {
  public:
   // So many passes over the columns of the group.

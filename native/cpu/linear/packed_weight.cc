@@ -47,12 +47,12 @@ bool PackedWeight::supports(DType dtype) { return dtype == DType::F32 || is_half
 
 PackedWeight::PackedWeight(Backend& backend, int threads, const Tensor& weight, PackedInputs inputs)
     : dtype_(weight.dtype()), rows_(weight.rows()), inner_(weight.cols()), inputs_(inputs) {
-  buffer_ = backend.allocate(packed_cols(rows_) * steps_of(inner_) * static_cast<int64_t>(item_size(dtype_)));
+  buffer_ = backend.allocate(group_begin(packed_cols(rows_)));
   ComputePool::instance().parallel_for(threads, ceil_divide(rows_, kGroupCols), [&](int64_t index, int) {
     const int64_t col = index * kGroupCols;
     const int64_t cols = std::min(kGroupCols, rows_ - col);
     const std::byte* from = weight.as<const std::byte>() + col * row_bytes(dtype_, inner_);
-    std::byte* to = static_cast<std::byte*>(buffer_->data()) + (group(col, 0) - group(0, 0));
+    std::byte* to = static_cast<std::byte*>(buffer_->data()) + group_begin(col);
     if (dtype_ == DType::BF16) {
       pack_pairs(items<uint16_t>(from), inner_, cols, reinterpret_cast<uint16_t*>(to));
     } else if (dtype_ == DType::F16) {
@@ -70,8 +70,12 @@ PackedWeight PackedWeight::with_inputs(PackedInputs inputs) const {
 }
 
 const std::byte* PackedWeight::group(int64_t col, int64_t begin) const {
-  const int64_t items = col * steps_of(inner_) + begin * group_cols(col);
-  return static_cast<const std::byte*>(buffer_->data()) + items * static_cast<int64_t>(item_size(dtype_));
+  const int64_t step_bytes = group_cols(col) * static_cast<int64_t>(item_size(dtype_));
+  return static_cast<const std::byte*>(buffer_->data()) + group_begin(col) + begin * step_bytes;
+}
+
+int64_t PackedWeight::group_begin(int64_t col) const {
+  return col * steps_of(inner_) * static_cast<int64_t>(item_size(dtype_));
 }
 
 }  // namespace molae::cpu
