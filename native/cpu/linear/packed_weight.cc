@@ -9,18 +9,28 @@ namespace {
 
 int64_t steps_of(int64_t inner) { return (inner + 1) / 2 * 2; }
 
+// Calls body(column, first step, last one + 1): block after block, as more rows of a weight may meet in a set of the
+// first cache than it has ways.
+template <class Body>
+void for_blocks(int64_t cols, int64_t inner, int64_t steps, Body body) {
+  for (int64_t block = 0; block < cols; block += kPackedCols) {
+    for (int64_t begin = 0; begin < inner; begin += steps) {
+      for (int64_t col = block; col < std::min(cols, block + kPackedCols); ++col) {
+        body(col, begin, std::min(inner, begin + steps));
+      }
+    }
+  }
+}
+
 // to[k][col] = from[col][k], some steps at a time: those of a cache line of every column.
 template <class Item>
 void pack_group(const Item* from, int64_t inner, int64_t cols, Item* to) {
   constexpr int64_t kSteps = 64 / sizeof(Item);
   const int64_t width = packed_cols(cols);
   if (cols < width || inner % 2 != 0) std::fill(to, to + steps_of(inner) * width, Item{});
-  for (int64_t begin = 0; begin < inner; begin += kSteps) {
-    const int64_t end = std::min(inner, begin + kSteps);
-    for (int64_t col = 0; col < cols; ++col) {
-      for (int64_t k = begin; k < end; ++k) to[k * width + col] = from[col * inner + k];
-    }
-  }
+  for_blocks(cols, inner, kSteps, [&](int64_t col, int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) to[k * width + col] = from[col * inner + k];
+  });
 }
 
 // Two neighbours of a row stay together.
@@ -28,12 +38,9 @@ void pack_pairs(const uint16_t* from, int64_t inner, int64_t cols, uint16_t* to)
   constexpr int64_t kSteps = 32;
   const int64_t width = packed_cols(cols);
   if (cols < width || inner % 2 != 0) std::fill(to, to + steps_of(inner) * width, uint16_t{0});
-  for (int64_t begin = 0; begin < inner; begin += kSteps) {
-    const int64_t end = std::min(inner, begin + kSteps);
-    for (int64_t col = 0; col < cols; ++col) {
-      for (int64_t k = begin; k < end; ++k) to[(k / 2 * width + col) * 2 + k % 2] = from[col * inner + k];
-    }
-  }
+  for_blocks(cols, inner, kSteps, [&](int64_t col, int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) to[(k / 2 * width + col) * 2 + k % 2] = from[col * inner + k];
+  });
 }
 
 template <class Item>
