@@ -12,7 +12,7 @@ namespace molae::cpu {
 //   sums[i][j] (+)= sum over k of x[i][k] * weights[k][j]
 struct PackedProduct {
   const std::byte* weights;  // from the first step of the piece on
-  int64_t blocks;            // of the group
+  int64_t blocks;            // of the group: 3 at most
   const float* const* x;     // where the piece begins, row by row; or pairs of bf16, where kernels take them
   int64_t rows;
   int64_t inner;  // odd only where the weight's ends

@@ -26,9 +26,9 @@ constexpr int64_t packed_cols(int64_t cols) { return round_up(cols, kPackedCols)
 // The last group has fewer columns where the weight has: whole blocks. Columns that the last block lacks, and the
 // second of the last two steps of an odd inner size, are zeros. So a product reads one run of memory from its first
 // column to its last, whatever the shape, which processors follow by themselves: on a Zen 4, where the three blocks of
-// a group lay one after the other, kernels of one row and 512 steps had 68% of the rate. On a Xeon already those needed
-// a fifth more time than the longer of reading and computing takes (f32, 12 to 24 rows), where with rows of weights it
-// took two thirds more, or twice as long.
+// a group lay one after the other, kernels of one row and 512 steps had as little as 68% of the rate. On a Xeon already
+// those needed a fifth more time than the longer of reading and computing takes (f32, 12 to 24 rows), where with rows
+// of weights it took two thirds more, or twice as long.
 class PackedWeight {
  public:
   // f32, bf16, f16.
