@@ -117,7 +117,7 @@ class CpuLayerForward : public LayerForward {
                  first_token_);
     x_ = input(x_dtype, x);
     y_ = kReal == y_dtype ? static_cast<Real*>(y) : get(kOutput, elements);
-    scratch_stride_ = tile_scratch<Real, Weight>(largest_inner_) + kTileRows * kTileCols;
+    scratch_stride_ = tile_scratch<Real, Weight>(largest_inner_) + kTileRows * stride(kTileCols);
     scratch_ = get(kTileScratch, scratch_stride_ * context_.threads);
 
     cancel.check();
@@ -219,22 +219,23 @@ class CpuLayerForward : public LayerForward {
     return {{rows, stride(weight.cols()), sorted_.row_latent.data() + row}, weight};
   }
 
-  // Stage 3. The outputs of expert i begin at out_begin_[i]; their width is that of its down matrix.
+  // Stage 3. The outputs of expert i begin at out_begin_[i], rows as far apart as those that products read: what
+  // kernels write must not meet in a cache's sets either.
   void expert_outputs() {
     const int64_t m = layer_.intermediate_size;
     out_begin_.assign(layer_.num_experts() + 1, 0);
     tiles_.clear();
     for (int64_t i = 0; i < layer_.num_experts(); ++i) {
       const int64_t width = layer_.down.per_expert[i].rows();
-      out_begin_[i + 1] = out_begin_[i] + expert_rows(i) * width;
+      out_begin_[i + 1] = out_begin_[i] + expert_rows(i) * stride(width);
       tiles_.add(static_cast<int32_t>(i), expert_rows(i), width, m);
     }
     expert_out_ = get(kExpertOut, out_begin_.back());
     for_tiles([&](const Tile& tile, Real* scratch) {
       const Weight& weight = layer_.down.per_expert[tile.problem];
-      const int64_t width = weight.rows();
+      const int64_t out_stride = stride(weight.rows());
       linear_tile<Real>(hidden_of(tile), tile.rows, weight, tile.col, tile.cols,
-                        expert_out_ + out_begin_[tile.problem] + tile.row * width + tile.col, width, scratch);
+                        expert_out_ + out_begin_[tile.problem] + tile.row * out_stride + tile.col, out_stride, scratch);
     });
   }
 
@@ -242,7 +243,7 @@ class CpuLayerForward : public LayerForward {
   const Real* slot_output(int64_t slot) const {
     const int32_t expert = ids_[slot];
     const int64_t row = sorted_.row_of_slot[slot] - sorted_.expert_begin[expert];
-    return expert_out_ + out_begin_[expert] + row * layer_.down.per_expert[expert].rows();
+    return expert_out_ + out_begin_[expert] + row * stride(layer_.down.per_expert[expert].rows());
   }
 
   // Stage 4.
@@ -305,10 +306,9 @@ class CpuLayerForward : public LayerForward {
     Real* product = scratch + tile_scratch<Real, Weight>(largest_inner_);
     const int64_t rank_stride = stride(b.cols());
     const Rows<Real> rows{latent_out_ + latent_out_begin_[g] + (first - begin) * rank_stride, rank_stride};
-    for_linear_tile(rows, last - first, b, tile.col, tile.cols, product, scratch,
-                    [&](int64_t row, int64_t col, int64_t cols, const Real* values) {
-                      add_scaled(y_ + first[row] * layer_.hidden_size + tile.col + col, values, cols, Real(1));
-                    });
+    for_linear_tile(rows, last - first, b, tile.col, tile.cols, product, scratch, [&](int64_t row, const Real* values) {
+      add_scaled(y_ + first[row] * layer_.hidden_size + tile.col, values, tile.cols, Real(1));
+    });
   }
 
   void add_expert_outputs(const Tile& tile) {
@@ -349,9 +349,9 @@ class CpuLayerForward : public LayerForward {
     Real* product = scratch + tile_scratch<Real, Weight>(largest_inner_);
     const Hidden<Real> rows{shared_hidden_ + tile.row * stride(width), stride(width)};
     for_linear_tile(rows, tile.rows, shared.down, tile.col, tile.cols, product, scratch,
-                    [&](int64_t row, int64_t col, int64_t cols, const Real* values) {
+                    [&](int64_t row, const Real* values) {
                       const int64_t token = tile.row + row;
-                      add_scaled(y_ + token * layer_.hidden_size + tile.col + col, values, cols, shared_scale_[token]);
+                      add_scaled(y_ + token * layer_.hidden_size + tile.col, values, tile.cols, shared_scale_[token]);
                     });
   }
 

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
 #include "core/activation.h"
 #include "core/tensor/tensor.h"
@@ -44,17 +43,6 @@ struct Hidden {
   int64_t stride;  // row_stride of the size of a row
 };
 
-template <class Real>
-Rows<Real> rows_of(const Rows<Real>& x) {
-  return x;
-}
-
-// Where they are rows.
-template <class Real>
-Rows<Real> rows_of(const Hidden<Real>& x) {
-  return {x.data, x.stride};
-}
-
 // What those of all tiles of a problem take; those of the tile from `row` on begin at element row * stride.
 template <class Real, class Weight = Tensor>
 int64_t hidden_elements(int64_t rows, int64_t size);
@@ -70,23 +58,14 @@ template <class Real, class Weight>
 void linear_tile(const Hidden<Real>& x, int64_t rows, const Weight& weight, int64_t col, int64_t cols, Real* out,
                  int64_t out_stride, Real* scratch);
 
-// As linear_tile, for what is not stored as it is: calls body(row, first column, columns, values) for parts of rows, as
-// soon as kernels have them. `product` is room for rows * cols elements.
+// As linear_tile, for what is not stored as it is: calls body(row, values) for each row. `product` is room for rows *
+// row_stride(cols) elements.
 template <class Real, class Weight, class Inputs, class Body>
 void for_linear_tile(const Inputs& x, int64_t rows, const Weight& weight, int64_t col, int64_t cols, Real* product,
                      Real* scratch, Body body) {
-  if constexpr (std::is_same_v<Weight, PackedWeight>) {
-    if (rows == 0 || cols == 0) return;
-    const PackedTarget target{rows_of(x), weight, product};
-    multiply_packed({&target, 1}, rows, col, cols, scratch);
-    for (int64_t i = 0; i < rows; ++i) {
-      for_groups_of_row(product, rows, i, cols,
-                        [&](const float* values, int64_t first, int64_t count) { body(i, first, count, values); });
-    }
-  } else {
-    linear_tile<Real>(x, rows, weight, col, cols, product, cols, scratch);
-    for (int64_t i = 0; i < rows; ++i) body(i, int64_t{0}, cols, product + i * cols);
-  }
+  const int64_t stride = row_stride<Weight>(cols);
+  linear_tile<Real>(x, rows, weight, col, cols, product, stride, scratch);
+  for (int64_t i = 0; i < rows; ++i) body(i, product + i * stride);
 }
 
 }  // namespace molae::cpu

@@ -147,7 +147,7 @@ MOLAE_INLINE void multiply_columns(const PackedProduct& p, int col, Ahead& ahead
 #pragma GCC unroll 16
     for (int i = 0; i < R; ++i) {
 #pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) load(sums[i][v], out + i * kWidth + v * Lanes);
+      for (int v = 0; v < V; ++v) load(sums[i][v], out + i * p.sums_stride + v * Lanes);
     }
   }
   const float* x[R];
@@ -209,7 +209,7 @@ MOLAE_INLINE void multiply_columns(const PackedProduct& p, int col, Ahead& ahead
 #pragma GCC unroll 16
   for (int i = 0; i < R; ++i) {
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) store(out + i * kWidth + v * Lanes, sums[i][v]);
+    for (int v = 0; v < V; ++v) store(out + i * p.sums_stride + v * Lanes, sums[i][v]);
   }
 }
 

@@ -16,9 +16,10 @@ struct PackedProduct {
   const float* const* x;     // where the piece begins, row by row; or pairs of bf16, where kernels take them
   int64_t rows;
   int64_t inner;  // odd only where the weight's ends
-  float* sums;    // [rows][blocks * kPackedCols]
-  bool first;     // sums are overwritten, not added to
-  float* kept;    // where kernels that keep them store the weights as floats: [inner][blocks * kPackedCols]
+  float* sums;    // [rows][.., sums_stride], blocks * kPackedCols of each
+  int64_t sums_stride;
+  bool first;   // sums are overwritten, not added to
+  float* kept;  // where kernels that keep them store the weights as floats: [inner][blocks * kPackedCols]
   // What to bring into the caches meanwhile, at an even rate. With few rows it is what lies some way ahead, in this
   // piece and then in the next.
   const std::byte* next;

@@ -39,7 +39,7 @@ MOLAE_INLINE void multiply_blocks(const PackedProduct& p) {
 #pragma GCC unroll 3
     for (int v = 0; v < Blocks; ++v) {
       sums[i][v] = Floats16{};
-      if (!p.first) load(sums[i][v], p.sums + i * kWidth + v * kLanes16);
+      if (!p.first) load(sums[i][v], p.sums + i * p.sums_stride + v * kLanes16);
     }
   }
   const uint32_t* x[R];
@@ -72,7 +72,7 @@ MOLAE_INLINE void multiply_blocks(const PackedProduct& p) {
 #pragma GCC unroll 8
   for (int i = 0; i < R; ++i) {
 #pragma GCC unroll 3
-    for (int v = 0; v < Blocks; ++v) store(p.sums + i * kWidth + v * kLanes16, sums[i][v]);
+    for (int v = 0; v < Blocks; ++v) store(p.sums + i * p.sums_stride + v * kLanes16, sums[i][v]);
   }
 }
 

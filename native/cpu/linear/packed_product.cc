@@ -197,6 +197,7 @@ void multiply_piece(const Piece& piece, int64_t rows, const Piece* next, const R
   product.inner = piece.inner;
   product.first = piece.begin == 0;
   product.kept = widened;
+  product.sums_stride = piece.target->sums_stride;
   product.alone = passes == 1;
   product.reads_ahead = reads_ahead();
   const bool rounds = piece.target->weight.rounds_inputs();
@@ -207,7 +208,7 @@ void multiply_piece(const Piece& piece, int64_t rows, const Piece* next, const R
     for (int64_t i = 0; i < product.rows; ++i) {
       inputs[i] = rounds ? rounded.row(piece, row + i) : piece.target->x.row(row + i) + piece.begin;
     }
-    product.sums = piece.target->sums + piece.col * rows + row * piece.width;
+    product.sums = piece.target->sums + row * piece.target->sums_stride + piece.col;
     if (next) {
       const int64_t asked = std::min(next->bytes, pass * share);
       product.next = next->weights + asked;

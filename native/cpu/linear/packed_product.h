@@ -22,24 +22,16 @@ int64_t packed_scratch();
 struct PackedTarget {
   Rows<float> x;
   const PackedWeight& weight;
-  float* sums;  // rows * packed_cols(cols)
+  float* sums;          // [rows][.., sums_stride]
+  int64_t sums_stride;  // at least packed_cols(cols)
 };
 
 // Up to so many rows, reading weights takes as long as computing or longer.
 constexpr int64_t kPackedStreamRows = 24;
 
 // Each sum is taken step after step, whatever is computed beside it: it does not depend on the other rows and columns.
-// The sums of a target are x.row(i) . weight[col + j], i < rows, j < cols: group after group of columns, of each
-// [rows][its columns], as the kernels have them. `col` begins a group, and the last column ends one, or the weight.
+// The sums of a target are x.row(i) . weight[col + j], i < rows, j < cols, and behind them those of columns that fill
+// up a block. `col` begins a group, and the last column ends one, or the weight.
 void multiply_packed(std::span<const PackedTarget> targets, int64_t rows, int64_t col, int64_t cols, float* scratch);
-
-// Calls body(sums, first column, columns) for the sums of each group of a row.
-template <class Body>
-void for_groups_of_row(const float* sums, int64_t rows, int64_t row, int64_t cols, Body body) {
-  for (int64_t col = 0; col < cols; col += kGroupCols) {
-    const int64_t count = std::min(kGroupCols, cols - col);
-    body(sums + col * rows + row * packed_cols(count), col, count);
-  }
-}
 
 }  // namespace molae::cpu

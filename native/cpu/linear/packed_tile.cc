@@ -9,7 +9,7 @@ namespace molae::cpu {
 namespace {
 
 // Of one weight.
-constexpr int64_t kSums = kTileRows * kTileCols;
+constexpr int64_t kSums = kTileRows * packed_stride(kTileCols);
 
 }  // namespace
 
@@ -31,10 +31,14 @@ int64_t hidden_elements<float, PackedWeight>(int64_t rows, int64_t size) {
 template <>
 void linear_tile<float, PackedWeight>(const Rows<float>& x, int64_t rows, const PackedWeight& weight, int64_t col,
                                       int64_t cols, float* out, int64_t out_stride, float* scratch) {
-  for_linear_tile(x, rows, weight, col, cols, scratch + packed_scratch(), scratch,
-                  [&](int64_t row, int64_t first, int64_t count, const float* values) {
-                    std::memcpy(out + row * out_stride + first, values, count * sizeof(float));
-                  });
+  if (rows == 0 || cols == 0) return;
+  const bool whole = cols % kPackedCols == 0;  // else kernels store more columns than there are
+  float* sums = whole ? out : scratch + packed_scratch();
+  const int64_t stride = whole ? out_stride : packed_stride(cols);
+  const PackedTarget target{x, weight, sums, stride};
+  multiply_packed({&target, 1}, rows, col, cols, scratch);
+  if (whole) return;
+  for (int64_t i = 0; i < rows; ++i) std::memcpy(out + i * out_stride, sums + i * stride, cols * sizeof(float));
 }
 
 template <>
@@ -44,20 +48,18 @@ void gated_tile<float, PackedWeight>(const GatedSide<float, PackedWeight>& gate,
   if (rows == 0 || cols == 0) return;
   float* gates = scratch + packed_scratch();
   float* ups = gates + kSums;
-  const PackedTarget targets[] = {{gate.x, gate.weight, gates}, {up.x, up.weight, ups}};
+  const int64_t stride = packed_stride(cols);
+  const PackedTarget targets[] = {{gate.x, gate.weight, gates, stride}, {up.x, up.weight, ups, stride}};
   multiply_packed(targets, rows, col, cols, scratch);
   for (int64_t i = 0; i < rows; ++i) {
-    float* to = out.data + i * out.stride + col;
-    for_groups_of_row(gates, rows, i, cols, [&](const float* group, int64_t first, int64_t count) {
-      gate_times_up(activation, group, ups + (group - gates), to + first, count);
-    });
+    gate_times_up(activation, gates + i * stride, ups + i * stride, out.data + i * out.stride + col, cols);
   }
 }
 
 template <>
 void linear_tile<float, PackedWeight>(const Hidden<float>& x, int64_t rows, const PackedWeight& weight, int64_t col,
                                       int64_t cols, float* out, int64_t out_stride, float* scratch) {
-  linear_tile<float>(rows_of(x), rows, weight, col, cols, out, out_stride, scratch);
+  linear_tile<float>(Rows<float>{x.data, x.stride}, rows, weight, col, cols, out, out_stride, scratch);
 }
 
 }  // namespace molae::cpu
