@@ -169,6 +169,27 @@ MOLAE_TEST("cpu kernels: streamed weights, every number of rows", Logic) {
   }
 }
 
+// Whichever the processor at hand prefers.
+MOLAE_TEST("cpu kernels: one row reads weights in runs and several columns at a time", Logic) {
+  const auto backend = make_cpu_backend(1);
+  Context cpu{*backend, context.random};
+  for (const Reading reading : {Reading::Runs, Reading::Columns}) {
+    for (const DType dtype : {DType::F32, DType::BF16, DType::F16}) {
+      for (const auto& [inner, cols] :
+           {std::pair{1, 1}, {31, 9}, {32, 8}, {64, 24}, {97, 25}, {768, 1}, {1031, 47}, {7168, 30}}) {
+        const Product product(cpu, 1, inner, cols, dtype);
+        std::vector<float> scratch(stream_scratch(inner), kPoison);
+        expect_sums(result_of(1, cols,
+                              [&](float* out, int64_t stride) {
+                                stream_rows(product.input(), 1, product.weight, product.col, cols, out, stride,
+                                            scratch.data(), reading);
+                              }),
+                    product);
+      }
+    }
+  }
+}
+
 // As many vectors of rows as differ, and every number of rows beside them; one piece of the inner size and several, of
 // weights that are read where they are and of weights that are copied.
 MOLAE_TEST("cpu kernels: panels of vectors, every number of rows beside them", Logic) {

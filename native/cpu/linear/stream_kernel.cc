@@ -26,7 +26,8 @@ struct StreamProduct {
   int64_t inner, cols;
   float* out;
   int64_t out_stride;
-  bool first;     // what is in out is overwritten, not added to
+  bool first;  // what is in out is overwritten, not added to
+  Reading one_row;
   float* inputs;  // x as passes read it
 };
 
@@ -231,8 +232,52 @@ MOLAE_INLINE void stream_groups(const StreamProduct<Item>& p, const Pieces& piec
   }
 }
 
+// x . w for one row of each, whose pairs of vectors lie side by side.
+template <template <int> class Weights, int Lanes, class Item>
+MOLAE_INLINE typename Vectors<Lanes>::Floats stream_run(const float* x, const Item* w, int64_t whole) {
+  using Floats = typename Vectors<Lanes>::Floats;
+  constexpr int kPair = 2 * Lanes, kPairs = 2;  // of sums: enough that none is waited for
+  Floats sums[kPairs][2] = {};
+  const auto add = [&](int64_t k, Floats(&to)[2]) __attribute__((always_inline)) {
+    Floats weights[2], inputs[2];
+    Weights<Lanes>::template read<0>(weights[0], w + k);
+    Weights<Lanes>::template read<1>(weights[1], w + k);
+    load(inputs[0], x + k);
+    load(inputs[1], x + k + Lanes);
+    to[0] += weights[0] * inputs[0];
+    to[1] += weights[1] * inputs[1];
+  };
+  int64_t k = 0;
+  for (; k + kPairs * kPair <= whole; k += kPairs * kPair) {
+#pragma GCC unroll 2
+    for (int i = 0; i < kPairs; ++i) add(k + i * kPair, sums[i]);
+  }
+  for (; k < whole; k += kPair) add(k, sums[0]);
+  return (sums[0][0] + sums[0][1]) + (sums[1][0] + sums[1][1]);
+}
+
+// One row of inputs against one column after the other, in one long run, without requests.
+template <template <int> class Weights, int Lanes, class Item>
+MOLAE_INLINE void stream_runs(const StreamProduct<Item>& p) {
+  const int64_t whole = p.inner / (2 * Lanes) * (2 * Lanes);
+  arrange<Lanes, Weights<Lanes>::kSplit>(p.x, 1, 0, whole, p.inputs);
+  typename Vectors<Lanes>::Floats sums[kSumCols];
+  for (int64_t col = 0; col < p.cols; col += kSumCols) {
+    const int64_t cols = std::min(kSumCols, p.cols - col);
+    const Item* weights = p.weights + col * p.stride;
+    for (int64_t j = 0; j < cols; ++j) {
+      sums[j] = stream_run<Weights, Lanes>(p.inputs, weights + j * p.stride, whole);
+    }
+    finish<Lanes, 1>(sums, cols, p.first, p.out + col);
+    if (p.inner > whole) {
+      add_rest<Weights>(p.x.row(0) + whole, weights + whole, p.inner - whole, p.stride, cols, p.out + col);
+    }
+  }
+}
+
 template <template <int> class Weights, int Lanes, class Item>
 MOLAE_INLINE void stream(const StreamProduct<Item>& p) {
+  if (p.rows == 1 && p.one_row == Reading::Runs) return stream_runs<Weights, Lanes>(p);
   const Pieces pieces = cut_inner<Lanes>(p.rows, p.inner);
   for (int64_t begin = 0; begin < pieces.whole; begin += pieces.length) {
     arrange<Lanes, Weights<Lanes>::kSplit>(p.x, p.rows, begin, std::min(pieces.length, pieces.whole - begin),
@@ -249,34 +294,6 @@ MOLAE_INLINE void stream(const StreamProduct<Item>& p) {
   if constexpr (Lanes == 8) stream_groups<Weights, Lanes, 1>(p, pieces);
 }
 
-// x . w for one row of each, in four running sums.
-MOLAE_INLINE float stream_row(const float* x, const float* w, int64_t inner) {
-  constexpr int kSums = 4;
-  Floats8 sums[kSums] = {};
-  int64_t k = 0;
-  for (; k + kSums * kLanes <= inner; k += kSums * kLanes) {
-#pragma GCC unroll 4
-    for (int i = 0; i < kSums; ++i) {
-      Floats8 weights, inputs;
-      load(weights, w + k + i * kLanes);
-      load(inputs, x + k + i * kLanes);
-      sums[i] += weights * inputs;
-    }
-  }
-  float sum = sum_of_lanes((sums[0] + sums[1]) + (sums[2] + sums[3]));
-  for (; k < inner; ++k) sum += w[k] * x[k];
-  return sum;
-}
-
-// f32 weights of which one row of inputs reads one row after the other, in one long run.
-MOLAE_INLINE void stream_runs(const StreamProduct<float>& p) {
-  if (p.rows != 1) return stream<F32Weights, 8>(p);
-  for (int64_t j = 0; j < p.cols; ++j) {
-    const float sum = stream_row(p.x.row(0), p.weights + j * p.stride, p.inner);
-    p.out[j] = p.first ? sum : p.out[j] + sum;
-  }
-}
-
 template <class Item>
 using Stream = void (*)(const StreamProduct<Item>&);
 
@@ -286,17 +303,15 @@ struct StreamKernel {
   Stream<uint16_t> bf16, f16;
 };
 
-// One row of f32 weights is read as memory gives it fastest: in one run on an AMD EPYC with AVX2, eight
-// rows at a time on a Xeon with AVX-512 (88% of what it reads at best against 80%).
 #define MOLAE_STREAM(name, Item, attributes, body) \
   attributes void name(const StreamProduct<Item>& product) { body(product); }
 
-MOLAE_STREAM(plain_f32, float, MOLAE_PLAIN, stream_runs)
+MOLAE_STREAM(plain_f32, float, MOLAE_PLAIN, (stream<F32Weights, 8>))
 MOLAE_STREAM(plain_bf16, uint16_t, MOLAE_PLAIN, (stream<BF16Weights, 8>))
 MOLAE_STREAM(plain_f16, uint16_t, MOLAE_PLAIN, (stream<F16Weights, 8>))
 constexpr StreamKernel kPlain = {plain_f32, plain_bf16, plain_f16};
 #if defined(__x86_64__)
-MOLAE_STREAM(avx2_f32, float, MOLAE_AVX2, stream_runs)
+MOLAE_STREAM(avx2_f32, float, MOLAE_AVX2, (stream<F32Weights, 8>))
 MOLAE_STREAM(avx2_bf16, uint16_t, MOLAE_AVX2, (stream<BF16Weights, 8>))
 MOLAE_STREAM(avx2_f16, uint16_t, MOLAE_AVX2, (stream<F16CWeights, 8>))
 MOLAE_STREAM(avx512_f32, float, MOLAE_AVX512, (stream<F32Weights, 16>))
@@ -312,8 +327,13 @@ const StreamKernel& stream_kernel() { return MOLAE_BEST_OF(kPlain, kAvx2, kAvx51
 
 int64_t most_streamed_rows() { return instructions() == Instructions::Avx512 ? kStreamRows : kMostPassRows; }
 
+Reading one_row_reading(DType dtype) {
+  const bool narrow = instructions() != Instructions::Avx512;
+  return reads_ahead() || (dtype == DType::F32 && narrow) ? Reading::Runs : Reading::Columns;
+}
+
 void stream_rows(const Rows<float>& x, int64_t rows, const Tensor& weight, int64_t col, int64_t cols, float* out,
-                 int64_t out_stride, float* scratch) {
+                 int64_t out_stride, float* scratch, Reading one_row) {
   const DType dtype = weight.dtype();
   if (dtype == DType::Q8 || dtype == DType::Q4) {
     return stream_blocks(x, rows, weight, col, cols, out, out_stride, scratch);
@@ -321,7 +341,8 @@ void stream_rows(const Rows<float>& x, int64_t rows, const Tensor& weight, int64
   const StreamKernel& kernel = stream_kernel();
   const int64_t inner = weight.cols();
   const auto product = [&]<class Item>(const Item* weights) {
-    return StreamProduct<Item>{x, rows, weights + col * inner, inner, inner, cols, out, out_stride, true, scratch};
+    return StreamProduct<Item>{x,       rows,   weights + col * inner, inner, inner, cols, out, out_stride, true,
+                               one_row, scratch};
   };
   switch (dtype) {
     case DType::F32:
@@ -337,7 +358,9 @@ void stream_rows(const Rows<float>& x, int64_t rows, const Tensor& weight, int64
 
 void stream_block(const Rows<float>& x, int64_t rows, const WideBlock& block, bool first, float* sums,
                   int64_t sums_stride, float* scratch) {
-  stream_kernel().f32({x, rows, block.data, block.stride, block.inner, block.cols, sums, sums_stride, first, scratch});
+  // Out of a cache: what a pass over several columns saves is loads of inputs.
+  stream_kernel().f32({x, rows, block.data, block.stride, block.inner, block.cols, sums, sums_stride, first,
+                       Reading::Columns, scratch});
 }
 
 }  // namespace molae::cpu

@@ -21,9 +21,23 @@ constexpr int64_t stream_scratch(int64_t inner) {
   return round_up(elements, 16);
 }
 
+// How a single row of inputs reads weights: column after column, each in one run that nobody asks for, or several
+// columns at a time, which are asked for. More rows take the latter.
+enum class Reading { Runs, Columns };
+
+// As memory gives them fastest: in runs where the processor reads ahead by itself. One token of a layer of bf16 takes 5
+// to 15% less time so on a Zen 4. On a Xeon with AVX-512 eight columns at a time had 88% of what it reads at best,
+// against 80%; f32 with narrower vectors is read in runs everywhere.
+Reading one_row_reading(DType dtype);
+
 // out[i][j] = x.row(i) . weight[col + j], rows <= kStreamRows; weight [out, inner] of any dtype but f64.
 void stream_rows(const Rows<float>& x, int64_t rows, const Tensor& weight, int64_t col, int64_t cols, float* out,
-                 int64_t out_stride, float* scratch);
+                 int64_t out_stride, float* scratch, Reading one_row);
+
+inline void stream_rows(const Rows<float>& x, int64_t rows, const Tensor& weight, int64_t col, int64_t cols, float* out,
+                        int64_t out_stride, float* scratch) {
+  stream_rows(x, rows, weight, col, cols, out, out_stride, scratch, one_row_reading(weight.dtype()));
+}
 
 // Some columns of f32 weights, for a piece of the inner size.
 struct WideBlock {
