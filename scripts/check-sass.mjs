@@ -26,6 +26,7 @@ const library = process.argv[2] ?? join(root, 'build/Release/libmolae_cuda.so');
 const productsOfStage = 4; // a stage of 64 halves, 16 at a time
 const loadsTogether = 8; // 4 columns, 2 steps
 const mostBetween = 4; // addresses
+const registersAtEntry = 168; // kernels/hopper/grouped_gemm.cuh deals them out anew
 
 const tool = findTool();
 if (!existsSync(library) || !tool) {
@@ -240,7 +241,7 @@ const families = [
       LDGSTS: count(code, 'LDGSTS'),
       instructions: code.length,
     }),
-    check(code, expect) {
+    check(code, expect, _name, registers) {
       const products = code.filter(([operation]) => operation.startsWith('HGMMA'));
       const last = products.filter(([, operands]) => operands.includes('gsb0')).length;
       expect(products.length > 0, 'no wgmma');
@@ -248,6 +249,11 @@ const families = [
       expect(count(code, 'UTMALDG') > 0, 'no copies by the copy engine');
       expect(count(code, 'LDGSTS') > 0, 'no asynchronous copies');
       expect(count(code, 'USETMAXREG') === 2, 'registers are not moved');
+      // Consumers wait for ever for more than the producer gives back of these.
+      expect(
+        registers === registersAtEntry,
+        `a kernel that begins without ${registersAtEntry} registers a thread`,
+      );
       expect(count(code, 'FCHK') === 0, 'divisions with a slow way');
     },
   },
@@ -356,7 +362,7 @@ for (const family of families) {
       console.log(`  ${name.padEnd(24)}${shown.join(', ')}`);
       const expect = (condition, message) =>
         condition || problems.push(`${name}, ${architecture}: ${message}`);
-      family.check(code, expect, name);
+      family.check(code, expect, name, Number(REG));
       expect(local === 0 && STACK === 0 && LOCAL === 0, 'local memory');
     }
     checked += kernels.length;

@@ -5,12 +5,13 @@
 #   scripts/gpu-check.sh pack ARCHIVE.tar.xz [BUILD]   here: BUILD (default: build) has molae.node, libmolae_cuda.so,
 #                                                      molae_native_tests and molae_device_bench
 #   tar -xJf ARCHIVE.tar.xz && molae-gpu-check/gpu-check.sh [--budget SECONDS] [--parts PART,PART...] [RESULT.json]
-#                                                      there: one JSON, and the steps' output beside it in RESULT.logs
+#                                                      there: one JSON, and the steps' output beside it in RESULT.logs.tgz
 #
-# Parts, in this order: parity, benches, sanitizers, and peers, of bench/gpu, where python3 has torch there. Default: all. No step
-# begins that the budget (default: 540 seconds) has no time for, and none goes on beyond it: what a device is lent for is mostly
-# 10 minutes a call. The limits of the first two parts and of the sanitizers that matter most fit in it; the rest has calls of
-# its own: --parts peers, --parts sanitizers. The result is written anew after every step, so that a call which is cut off leaves what it had.
+# Parts, in this order: parity, benches, sanitizers, and peers, of bench/gpu, where python3 has torch there: held against what
+# the benches of the same call measured. Default: all. No step begins that the budget (default: 540 seconds) has no time for,
+# and none goes on beyond it: what a device is lent for is mostly 10 minutes a call. Begin with --parts parity, and what fails;
+# then --parts benches,peers and --parts sanitizers. Both files are written anew after every step, so that a call which is cut
+# off leaves what it had.
 #
 # To build what it packs:
 #   export CUDACXX=$(scripts/cuda-toolkit.sh ~/.cache/molae-cuda)
@@ -33,11 +34,11 @@ here=$(cd "$(dirname "$0")" && pwd)
 
 # --- pack --------------------------------------------------------------------------------------------------------------
 
-find_in() {  # BUILD NAME: the file, wherever a generator put it
+find_in() {  # BUILD NAME: the newest such file, wherever a generator put it
   local found
-  found=$(find "$1" -name "$2" -type f -not -path '*/CMakeFiles/*' -not -path '*/on-host/*' | head -n 1)
+  found=$(find "$1" -name "$2" -type f -not -path '*/CMakeFiles/*' -not -path '*/on-host/*' -printf '%T@ %p\n' | sort -n | tail -n 1)
   [ -n "$found" ] || { echo "gpu-check: there is no $2 in $1" >&2; exit 1; }
-  echo "$found"
+  echo "${found#* }"
 }
 
 pack() {
@@ -91,11 +92,15 @@ done
 [[ $# -le 1 && $budget =~ ^[1-9][0-9]*$ && $parts =~ ^(parity|benches|sanitizers|peers)(,(parity|benches|sanitizers|peers))*$ ]] || usage
 
 result=$(readlink -f "${1:-gpu-check.json}")
-logs=${result%.json}.logs
-mkdir -p "$logs"
-rm -f "$logs"/*.{log,err,status,json}
+packed_logs=${result%.json}.logs.tgz
+scratch=$(mktemp -d)
+logs=$scratch/logs
+mkdir "$logs"
 cd "$here"
 export MOLAE_REQUIRE_GPU=1
+# NVIDIA's wheels are looked for beside this interpreter, too, where a wrapper in PATH hides its environment.
+wheels=$(python3 -c 'import sysconfig; print(sysconfig.get_path("purelib"))' 2>/dev/null || true)
+export PYTHONPATH=${PYTHONPATH:+$PYTHONPATH:}$wheels
 
 grace=10      # seconds between asking a step to end and ending it
 worthwhile=10 # seconds: with less left, no step begins
@@ -105,6 +110,7 @@ child=
 
 # Without a node that runs here, the steps alone.
 summarize() {
+  tar -C "$scratch" -czf "$packed_logs" logs || true
   ./node summarize.cjs "$logs" "$result" && return
   [ $? = 1 ] && [ -s "$result" ] && return
   local file status seconds separator=
@@ -130,6 +136,7 @@ finish() {
   fi
   rm -f "$result"
   summarize || true
+  rm -rf "$scratch"
   exit $failed
 }
 trap finish EXIT
@@ -175,9 +182,12 @@ case $(cat "$logs/gpu.log") in
 *) hopper=0 ;;
 esac
 
-# Apart, each in a process of its own: a kernel that hangs or reads what it must not takes no other result with it.
+# Apart, each in a process of its own: a kernel that hangs or reads what it must not takes no other result with it. What is
+# mostly libraries' work comes first.
 if wanted parity; then
-  step parity 100 ./molae_native_tests --device cuda --exclude "every Hopper tile" --exclude "graphs:"
+  for family in memory moves linalg factor calibrat decoder experts tiles; do
+    step parity_$family 60 ./molae_native_tests --device cuda --filter "$family" --exclude "every Hopper tile" --exclude "graphs:"
+  done
   if [ $hopper = 1 ]; then step parity_hopper 40 ./molae_native_tests --device cuda --filter "every Hopper tile"; fi
   step parity_graphs 25 ./molae_native_tests --device cuda --filter "graphs:" --exclude "every Hopper tile"
 fi
@@ -206,7 +216,7 @@ find_sanitizer() {
 sanitizer=$(find_sanitizer || true)
 # In some containers it refuses the device, whatever runs under it.
 if wanted sanitizers && [ -n "$sanitizer" ]; then
-  step sanitizer 30 "$sanitizer" --tool memcheck --report-api-errors no ./molae_native_tests --device cuda --seed 1 \
+  step sanitizer 45 "$sanitizer" --tool memcheck --report-api-errors no ./molae_native_tests --device cuda --seed 1 \
     --filter "experts: a bad routing"
 fi
 if wanted sanitizers && [ -n "$sanitizer" ] && ended_well sanitizer; then

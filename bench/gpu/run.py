@@ -180,12 +180,14 @@ def main():
     facts = machine(device)
     rows = molae_rows(options, facts)
     save(options, facts, rows)
-    sizes = factorization.SMOKE_SIZES if options.smoke else factorization.SIZES
-    rows += factorization_rows(device, dtype, sizes, seconds)
     for cell in cells.SMOKE_CELLS if options.smoke else cells.CELLS:
         for count in tokens:
             rows += layer_rows(cell, count, device, dtype, seconds)
         save(options, facts, rows)  # of a run that is cut short, what there is
+    # Last, as others' SVD of a large stack may take minutes.
+    sizes = factorization.SMOKE_SIZES if options.smoke else factorization.SIZES
+    rows += factorization_rows(device, dtype, sizes, seconds)
+    save(options, facts, rows)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,14 @@
 import { spawnSync } from 'node:child_process';
-import { chmodSync, cpSync, existsSync, mkdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
+import {
+  chmodSync,
+  cpSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { beforeEach, describe, expect, it } from 'vitest';
@@ -18,7 +27,7 @@ interface Report {
   steps: Record<string, { ok: boolean; status: number | string; output?: string[] }>;
   skipped: string[];
   sanitizer: string;
-  parity: { passed: number; failed: number } | null;
+  parity: { passed: number; failed: number; failures: string[] } | null;
   tiles: { tests: string[] };
   bench: { results: unknown[] } | null;
 }
@@ -57,7 +66,12 @@ describe.skipIf(!existsSync('/bin/bash'))('scripts/gpu-check.sh', () => {
 
   it('passes where every step does', () => {
     const { status, report } = check();
-    expect(report).toMatchObject({ ok: true, sanitizer: 'ran', parity: { passed: 7, failed: 0 } });
+    const paritySteps = Object.keys(report.steps).filter((name) => name.startsWith('parity_'));
+    expect(report).toMatchObject({
+      ok: true,
+      sanitizer: 'ran',
+      parity: { passed: 7 * paritySteps.length, failed: 0 },
+    });
     expect(Object.keys(report.steps)).toEqual(
       expect.arrayContaining(['parity_hopper', 'bench_hopper_graph', 'racecheck_hopper', 'smoke']),
     );
@@ -65,11 +79,41 @@ describe.skipIf(!existsSync('/bin/bash'))('scripts/gpu-check.sh', () => {
     expect(status).toBe(0);
   });
 
+  it('leaves two files, the report and the output of every step', () => {
+    const { report } = check('--parts', 'parity');
+    const packed = spawnSync('tar', ['-tzf', join(folder, 'result.logs.tgz')], { encoding: 'utf8' });
+    for (const step of Object.keys(report.steps)) expect(packed.stdout).toContain(`logs/${step}.log`);
+    expect(readdirSync(folder).filter((name) => name.startsWith('result'))).toEqual([
+      'result.json',
+      'result.logs.tgz',
+    ]);
+  });
+
+  it('has a step for every device test', () => {
+    standIn('molae_native_tests', 'echo "$@" >>asked');
+    check('--parts', 'parity');
+    const asked = readFileSync(join(folder, 'asked'), 'utf8')
+      .trim()
+      .split('\n')
+      .map((line) => /--filter (.*?)(?: --exclude.*)?$/.exec(line)?.[1] as string);
+    const sources = readdirSync(join(root, 'test/native'), { recursive: true, encoding: 'utf8' });
+    const tests = sources
+      .filter((name) => name.endsWith('.cc'))
+      .flatMap((name) => [
+        ...readFileSync(join(root, 'test/native', name), 'utf8').matchAll(
+          /MOLAE_TEST\(\s*"([^"]*)",\s*Device/g,
+        ),
+      ])
+      .map(([, test]) => test as string);
+    expect(tests.length).toBeGreaterThan(50);
+    expect(tests.filter((test) => !asked.some((filter) => test.includes(filter)))).toEqual([]);
+  });
+
   it('fails with the tests, and with what a sanitizer finds', () => {
     standIn('molae_native_tests', "echo '6 passed, 1 failed on cuda (--seed 3)'; exit 1");
     expect(check('--parts', 'parity')).toMatchObject({
       status: 1,
-      report: { ok: false, parity: { failed: 1 } },
+      report: { ok: false, parity: { failed: 10, failures: [] } },
     });
 
     standIn('bin/compute-sanitizer', '[[ $* == *racecheck* ]] && exit 9; exit 0');
@@ -115,5 +159,20 @@ describe.skipIf(!existsSync('/bin/bash'))('scripts/gpu-check.sh', () => {
 
   it('is not failed where there is no torch to measure peers with', () => {
     expect(check('--parts', 'peers')).toMatchObject({ status: 0, report: { ok: true, peers: null } });
+  });
+});
+
+const addon = join(root, 'build/Release/molae.node');
+describe.skipIf(!existsSync(addon))('test/cuda/smoke.cjs', () => {
+  it('passes on the CPU, whose addon has the same surface', async () => {
+    const folder = await temporaryFolder();
+    cpSync(join(root, 'test/cuda/smoke.cjs'), join(folder, 'smoke.cjs'));
+    symlinkSync(addon, join(folder, 'molae.node'));
+    const { stdout, stderr } = spawnSync(process.execPath, ['smoke.cjs', 'cpu'], {
+      cwd: folder,
+      encoding: 'utf8',
+    });
+    expect(stderr).toBe('');
+    expect(stdout).toContain('smoke test passed');
   });
 });

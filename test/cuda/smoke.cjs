@@ -18,7 +18,7 @@ async function main() {
   const a = f32([2, 3], [1, 2, 3, 4, 5, 6]);
   const b = f32([3, 2], [1, 0, 0, 1, 1, 1]);
   const c = device.empty('f32', [2, 2]);
-  await device.gemm([[a, b, c, false, false, 1, 0]]);
+  await device.gemm(a, b, c, false, false, 1, 0);
   assert.deepStrictEqual(await read(c, 4), [4, 5, 10, 11]);
 
   // Two experts of hidden size 2 and intermediate size 1 with relu2: expert i gives y = w * (x0 (i + 1))^2 * x1 * [1, i].

@@ -28,10 +28,16 @@ for (const file of fs.readdirSync(logs).filter((name) => name.endsWith('.status'
   if (status !== 0) steps[name].output = tail(`${text(`${name}.log`)}\n${text(`${name}.err`)}`);
 }
 
-const parity = text('parity.log');
-const parityHopper = text('parity_hopper.log');
-const parityGraphs = text('parity_graphs.log');
-const counts = /(\d+) passed, (\d+) failed on cuda \(--seed (\d+)\)/.exec(parity);
+const parityLogs = fs
+  .readdirSync(logs)
+  .filter((name) => /^parity_.*\.log$/.test(name))
+  .map(text);
+const parityLines = parityLogs.join('\n').split('\n');
+const counts = parityLogs.flatMap((log) => {
+  const found = /(\d+) passed, (\d+) failed on cuda \(--seed (\d+)\)/.exec(log);
+  return found ? [{ passed: Number(found[1]), failed: Number(found[2]), seed: found[3] }] : [];
+});
+const total = (name) => counts.reduce((sum, count) => sum + count[name], 0);
 const readBench = (name) => {
   if (!steps[name]) return null;
   const written = text(`${name}.log`);
@@ -60,9 +66,7 @@ const peers = readPeers();
 
 // Both families of tiles side by side, and what share of cuBLAS's dense rate the better one has. The tests "tiles: …" say
 // whether each of them is right: only then is the default in native/cuda/config/tile_choice.h to become the faster one.
-const tileTests = `${parity}\n${parityHopper}`
-  .split('\n')
-  .filter((line) => /^(ok|FAILED|skipped)\s+tiles: /.test(line));
+const tileTests = parityLines.filter((line) => /^(ok|FAILED|skipped)\s+tiles: /.test(line));
 const rows = [...(bench?.results ?? []), ...(benchHopper?.results ?? [])];
 const cublas = rows.find(({ name, dtype }) => name.startsWith('dense product') && dtype === 'bf16')?.gflops;
 const tiles = rows
@@ -84,9 +88,7 @@ const tiles = rows
 // Few tokens: by the streaming kernel, which is what 4 and fewer take, by the tile that they took before it, and as a graph.
 // Bytes are those of the weights that the routing touched; a copy reads and writes.
 const copy = rows.find(({ name }) => name === 'device copy')?.gbps;
-const graphTests = `${parityGraphs}\n${parityHopper}`
-  .split('\n')
-  .filter((line) => /^(ok|FAILED|skipped)\s+graphs: /.test(line));
+const graphTests = parityLines.filter((line) => /^(ok|FAILED|skipped)\s+graphs: /.test(line));
 const decode = (bench?.results ?? [])
   .filter((row) => row.tokens >= 1 && row.tokens <= 16)
   .map((plain) => {
@@ -115,12 +117,15 @@ const report = {
     : steps.sanitizer?.ok === false
       ? 'did not run: it refused the device, took too long, or failed on the first test'
       : 'did not run: not found, not asked for, or no time',
-  parity: counts && {
-    passed: Number(counts[1]),
-    failed: Number(counts[2]),
-    seed: counts[3],
-    failures: parity.split('\n').filter((line) => line.startsWith('FAILED')),
-  },
+  parity:
+    counts.length === 0
+      ? null
+      : {
+          passed: total('passed'),
+          failed: total('failed'),
+          seeds: [...new Set(counts.filter(({ failed }) => failed > 0).map(({ seed }) => seed))], // of what failed
+          failures: parityLines.filter((line) => line.startsWith('FAILED')),
+        },
   tiles: { tests: tileTests, rows: tiles },
   graphs: { tests: graphTests },
   decode,

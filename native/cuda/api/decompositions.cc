@@ -105,7 +105,7 @@ bool polar_svd(Gpu& gpu, const TallSvd& p) {
 }
 
 template <class Real, class BufferSize, class Solve>
-void jacobi_svd_in(Gpu& gpu, const TallSvd& p, BufferSize buffer_size, Solve solve) {
+bool jacobi_svd_in(Gpu& gpu, const TallSvd& p, BufferSize buffer_size, Solve solve) {
   const Cusolver& solver = Cusolver::instance();
   const auto handle = gpu.cusolver().handle;
   struct Info {
@@ -126,16 +126,15 @@ void jacobi_svd_in(Gpu& gpu, const TallSvd& p, BufferSize buffer_size, Solve sol
   check(solve(handle, mode, economic, m, n, matrix, m, s, u, m, v, n, work.device.as<Real>(), size, work.info.as<int>(),
               jacobi.value),
         "an SVD (gesvdj)");
-  check_converged(gpu, work.info, "gesvdj");
+  return read_info(gpu, work.info, "gesvdj") == 0;
 }
 
-void jacobi_svd(Gpu& gpu, const TallSvd& p) {
+// False where it does not converge, as it may not with matrices that are nearly singular.
+bool jacobi_svd(Gpu& gpu, const TallSvd& p) {
   const Cusolver& solver = Cusolver::instance();
-  if (p.dtype == DType::F32) {
-    jacobi_svd_in<float>(gpu, p, solver.cusolverDnSgesvdj_bufferSize, solver.cusolverDnSgesvdj);
-  } else {
-    jacobi_svd_in<double>(gpu, p, solver.cusolverDnDgesvdj_bufferSize, solver.cusolverDnDgesvdj);
-  }
+  return p.dtype == DType::F32
+             ? jacobi_svd_in<float>(gpu, p, solver.cusolverDnSgesvdj_bufferSize, solver.cusolverDnSgesvdj)
+             : jacobi_svd_in<double>(gpu, p, solver.cusolverDnDgesvdj_bufferSize, solver.cusolverDnDgesvdj);
 }
 
 // One decomposition of a [p, q]. Where q >= p, the rows of a are the columns of M = a^T (q x p), and a = V S U^T: U by
@@ -178,7 +177,7 @@ class Svd {
                           wide_ ? vt_.data() : left.as(),
                           right_fits ? right_to : right.as()};
     if (routine == SvdRoutine::Polar && !polar_svd(gpu_, problem)) return false;
-    if (routine == SvdRoutine::Jacobi) jacobi_svd(gpu_, problem);
+    if (routine == SvdRoutine::Jacobi && !jacobi_svd(gpu_, problem)) return false;
     if (routine == SvdRoutine::Qr) qr_svd(gpu_, problem);
     if (!wide_) transposed(left.as(), u_.data(), n(), m());
     if (!right_fits) transposed(right.as(), right_to, n(), n());
