@@ -213,12 +213,12 @@ MOLAE_INLINE void multiply_columns(const PackedProduct& p, int col, Ahead& ahead
   }
 }
 
-// Vectors of columns for so many rows, of those of a block: as many as have their sums in registers, beside a weight of
-// each and an input.
-constexpr int vectors_of(int lanes, int rows, int vectors) {
+// Vectors of columns for so many rows, of those of a group: as many as have their sums in registers, beside a weight of
+// each and an input, and what widening takes.
+constexpr int vectors_of(int lanes, int rows, int vectors, bool widens) {
   if (lanes == 16) return vectors;
   if (vectors < 6) return 2;
-  return rows <= 2 ? 6 : rows <= 3 ? 3 : 2;
+  return rows <= 2 ? 6 : rows <= (widens ? 3 : 4) ? 3 : 2;
 }
 
 constexpr int most_rows(int lanes) { return lanes == 16 ? PackedKernel::kMostRows : 6; }
@@ -231,7 +231,8 @@ template <template <int> class Weights, template <int> class Input, class Widene
           class Ahead>
 MOLAE_INLINE void multiply_blocks(const PackedProduct& p) {
   constexpr int kWidth = Blocks * kPackedCols;
-  constexpr int kVectors = vectors_of(Lanes, R, kWidth / Lanes);
+  constexpr bool kWidens = !std::is_same_v<typename Weights<Lanes>::Item, float>;
+  constexpr int kVectors = vectors_of(Lanes, R, kWidth / Lanes, kWidens);
   constexpr int kCols = kVectors * Lanes;
   Ahead ahead(p, kWidth / kCols);
 #pragma GCC unroll 3
@@ -281,7 +282,7 @@ MOLAE_PACKED(plain_f32, PackedF32, PlainInput, 8, MOLAE_PLAIN)
 MOLAE_PACKED_HALVES(plain_bf16, PackedBF16, PlainInput, 8, MOLAE_PLAIN)
 MOLAE_PACKED_HALVES(plain_f16, PackedF16, PlainInput, 8, MOLAE_PLAIN)
 constexpr PackedKernel kPlain = {
-    most_rows(8), few_rows(8), plain_f32, {plain_bf16, plain_bf16_keep}, {plain_f16, plain_f16_keep}};
+    most_rows(8), 4, few_rows(8), plain_f32, {plain_bf16, plain_bf16_keep}, {plain_f16, plain_f16_keep}};
 #if defined(__x86_64__)
 MOLAE_PACKED(avx2_f32, PackedF32, BroadcastInput, 8, MOLAE_AVX2)
 MOLAE_PACKED_HALVES(avx2_bf16, PackedBF16Masked, BroadcastInput, 8, MOLAE_AVX2)
@@ -290,9 +291,13 @@ MOLAE_PACKED(avx512_f32, PackedF32, BroadcastInput, 16, MOLAE_AVX512)
 MOLAE_PACKED_HALVES(avx512_bf16, PackedBF16, BroadcastInput, 16, MOLAE_AVX512)
 MOLAE_PACKED_HALVES(avx512_f16, PackedF16C, BroadcastInput, 16, MOLAE_AVX512)
 constexpr PackedKernel kAvx2 = {
-    most_rows(8), few_rows(8), avx2_f32, {avx2_bf16, avx2_bf16_keep}, {avx2_f16, avx2_f16_keep}};
-constexpr PackedKernel kAvx512 = {
-    most_rows(16), few_rows(16), avx512_f32, {avx512_bf16, avx512_bf16_keep}, {avx512_f16, avx512_f16_keep}};
+    most_rows(8), 4, few_rows(8), avx2_f32, {avx2_bf16, avx2_bf16_keep}, {avx2_f16, avx2_f16_keep}};
+constexpr PackedKernel kAvx512 = {most_rows(16),
+                                  most_rows(16),
+                                  few_rows(16),
+                                  avx512_f32,
+                                  {avx512_bf16, avx512_bf16_keep},
+                                  {avx512_f16, avx512_f16_keep}};
 #endif
 
 }  // namespace

@@ -38,6 +38,7 @@ struct PackedKernel {
   using Multiply = void (*)(const PackedProduct&);
 
   int64_t most_rows;  // of a product
+  int64_t best_rows;  // of each of many products: reads the least for as many sums
   int64_t few_rows;   // up to so many, one pass reads the weights of all columns: pieces need not stay in a cache
   Multiply f32;
   // Weights that have to be widened, which `keep` also stores: for half of the most rows at least.
