@@ -185,8 +185,8 @@ esac
 # Apart, each in a process of its own: a kernel that hangs or reads what it must not takes no other result with it. What is
 # mostly libraries' work comes first.
 if wanted parity; then
-  for family in memory moves linalg factor calibrat decoder experts tiles; do
-    step parity_$family 60 ./molae_native_tests --device cuda --filter "$family" --exclude "every Hopper tile" --exclude "graphs:"
+  for family in memory: moves: linalg: factor: calibrat decoder: experts: tiles:; do
+    step "parity_${family%:}" 60 ./molae_native_tests --device cuda --filter "$family" --exclude "every Hopper tile" --exclude "graphs:"
   done
   if [ $hopper = 1 ]; then step parity_hopper 40 ./molae_native_tests --device cuda --filter "every Hopper tile"; fi
   step parity_graphs 25 ./molae_native_tests --device cuda --filter "graphs:" --exclude "every Hopper tile"
