@@ -253,6 +253,10 @@ Product packed_product(Context& cpu, int64_t rows, int64_t inner, int64_t cols, 
   return product;
 }
 
+PackedWeight packed_copy(Backend& backend, int threads, const Tensor& weight, PackedInputs inputs) {
+  return {backend.allocate(PackedWeight::bytes_of(weight)), 0, threads, weight, inputs};
+}
+
 std::vector<float> packed_scratch_of() { return std::vector<float>(tile_scratch<float, PackedWeight>(0), kPoison); }
 
 // Every number of rows of one pass and of a few, and tiles of many; last groups of one, two and three blocks, whole and
@@ -266,7 +270,7 @@ MOLAE_TEST("cpu kernels: packed weights, every number of rows", Logic) {
     for (const int64_t rows : counts) {
       for (const auto& [inner, cols] : {std::pair{1, 9}, {31, 16}, {257, 40}, {512, 48}, {1031, 99}, {36, 130}}) {
         Product product = packed_product(cpu, rows, inner, cols, dtype);
-        const PackedWeight packed(*backend, 2, product.weight, inputs);
+        const PackedWeight packed = packed_copy(*backend, 2, product.weight, inputs);
         std::vector<float> scratch = packed_scratch_of();
         const Values actual = result_of(rows, cols, [&, rows = rows, cols = cols](float* out, int64_t stride) {
           linear_tile<float>(product.input(), rows, packed, 0, cols, out, stride, scratch.data());
@@ -285,7 +289,7 @@ MOLAE_TEST("cpu kernels: sums with packed weights do not depend on the columns b
   for (const auto& [dtype, inputs] : kPackings) {
     for (const int64_t rows : {int64_t{1}, int64_t{5}, int64_t{13}, cpu.integer(1, 100)}) {
       Product product = packed_product(cpu, rows, cpu.integer(1, 1500), kCols, dtype);
-      const PackedWeight packed(*backend, 1, product.weight, inputs);
+      const PackedWeight packed = packed_copy(*backend, 1, product.weight, inputs);
       std::vector<float> scratch = packed_scratch_of();
       const auto in_tiles = [&](int64_t width) {
         return result_of(rows, kCols, [&](float* out, int64_t stride) {
@@ -362,8 +366,8 @@ MOLAE_TEST("cpu kernels: gated tiles of packed weights", Logic) {
     const Packing one = kPackings[cpu.integer(0, 3)], other = kPackings[cpu.integer(0, 3)];
     Product gate = packed_product(cpu, rows, inner, cols, one.dtype);
     Product up = packed_product(cpu, rows, cpu.integer(1, 600), cols, other.dtype);
-    const PackedWeight packed_gate(*backend, 1, gate.weight, one.inputs);
-    const PackedWeight packed_up(*backend, 1, up.weight, other.inputs);
+    const PackedWeight packed_gate = packed_copy(*backend, 1, gate.weight, one.inputs);
+    const PackedWeight packed_up = packed_copy(*backend, 1, up.weight, other.inputs);
     std::vector<float> scratch = packed_scratch_of();
     const int64_t first_cols = std::min(cols, cpu.integer(0, 3) * kGroupCols);
     const Values actual = result_of(rows, cols, [&, rows = rows, cols = cols](float* out, int64_t stride) {

@@ -1,6 +1,8 @@
 #include "cpu/layer/layer_weights.h"
 
 #include <algorithm>
+#include <memory>
+#include <utility>
 
 #include "core/error.h"
 
@@ -50,9 +52,16 @@ bool can_pack(const LayerWeights<Tensor>& layer) {
 
 LayerWeights<PackedWeight> pack(Backend& backend, int threads, const LayerWeights<Tensor>& layer, PackedInputs inputs,
                                 const Cancellation& cancel) {
+  // All in one block of memory, which is in huge pages however small each weight is: with shared matrices of 1.4 and 2.8
+  // MB in pages of 4 KiB, latent layers of bf16 took 10 to 20% longer on a Zen 4.
+  size_t bytes = 0;
+  for_weights(layer, [&](const Tensor& weight) { bytes += PackedWeight::bytes_of(weight); });
+  const std::shared_ptr<Buffer> block = backend.allocate(bytes);
+  size_t begin = 0;
   const auto pack_one = [&](const Tensor& weight) {
     cancel.check();
-    return PackedWeight(backend, threads, weight, inputs);
+    const size_t here = std::exchange(begin, begin + PackedWeight::bytes_of(weight));
+    return PackedWeight(block, here, threads, weight, inputs);
   };
   const auto pack_all = [&](const std::vector<Tensor>& weights) {
     std::vector<PackedWeight> packed;

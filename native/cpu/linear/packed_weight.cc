@@ -1,6 +1,7 @@
 #include "cpu/linear/packed_weight.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "cpu/system/compute_pool.h"
 
@@ -48,18 +49,32 @@ const Item* items(const std::byte* data) {
   return reinterpret_cast<const Item*>(data);
 }
 
+// In bytes, from the beginning of a weight on.
+int64_t column_begin(DType dtype, int64_t inner, int64_t col) {
+  return col * steps_of(inner) * static_cast<int64_t>(item_size(dtype));
+}
+
 }  // namespace
 
 bool PackedWeight::supports(DType dtype) { return dtype == DType::F32 || is_half(dtype); }
 
-PackedWeight::PackedWeight(Backend& backend, int threads, const Tensor& weight, PackedInputs inputs)
-    : dtype_(weight.dtype()), rows_(weight.rows()), inner_(weight.cols()), inputs_(inputs) {
-  buffer_ = backend.allocate(group_begin(packed_cols(rows_)));
+size_t PackedWeight::bytes_of(const Tensor& weight) {
+  return static_cast<size_t>(column_begin(weight.dtype(), weight.cols(), packed_cols(weight.rows())));
+}
+
+PackedWeight::PackedWeight(std::shared_ptr<Buffer> buffer, size_t begin, int threads, const Tensor& weight,
+                           PackedInputs inputs)
+    : buffer_(std::move(buffer)),
+      data_(static_cast<std::byte*>(buffer_->data()) + begin),
+      dtype_(weight.dtype()),
+      rows_(weight.rows()),
+      inner_(weight.cols()),
+      inputs_(inputs) {
   ComputePool::instance().parallel_for(threads, ceil_divide(rows_, kGroupCols), [&](int64_t index, int) {
     const int64_t col = index * kGroupCols;
     const int64_t cols = std::min(kGroupCols, rows_ - col);
     const std::byte* from = weight.as<const std::byte>() + col * row_bytes(dtype_, inner_);
-    std::byte* to = static_cast<std::byte*>(buffer_->data()) + group_begin(col);
+    std::byte* to = data_ + group_begin(col);
     if (dtype_ == DType::BF16) {
       pack_pairs(items<uint16_t>(from), inner_, cols, reinterpret_cast<uint16_t*>(to));
     } else if (dtype_ == DType::F16) {
@@ -78,11 +93,9 @@ PackedWeight PackedWeight::with_inputs(PackedInputs inputs) const {
 
 const std::byte* PackedWeight::group(int64_t col, int64_t begin) const {
   const int64_t step_bytes = group_cols(col) * static_cast<int64_t>(item_size(dtype_));
-  return static_cast<const std::byte*>(buffer_->data()) + group_begin(col) + begin * step_bytes;
+  return data_ + group_begin(col) + begin * step_bytes;
 }
 
-int64_t PackedWeight::group_begin(int64_t col) const {
-  return col * steps_of(inner_) * static_cast<int64_t>(item_size(dtype_));
-}
+int64_t PackedWeight::group_begin(int64_t col) const { return column_begin(dtype_, inner_, col); }
 
 }  // namespace molae::cpu

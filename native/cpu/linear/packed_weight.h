@@ -34,9 +34,13 @@ class PackedWeight {
   // f32, bf16, f16.
   static bool supports(DType dtype);
 
+  // What the copy of a weight takes: whole cache lines.
+  static size_t bytes_of(const Tensor& weight);
+
   PackedWeight() = default;
-  // A copy, in memory of the backend.
-  PackedWeight(Backend& backend, int threads, const Tensor& weight, PackedInputs inputs = PackedInputs::F32);
+  // A copy in `buffer`, from byte `begin` on.
+  PackedWeight(std::shared_ptr<Buffer> buffer, size_t begin, int threads, const Tensor& weight,
+               PackedInputs inputs = PackedInputs::F32);
   // The same memory.
   PackedWeight with_inputs(PackedInputs inputs) const;
 
@@ -46,7 +50,7 @@ class PackedWeight {
   int64_t rows() const { return rows_; }
   int64_t cols() const { return inner_; }
   int64_t dim(size_t axis) const { return axis == 0 ? rows_ : inner_; }
-  size_t bytes() const { return buffer_->bytes(); }
+  size_t bytes() const { return static_cast<size_t>(group_begin(packed_cols(rows_))); }
 
   // Of the group that begins with column `col`, from step `begin` on, an even one.
   const std::byte* group(int64_t col, int64_t begin) const;
@@ -58,6 +62,7 @@ class PackedWeight {
   int64_t group_begin(int64_t col) const;
 
   std::shared_ptr<Buffer> buffer_;
+  std::byte* data_ = nullptr;
   DType dtype_ = DType::F32;
   int64_t rows_ = 0;
   int64_t inner_ = 0;

@@ -15,8 +15,9 @@ constexpr int64_t kStreamTiles = 8;  // a thread
 constexpr int64_t kLeastStreamCols = 48;
 constexpr int64_t kMostStreamCols = 264;
 
-// Tiles of panels are as wide as keeps all threads busy: each packs its rows anew.
+// Tiles with more rows. Those of unpacked weights are few, as each packs its rows anew.
 constexpr int64_t kPanelTiles = 2;  // a thread
+constexpr int64_t kPackedTiles = 8;
 constexpr int64_t kLeastPanelCols = 96;
 
 // Multiplications that one thread does sooner, in some 10 microseconds, than it has woken another.
@@ -33,12 +34,12 @@ int64_t part_size(int64_t count, int64_t most, int64_t unit) {
 
 template <>
 TileShape tile_shape<Tensor>() {
-  return {most_streamed_rows(), 32, 24, panel_unit()};
+  return {most_streamed_rows(), 32, 24, panel_unit(), kPanelTiles};
 }
 
 template <>
 TileShape tile_shape<PackedWeight>() {
-  return {kPackedStreamRows, 24, kGroupCols, kGroupCols};
+  return {kPackedStreamRows, 24, kGroupCols, kGroupCols, kPackedTiles};
 }
 
 void TileList::clear() {
@@ -64,7 +65,7 @@ int TileList::cut(int threads) {
   if (products_ < kLittleWork) threads = 1;
   const int64_t stream_cols = std::clamp(round_up(streamed_cols_ / (threads * kStreamTiles), shape_.stream_unit),
                                          kLeastStreamCols, kMostStreamCols);
-  const int64_t panel_cols = std::clamp(panel_cols_ / (threads * kPanelTiles), kLeastPanelCols, kTileCols);
+  const int64_t panel_cols = std::clamp(panel_cols_ / (threads * shape_.tiles), kLeastPanelCols, kTileCols);
   for (const Problem& problem : problems_) {
     const bool streams = problem.rows <= shape_.streamed_rows;
     const int64_t height = part_size(problem.rows, kTileRows, shape_.row_unit);

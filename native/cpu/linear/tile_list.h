@@ -17,6 +17,7 @@ struct TileShape {
   int64_t row_unit;
   int64_t stream_unit;  // columns, with so few rows
   int64_t col_unit;     // with more
+  int64_t tiles;        // a thread, with more rows: enough that threads end together
 };
 
 // For weights as they came or packed.
