@@ -52,8 +52,8 @@ bool can_pack(const LayerWeights<Tensor>& layer) {
 
 LayerWeights<PackedWeight> pack(Backend& backend, int threads, const LayerWeights<Tensor>& layer, PackedInputs inputs,
                                 const Cancellation& cancel) {
-  // All in one block of memory, which is in huge pages however small each weight is: with shared matrices of 1.4 and 2.8
-  // MB in pages of 4 KiB, latent layers of bf16 took 10 to 20% longer on a Zen 4.
+  // All in one block of memory, which is in huge pages however small each weight is: with shared matrices of 1.4
+  // and 2.8 MB in pages of 4 KiB, latent layers of bf16 took 10 to 20% longer on a Zen 4.
   size_t bytes = 0;
   for_weights(layer, [&](const Tensor& weight) { bytes += PackedWeight::bytes_of(weight); });
   const std::shared_ptr<Buffer> block = backend.allocate(bytes);
