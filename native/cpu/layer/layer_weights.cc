@@ -29,6 +29,46 @@ void for_weights(const LayerWeights<Weight>& layer, Body body) {
   if (layer.shared_expert->gate_logit) body(*layer.shared_expert->gate_logit);
 }
 
+// Packs the weights of a layer one after the other into one block of memory. All of it is in huge pages, however small
+// each of them is: with weights of 0.6 to 2.8 MB in pages of 4 KiB, latent layers of bf16 took 2 to 16% longer
+// on a Zen 4.
+class Packer {
+ public:
+  Packer(Backend& backend, int threads, const LayerWeights<Tensor>& layer, PackedInputs inputs,
+         const Cancellation& cancel)
+      : threads_(threads), inputs_(inputs), cancel_(cancel) {
+    size_t bytes = 0;
+    for_weights(layer, [&](const Tensor& weight) { bytes += PackedWeight::bytes_of(weight); });
+    block_ = backend.allocate(bytes);
+  }
+
+  PackedWeight one(const Tensor& weight) {
+    cancel_.check();
+    const size_t begin = std::exchange(end_, end_ + PackedWeight::bytes_of(weight));
+    return {block_, begin, threads_, weight, inputs_};
+  }
+
+  std::vector<PackedWeight> all(const std::vector<Tensor>& weights) {
+    std::vector<PackedWeight> packed;
+    packed.reserve(weights.size());
+    for (const Tensor& weight : weights) packed.push_back(one(weight));
+    return packed;
+  }
+
+  SharedWeights<PackedWeight> shared_expert(const SharedWeights<Tensor>& shared) {
+    SharedWeights<PackedWeight> packed{one(shared.gate), one(shared.up), one(shared.down), {}};
+    if (shared.gate_logit) packed.gate_logit = one(*shared.gate_logit);
+    return packed;
+  }
+
+ private:
+  int threads_;
+  PackedInputs inputs_;
+  const Cancellation& cancel_;
+  std::shared_ptr<Buffer> block_;
+  size_t end_ = 0;  // of what is packed
+};
+
 }  // namespace
 
 LayerWeights<Tensor> weights_of(const ExpertLayer& layer) {
@@ -52,40 +92,19 @@ bool can_pack(const LayerWeights<Tensor>& layer) {
 
 LayerWeights<PackedWeight> pack(Backend& backend, int threads, const LayerWeights<Tensor>& layer, PackedInputs inputs,
                                 const Cancellation& cancel) {
-  // All in one block of memory, which is in huge pages however small each weight is: with shared matrices of 1.4
-  // and 2.8 MB in pages of 4 KiB, latent layers of bf16 took 10 to 20% longer on a Zen 4.
-  size_t bytes = 0;
-  for_weights(layer, [&](const Tensor& weight) { bytes += PackedWeight::bytes_of(weight); });
-  const std::shared_ptr<Buffer> block = backend.allocate(bytes);
-  size_t begin = 0;
-  const auto pack_one = [&](const Tensor& weight) {
-    cancel.check();
-    const size_t here = std::exchange(begin, begin + PackedWeight::bytes_of(weight));
-    return PackedWeight(block, here, threads, weight, inputs);
-  };
-  const auto pack_all = [&](const std::vector<Tensor>& weights) {
-    std::vector<PackedWeight> packed;
-    packed.reserve(weights.size());
-    for (const Tensor& weight : weights) packed.push_back(pack_one(weight));
-    return packed;
-  };
-  const auto pack_shared = [&](const SharedWeights<Tensor>& shared) {
-    SharedWeights<PackedWeight> packed{pack_one(shared.gate), pack_one(shared.up), pack_one(shared.down), {}};
-    if (shared.gate_logit) packed.gate_logit = pack_one(*shared.gate_logit);
-    return packed;
-  };
+  Packer packer(backend, threads, layer, inputs, cancel);
   LayerWeights<PackedWeight> packed{layer.hidden_size,
                                     layer.intermediate_size,
                                     layer.activation,
                                     layer.group_of,
                                     layer.num_groups,
                                     layer.shares_basis,
-                                    {pack_all(layer.gate.per_expert), pack_all(layer.gate.shared)},
-                                    {pack_all(layer.up.per_expert), {}},
-                                    {pack_all(layer.down.per_expert), pack_all(layer.down.shared)},
+                                    {packer.all(layer.gate.per_expert), packer.all(layer.gate.shared)},
+                                    {packer.all(layer.up.per_expert), {}},
+                                    {packer.all(layer.down.per_expert), packer.all(layer.down.shared)},
                                     std::nullopt};
-  packed.up.shared = layer.shares_basis ? packed.gate.shared : pack_all(layer.up.shared);
-  if (layer.shared_expert) packed.shared_expert = pack_shared(*layer.shared_expert);
+  packed.up.shared = layer.shares_basis ? packed.gate.shared : packer.all(layer.up.shared);
+  if (layer.shared_expert) packed.shared_expert = packer.shared_expert(*layer.shared_expert);
   return packed;
 }
 
