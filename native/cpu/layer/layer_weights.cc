@@ -29,9 +29,9 @@ void for_weights(const LayerWeights<Weight>& layer, Body body) {
   if (layer.shared_expert->gate_logit) body(*layer.shared_expert->gate_logit);
 }
 
-// Packs the weights of a layer one after the other into one block of memory. All of it is in huge pages, however small
-// each of them is: with weights of 0.6 to 2.8 MB in pages of 4 KiB, latent layers of bf16 took 2 to 16% longer
-// on a Zen 4.
+// Packs the weights of a layer one after the other into one block of memory, which Linux gives huge pages however small
+// each weight is: with weights of 0.6 to 2.9 MB in pages of 4 KiB, latent layers of bf16 took 2 to 16% longer on a
+// Zen 4.
 class Packer {
  public:
   Packer(Backend& backend, int threads, const LayerWeights<Tensor>& layer, PackedInputs inputs,

@@ -12,8 +12,8 @@ namespace molae {
 namespace {
 
 // Some tenths of a millisecond: as long as a thread waits for another one's last tile, after which the next stage or
-// the next token follows sooner than a futex wakes anybody. With a fifth of it the second thread of an EPYC went to
-// sleep at the end of each pass, and joined the next one 40 to 75 us late.
+// the next token follows sooner than a futex wakes anybody. With a fifth of it the second thread of an EPYC often
+// slept at the end of a pass, and joined the next one up to 75 us late.
 constexpr int kSpins = 10000;
 
 // Below these bits of the claims are the indices that are left, above them the number of the job.
