@@ -6,9 +6,9 @@
 #include <vector>
 
 #include "core/checked.h"
+#include "cpu/layer/forward_schedule.h"
 #include "cpu/layer/layer_weights.h"
 #include "cpu/linear/linear_tile.h"
-#include "cpu/linear/tile_list.h"
 #include "cpu/simd/convert.h"
 #include "cpu/simd/multiversion.h"
 #include "cpu/simd/vectors.h"
@@ -20,8 +20,8 @@
 //   3. expert outputs  e = h W_down^T or h A_down^T  per (token, expert)
 //   4. latent outputs  d[t, g] = sum_i w[t, i] e   in the latent space
 //   5. outputs         y[t] = sum_g B_down[g] d[t, g], or the weighted sum of e itself; + the shared expert
-// All tiles of a stage are independent: one flat queue, one barrier. Every sum has a fixed order, so results do not
-// depend on the number of threads. Everything is kept from call to call: a steady state allocates nothing.
+// Their tiles lie in one queue (forward_schedule.h). Every sum has a fixed order, so results do not depend on the
+// number of threads. Everything is kept from call to call: a steady state allocates nothing.
 namespace molae::cpu {
 namespace {
 
@@ -63,7 +63,10 @@ template <class Real, class Weight>
 class CpuLayerForward : public LayerForward {
  public:
   CpuLayerForward(Context context, LayerWeights<Weight> layer)
-      : context_(context), layer_(std::move(layer)), num_groups_(std::max<int64_t>(1, layer_.num_groups)) {
+      : context_(context),
+        layer_(std::move(layer)),
+        num_groups_(std::max<int64_t>(1, layer_.num_groups)),
+        schedule_(tile_shape<Weight>(), layer_.group_of, num_groups_, layer_.down.latent()) {
     largest_inner_ = std::max(layer_.hidden_size, layer_.intermediate_size);
     for (const OperatorWeights<Weight>* op : {&layer_.gate, &layer_.up, &layer_.down}) {
       for (const Weight& b : op->shared) largest_inner_ = std::max({largest_inner_, b.rows(), b.cols()});
@@ -120,15 +123,17 @@ class CpuLayerForward : public LayerForward {
     scratch_stride_ = tile_scratch<Real, Weight>(largest_inner_) + kTileRows * stride(kTileCols);
     scratch_ = get(kTileScratch, scratch_stride_ * context_.threads);
 
-    cancel.check();
-    latent_inputs();
-    cancel.check();
-    hidden();
-    cancel.check();
-    expert_outputs();
-    cancel.check();
-    if (layer_.down.latent()) latent_outputs();
-    outputs();
+    schedule_.begin(tokens_ * top_k_);
+    add_latent_inputs();
+    add_hidden();
+    add_expert_outputs();
+    if (layer_.down.latent()) add_latent_outputs();
+    add_outputs();
+    const int threads = schedule_.arrange(context_.threads);
+    schedule_.queue().run(threads, [&](const QueuedTile& queued, int participant) {
+      cancel.check();
+      compute(queued.stage, queued.tile, scratch_ + scratch_stride_ * participant);
+    });
     if (kReal != y_dtype) convert_elements(kReal, y_, y_dtype, y, elements);
   }
 
@@ -156,52 +161,74 @@ class CpuLayerForward : public LayerForward {
     return rows;
   }
 
-  // Stage 1, gate and up in one. The problem of group g is g for gate and G + g for up.
-  void latent_inputs() {
-    tiles_.clear();
-    if (layer_.gate.latent()) add_latent_input(latent_gate_, layer_.gate, kLatentGate, 0);
-    if (layer_.up.latent() && !layer_.shares_basis) add_latent_input(latent_up_, layer_.up, kLatentUp, num_groups_);
-    for_tiles([&](const Tile& tile, Real* scratch) {
-      const bool is_gate = tile.problem < num_groups_;
-      const int64_t g = is_gate ? tile.problem : tile.problem - num_groups_;
-      const Latent& latent = is_gate ? latent_gate_ : latent_up_;
-      const Weight& b = latent.op->shared[g];
-      const int64_t rank_stride = stride(b.rows());
-      const int32_t* tokens = sorted_.latent_token.data() + sorted_.group_begin[g] + tile.row;
-      linear_tile<Real>(Rows<Real>{x_, stride(layer_.hidden_size), tokens}, tile.rows, b, tile.col, tile.cols,
-                        latent.data + latent.begin[g] + tile.row * rank_stride + tile.col, rank_stride, scratch);
-    });
+  void compute(Stage stage, const Tile& tile, Real* scratch) {
+    switch (stage) {
+      case Stage::LatentInputs:
+        return latent_inputs(tile, scratch);
+      case Stage::Hidden:
+        return hidden(tile, scratch);
+      case Stage::ExpertOutputs:
+        return expert_outputs(tile, scratch);
+      case Stage::LatentOutputs:
+        return latent_outputs(tile);
+      case Stage::Outputs:
+        return outputs(tile, scratch);
+    }
   }
 
-  void add_latent_input(Latent& latent, const OperatorWeights<Weight>& op, size_t slot, int64_t first_problem) {
+  // Stage 1, gate and up in one.
+  void add_latent_inputs() {
+    const bool gate = layer_.gate.latent(), up = layer_.up.latent() && !layer_.shares_basis;
+    if (gate) place_latent(latent_gate_, layer_.gate, kLatentGate);
+    if (up) place_latent(latent_up_, layer_.up, kLatentUp);
+    for (int64_t g = 0; g < num_groups_; ++g) {
+      if (gate) add_latent_input(g, g, layer_.gate);
+      if (up) add_latent_input(num_groups_ + g, g, layer_.up);
+    }
+  }
+
+  void place_latent(Latent& latent, const OperatorWeights<Weight>& op, size_t slot) {
     latent.op = &op;
     latent_begins(op, 0, latent.begin);
     latent.data = get(slot, latent.begin.back());
-    for (int64_t g = 0; g < num_groups_; ++g) {
-      tiles_.add(static_cast<int32_t>(first_problem + g), latent_rows(g), op.shared[g].rows(), layer_.hidden_size);
-    }
+  }
+
+  void add_latent_input(int64_t problem, int64_t g, const OperatorWeights<Weight>& op) {
+    schedule_.stage(Stage::LatentInputs)
+        .add(static_cast<int32_t>(problem), latent_rows(g), op.shared[g].rows(), layer_.hidden_size);
+  }
+
+  void latent_inputs(const Tile& tile, Real* scratch) {
+    const Latent& latent = tile.problem < num_groups_ ? latent_gate_ : latent_up_;
+    const int64_t g = tile.problem % num_groups_;
+    const Weight& b = latent.op->shared[g];
+    const int64_t rank_stride = stride(b.rows());
+    const int32_t* tokens = sorted_.latent_token.data() + sorted_.group_begin[g] + tile.row;
+    linear_tile<Real>(Rows<Real>{x_, stride(layer_.hidden_size), tokens}, tile.rows, b, tile.col, tile.cols,
+                      latent.data + latent.begin[g] + tile.row * rank_stride + tile.col, rank_stride, scratch);
   }
 
   // Stage 2. The problem after those of the experts is the shared expert.
-  void hidden() {
+  void add_hidden() {
     const int64_t m = layer_.intermediate_size;
-    tiles_.clear();
-    const auto experts = static_cast<int32_t>(layer_.num_experts());
+    const int64_t experts = layer_.num_experts();
     hidden_begin_.assign(experts + 1, 0);
-    for (int32_t i = 0; i < experts; ++i) {
+    for (int64_t i = 0; i < experts; ++i) {
       hidden_begin_[i + 1] = hidden_begin_[i] + hidden_elements<Real, Weight>(expert_rows(i), m);
-      tiles_.add(i, expert_rows(i), m, layer_.gate.per_expert[i].cols());
     }
     hidden_ = get(kHidden, hidden_begin_.back());
-    if (layer_.shared_expert) add_shared_hidden(*layer_.shared_expert, experts);
+    TileList& tiles = schedule_.stage(Stage::Hidden);
+    for (const int32_t i : schedule_.experts()) tiles.add(i, expert_rows(i), m, layer_.gate.per_expert[i].cols());
+    if (layer_.shared_expert) add_shared_hidden(*layer_.shared_expert, tiles);
+  }
+
+  void hidden(const Tile& tile, Real* scratch) {
+    if (tile.problem == layer_.num_experts()) return shared_hidden(*layer_.shared_expert, tile, scratch);
+    const int64_t row = sorted_.expert_begin[tile.problem] + tile.row;
     const Latent& latent_up = layer_.shares_basis ? latent_gate_ : latent_up_;
-    for_tiles([&](const Tile& tile, Real* scratch) {
-      if (tile.problem == experts) return shared_hidden(*layer_.shared_expert, tile, scratch);
-      const int64_t row = sorted_.expert_begin[tile.problem] + tile.row;
-      gated_tile<Real, Weight>(expert_input(layer_.gate, latent_gate_, tile.problem, row),
-                               expert_input(layer_.up, latent_up, tile.problem, row), layer_.activation, tile.rows,
-                               tile.col, tile.cols, hidden_of(tile), scratch);
-    });
+    gated_tile<Real, Weight>(expert_input(layer_.gate, latent_gate_, tile.problem, row),
+                             expert_input(layer_.up, latent_up, tile.problem, row), layer_.activation, tile.rows,
+                             tile.col, tile.cols, hidden_of(tile), scratch);
   }
 
   // Those of the rows of a tile of an expert.
@@ -221,22 +248,24 @@ class CpuLayerForward : public LayerForward {
 
   // Stage 3. The outputs of expert i begin at out_begin_[i], rows as far apart as those that products read: what
   // kernels write must not meet in a cache's sets either.
-  void expert_outputs() {
-    const int64_t m = layer_.intermediate_size;
-    out_begin_.assign(layer_.num_experts() + 1, 0);
-    tiles_.clear();
-    for (int64_t i = 0; i < layer_.num_experts(); ++i) {
-      const int64_t width = layer_.down.per_expert[i].rows();
-      out_begin_[i + 1] = out_begin_[i] + expert_rows(i) * stride(width);
-      tiles_.add(static_cast<int32_t>(i), expert_rows(i), width, m);
+  void add_expert_outputs() {
+    const int64_t experts = layer_.num_experts();
+    out_begin_.assign(experts + 1, 0);
+    for (int64_t i = 0; i < experts; ++i) {
+      out_begin_[i + 1] = out_begin_[i] + expert_rows(i) * stride(layer_.down.per_expert[i].rows());
     }
     expert_out_ = get(kExpertOut, out_begin_.back());
-    for_tiles([&](const Tile& tile, Real* scratch) {
-      const Weight& weight = layer_.down.per_expert[tile.problem];
-      const int64_t out_stride = stride(weight.rows());
-      linear_tile<Real>(hidden_of(tile), tile.rows, weight, tile.col, tile.cols,
-                        expert_out_ + out_begin_[tile.problem] + tile.row * out_stride + tile.col, out_stride, scratch);
-    });
+    TileList& tiles = schedule_.stage(Stage::ExpertOutputs);
+    for (const int32_t i : schedule_.experts()) {
+      tiles.add(i, expert_rows(i), layer_.down.per_expert[i].rows(), layer_.intermediate_size);
+    }
+  }
+
+  void expert_outputs(const Tile& tile, Real* scratch) {
+    const Weight& weight = layer_.down.per_expert[tile.problem];
+    const int64_t out_stride = stride(weight.rows());
+    linear_tile<Real>(hidden_of(tile), tile.rows, weight, tile.col, tile.cols,
+                      expert_out_ + out_begin_[tile.problem] + tile.row * out_stride + tile.col, out_stride, scratch);
   }
 
   // The outputs of one (token, slot) pair.
@@ -246,46 +275,53 @@ class CpuLayerForward : public LayerForward {
     return expert_out_ + out_begin_[expert] + row * stride(layer_.down.per_expert[expert].rows());
   }
 
-  // Stage 4.
-  void latent_outputs() {
+  // Stage 4: d of the tokens that fall into a group.
+  void add_latent_outputs() {
     latent_begins(layer_.down, 1, latent_out_begin_);
     latent_out_ = get(kLatentOut, latent_out_begin_.back());
-    const int threads = expert_elements() < kInlineElements ? 1 : context_.threads;
-    ComputePool::instance().parallel_for(threads, tokens_, [&](int64_t token, int) { latent_outputs_of(token); });
-  }
-
-  // d of one token, for every group that it falls into.
-  void latent_outputs_of(int64_t token) {
-    for (int64_t slot = token * top_k_; slot < (token + 1) * top_k_; ++slot) {
-      const int32_t expert = ids_[slot];
-      const int32_t group = layer_.group_of[expert];
-      const int64_t rank = layer_.down.shared[group].cols();
-      Real* d = latent_out_ + latent_out_begin_[group] + sorted_.row_latent[sorted_.row_of_slot[slot]] * stride(rank);
-      const bool first = std::none_of(ids_ + token * top_k_, ids_ + slot,
-                                      [&](int32_t before) { return layer_.group_of[before] == group; });
-      if (first) std::fill(d, d + rank, Real(0));
-      add_scaled(d, slot_output(slot), rank, weights_[slot]);
+    TileList& tiles = schedule_.stage(Stage::LatentOutputs);
+    for (int64_t g = 0; g < num_groups_; ++g) {
+      tiles.add(static_cast<int32_t>(g), latent_rows(g), layer_.down.shared[g].cols(), top_k_);
     }
   }
 
-  int64_t expert_elements() const { return out_begin_.back(); }
+  void latent_outputs(const Tile& tile) {
+    const int64_t rank_stride = stride(layer_.down.shared[tile.problem].cols());
+    Real* d = latent_out_ + latent_out_begin_[tile.problem] + tile.row * rank_stride + tile.col;
+    const int32_t* tokens = sorted_.latent_token.data() + sorted_.group_begin[tile.problem] + tile.row;
+    for (int64_t i = 0; i < tile.rows; ++i, d += rank_stride) {
+      std::fill(d, d + tile.cols, Real(0));
+      for (int64_t slot = tokens[i] * top_k_; slot < (tokens[i] + 1) * top_k_; ++slot) {
+        if (layer_.group_of[ids_[slot]] != tile.problem) continue;
+        add_scaled(d, slot_output(slot) + tile.col, tile.cols, weights_[slot]);
+      }
+    }
+  }
 
   // Stage 5: a tile is a block of tokens by a block of the hidden size.
-  void outputs() {
-    tiles_.clear();
-    tiles_.add(0, tokens_, layer_.hidden_size, output_products());
-    for_tiles([&](const Tile& tile, Real* scratch) {
+  void add_outputs() {
+    TileList& tiles = schedule_.stage(Stage::Outputs);
+    for (int32_t wave = schedule_.first_output(); wave < schedule_.num_waves(); ++wave) {
+      tiles.add(wave, tokens_, layer_.hidden_size, output_products());
+    }
+  }
+
+  void outputs(const Tile& tile, Real* scratch) {
+    if (tile.problem == schedule_.first_output()) {
       for (int64_t i = 0; i < tile.rows; ++i) {
         Real* y = y_ + (tile.row + i) * layer_.hidden_size + tile.col;
         std::fill(y, y + tile.cols, Real(0));
       }
-      if (layer_.down.latent()) {
-        for (int64_t g = 0; g < num_groups_; ++g) add_group_output(g, tile, scratch);
-      } else {
-        add_expert_outputs(tile);
-      }
-      if (layer_.shared_expert) add_shared_output(*layer_.shared_expert, tile, scratch);
-    });
+    }
+    if (layer_.down.latent()) {
+      const int64_t end = schedule_.group_begin(tile.problem + 1);
+      for (int64_t g = schedule_.group_begin(tile.problem); g < end; ++g) add_group_output(g, tile, scratch);
+    } else {
+      add_slot_outputs(tile);
+    }
+    if (layer_.shared_expert && tile.problem + 1 == schedule_.num_waves()) {
+      add_shared_output(*layer_.shared_expert, tile, scratch);
+    }
   }
 
   // Multiplications for one element of y, about.
@@ -311,7 +347,7 @@ class CpuLayerForward : public LayerForward {
     });
   }
 
-  void add_expert_outputs(const Tile& tile) {
+  void add_slot_outputs(const Tile& tile) {
     for (int64_t token = tile.row; token < tile.row + tile.rows; ++token) {
       Real* y = y_ + token * layer_.hidden_size + tile.col;
       for (int64_t slot = token * top_k_; slot < (token + 1) * top_k_; ++slot) {
@@ -321,11 +357,11 @@ class CpuLayerForward : public LayerForward {
   }
 
   // The shared expert's hidden values and, where it has a gate, how much it counts for each token.
-  void add_shared_hidden(const SharedWeights<Weight>& shared, int32_t problem) {
+  void add_shared_hidden(const SharedWeights<Weight>& shared, TileList& tiles) {
     const int64_t width = shared.gate.rows();
     shared_hidden_ = get(kSharedHidden, hidden_elements<Real, Weight>(tokens_, width));
     shared_scale_ = get(kSharedScale, tokens_);
-    tiles_.add(problem, tokens_, width, layer_.hidden_size);
+    tiles.add(static_cast<int32_t>(layer_.num_experts()), tokens_, width, layer_.hidden_size);
   }
 
   void shared_hidden(const SharedWeights<Weight>& shared, const Tile& tile, Real* scratch) {
@@ -364,19 +400,12 @@ class CpuLayerForward : public LayerForward {
     for (int64_t g = 0; g < num_groups_; ++g) begin[g + 1] = begin[g] + latent_rows(g) * stride(op.shared[g].dim(axis));
   }
 
-  template <class Body>
-  void for_tiles(Body body) {
-    const int threads = tiles_.cut(context_.threads);
-    ComputePool::instance().parallel_for(threads, tiles_.size(), [&](int64_t index, int participant) {
-      body(tiles_[index], scratch_ + scratch_stride_ * participant);
-    });
-  }
-
   Real* get(size_t slot, int64_t count) { return context_.workspace.get<Real>(slot, count); }
 
   Context context_;
   LayerWeights<Weight> layer_;
   int64_t num_groups_;
+  ForwardSchedule schedule_;
   int64_t largest_inner_ = 0;
 
   // The chunk at hand.
@@ -386,7 +415,6 @@ class CpuLayerForward : public LayerForward {
   const float* weights_ = nullptr;
   const int32_t* ids_ = nullptr;
   SortedRouting sorted_;
-  TileList tiles_{tile_shape<Weight>()};
   const Real* x_ = nullptr;
   Real* y_ = nullptr;
   Latent latent_gate_;

@@ -8,23 +8,14 @@
 #include <algorithm>
 #include <utility>
 
+#include "cpu/system/spin.h"
+
 namespace molae {
 namespace {
-
-// Some tenths of a millisecond: as long as a thread waits for another one's last tile, after which the next stage or
-// the next token follows sooner than a futex wakes anybody. With a fifth of it the second thread of an EPYC often
-// slept at the end of a pass, and joined the next one up to 75 us late.
-constexpr int kSpins = 10000;
 
 // Below these bits of the claims are the indices that are left, above them the number of the job.
 constexpr int kJobShift = 40;
 constexpr uint64_t kLeftMask = (uint64_t{1} << kJobShift) - 1;
-
-inline void pause() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#endif
-}
 
 }  // namespace
 
@@ -77,14 +68,14 @@ void ComputePool::run(int threads, int64_t count, Call call, void* context) {
   epoch_.fetch_add(1, std::memory_order_release);
   epoch_.notify_all();
   take_part(0);
-  for (int spins = 0; spins < kSpins && left_.load(std::memory_order_acquire) != 0; ++spins) pause();
+  spin_until([&] { return left_.load(std::memory_order_acquire) == 0; });
   for (int64_t left; (left = left_.load(std::memory_order_acquire)) != 0;) left_.wait(left, std::memory_order_acquire);
   if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
 }
 
 void ComputePool::work(int participant, uint32_t seen) {
   while (true) {
-    for (int spins = 0; spins < kSpins && epoch_.load(std::memory_order_acquire) == seen; ++spins) pause();
+    spin_until([&] { return epoch_.load(std::memory_order_acquire) != seen; });
     epoch_.wait(seen, std::memory_order_acquire);
     seen = epoch_.load(std::memory_order_acquire);
     take_part(participant);
