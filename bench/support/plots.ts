@@ -101,7 +101,7 @@ function layerChart(rows: readonly Row[]): Chart | undefined {
   });
   return tokensPerSecondChart(
     'Tokens a second through one layer, f32: dense (solid) and latent (dashed)',
-    'up to 4: cold caches',
+    '16 and 64: all experts, else 16 or 32; up to 4: cold caches',
     series,
   );
 }

@@ -10,9 +10,10 @@ const LAYERS: readonly Layer[] = [
   },
   { shown: '512 tokens, f32', ...qwen('layer-prefill', 512, 'f32') },
   { shown: '512 tokens, bf16 weights and inputs', ...qwen('layer-rounded', 512, 'bf16') },
-  { shown: '64 tokens, f32', ...qwen('layer-prefill', 64, 'f32') },
-  { shown: '16 tokens, f32', ...qwen('layer-prefill', 16, 'f32') },
-  { shown: '16 tokens, bf16', ...qwen('layer-prefill', 16, 'bf16') },
+  { shown: '64 tokens, f32, all 60 experts, k 15', ...qwen('layer-prefill', 64, 'f32', 15) },
+  { shown: '64 tokens, bf16, all 60 experts', ...qwen('layer-prefill', 64, 'bf16', 15) },
+  { shown: '16 tokens, f32, all 60 experts', ...qwen('layer-prefill', 16, 'f32', 15) },
+  { shown: '16 tokens, bf16, all 60 experts', ...qwen('layer-prefill', 16, 'bf16', 15) },
   { shown: '1 token, f32, k 4', ...qwen('layer-decode', 1, 'f32', 4) },
   { shown: '1 token, bf16, k 4', ...qwen('layer-decode', 1, 'bf16', 4) },
   {

@@ -131,10 +131,19 @@ Values output_of(Context& context, LayerForward& forward, const Tensor& x, const
   return values;
 }
 
-// The CPU packs what is neither f64 nor in blocks.
-bool is_packed(Context& context, const LayerOptions& options) {
-  return context.backend.knows_blocks() && std::all_of(options.dtypes.begin(), options.dtypes.end(), [](DType dtype) {
-           return dtype == DType::F32 || is_half(dtype);
+// The CPU packs layers without any weight that is f64 or in blocks.
+bool is_packed(Context& context, const ExpertLayer& layer) {
+  std::vector<Tensor> weights;
+  for (const ExpertOperator* op : {&layer.gate, &layer.up, &layer.down}) {
+    weights.insert(weights.end(), op->per_expert.begin(), op->per_expert.end());
+    weights.insert(weights.end(), op->shared.begin(), op->shared.end());
+  }
+  if (const auto& shared = layer.shared_expert) {
+    weights.insert(weights.end(), {shared->gate, shared->up, shared->down});
+    if (shared->gate_logit) weights.push_back(*shared->gate_logit);
+  }
+  return context.backend.knows_blocks() && std::ranges::all_of(weights, [](const Tensor& weight) {
+           return weight.dtype() == DType::F32 || is_half(weight.dtype());
          });
 }
 
@@ -148,7 +157,7 @@ void check_forward_of(Context& context, const LayerOptions& options, const Rando
   const auto forward = context.backend.prepare(random.layer);
   expect_close(output_of(context, *forward, input, given), wanted, scale, layer_tolerance(options, x_dtype), "y");
   const auto packed = forward->packed(PackedInputs::F32, Cancellation());
-  expect_equal(packed != nullptr, is_packed(context, options), "whether weights were packed");
+  expect_equal(packed != nullptr, is_packed(context, random.layer), "whether weights were packed");
   if (!packed) return;
   expect_close(output_of(context, *packed, input, given), wanted, scale, layer_tolerance(options, x_dtype),
                "y with packed weights");
