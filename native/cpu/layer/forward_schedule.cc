@@ -9,7 +9,7 @@ namespace {
 
 // Rows of an expert, on average. With more, experts are bound by arithmetic, too.
 constexpr int64_t kMostRowsInWaves = 8;
-constexpr int64_t kMostWaves = 16;
+constexpr int64_t kMostWaves = 16;  // of more groups, several share one
 
 }  // namespace
 

@@ -5,7 +5,6 @@
 #include <span>
 #include <vector>
 
-#include "core/cancellation.h"
 #include "cpu/layer/tile_queue.h"
 
 namespace molae::cpu {
@@ -14,8 +13,8 @@ namespace molae::cpu {
 //
 // With some 16 tokens latent inputs and outputs are bound by arithmetic, as all tokens of a group multiply one matrix,
 // and experts, of a few rows each, by memory. So groups are then taken in waves, and while threads are at the experts
-// of one wave, others are at the latent inputs of the next and the outputs of the one before: both limits are met at
-// the same time.
+// of one wave, others are at the latent inputs of the next and the outputs of those before: both limits are met at the
+// same time.
 class ForwardSchedule {
  public:
   // group_of[i]: the group of expert i, all zeros where experts are dense. latent_down: outputs are sums over groups.
